@@ -1,0 +1,160 @@
+//! What a worker asks of the kernel, and what comes back. The only language `kernel/` and everything above it share.
+//!
+//! An [`Io`] is one worker's own: `Ring` (io_uring), `Epoll` (where io_uring is refused) and `SimIo` (seeded, in
+//! memory, virtual time) are told apart by nothing but speed. Its promises:
+//!
+//! 1. Every submitted [`Op`] ends in exactly one final [`Completion`] with its token; `Accept` alone also has
+//!    non-final ones ([`Event::Accepted`] with `Ok`).
+//! 2. `cancel` makes an operation end soon; the completion still comes, and a success that was faster is reported as
+//!    success. Cancelling a token that has ended is harmless.
+//! 3. Nothing is completed inside `submit` or `cancel`: completions come from `wait` alone.
+//! 4. Bytes are not moved through an `Io`. It says when a socket is ready; the resident then calls the non-blocking
+//!    methods of [`Socket`](crate::kernel::Socket) and [`Pipe`](crate::kernel::Pipe) on this thread. (IORING_OP_SPLICE
+//!    always hops to a kernel worker thread: kernel `io_uring/splice.c`, REQ_F_FORCE_ASYNC.)
+
+use crate::kernel::{Fd, Socket};
+use crate::time::Instant;
+use crate::token::Token;
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
+
+/// One operation. Small and `Copy`: an `Io` keeps what the kernel needs of it.
+#[derive(Clone, Copy, Debug)]
+pub enum Op {
+    /// Connect a lane's socket to `to` and free the lane again, whatever came of it. Ends in [`Event::Knocked`] when
+    /// the lane can be used once more. One operation per lane at a time.
+    Knock {
+        /// Which recycled socket.
+        lane: Lane,
+        /// Where to knock; its family must be the lane's.
+        to: SocketAddr,
+    },
+    /// connect(2) on a fresh non-blocking socket. Ends in [`Event::Connected`].
+    Connect {
+        /// The caller's socket; it must stay open until the completion.
+        fd: Fd,
+        /// Where to.
+        to: SocketAddr,
+    },
+    /// Accept connections until cancelled or failed: an [`Event::Accepted`] each, `Err` ends it. The accepted sockets
+    /// are non-blocking and close-on-exec.
+    Accept {
+        /// A listening socket; it must stay open until the final completion.
+        fd: Fd,
+    },
+    /// Wait once until the socket is ready in one of the named ways, or has failed or been shut. Ends in
+    /// [`Event::Ready`]. May wake spuriously. Before closing the socket cancel it or shut the socket down: a poll in
+    /// flight keeps the file open. One `Poll` at a time per socket *and direction*: two polls, one for reading and
+    /// one for writing, may be in flight on one socket under different tokens.
+    Poll {
+        /// Any pollable descriptor; it must stay open until the completion.
+        fd: Fd,
+        /// What to wait for.
+        interest: Interest,
+    },
+}
+
+/// What a [`Op::Poll`] waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Bytes to read, end of stream, or an error.
+    Read,
+    /// Room to write, or an error.
+    Write,
+}
+
+/// A recycled socket that belongs to the `Io`, opened by [`Io::open_lanes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Lane(pub u32);
+
+/// How a knock ends the connection it made. Table in docs/probing.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// SYN, SYN/ACK, RST: the application never sees it. Default. TCP_DEFER_ACCEPT on the client holds the final ACK
+    /// back (net/ipv4/tcp_input.c, tcp_rcv_synsent_state_process).
+    HalfOpen,
+    /// Full handshake, then RST: the application accepts a connection and finds it reset. No TIME_WAIT.
+    Full,
+    /// Full handshake, then FIN: the application reads a clean end. Leaves a TIME_WAIT of 60 s on this side.
+    Graceful,
+}
+
+/// Address family of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family `address` needs.
+    pub fn of(address: &SocketAddr) -> Family {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}
+
+/// An errno of the kernel, always positive (errno(3)).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+impl std::fmt::Display for Errno {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", io::Error::from_raw_os_error(self.0))
+    }
+}
+
+impl std::fmt::Debug for Errno {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// How an operation came out.
+#[derive(Debug)]
+pub enum Event {
+    /// A knock is over and its lane is free. `Err(ECANCELED)` if it was cancelled first.
+    Knocked(Result<(), Errno>),
+    /// A connect is over.
+    Connected(Result<(), Errno>),
+    /// `Ok`: one more connection, and the accept is still armed. `Err`: the accept is over.
+    Accepted(Result<Socket, Errno>),
+    /// A poll is over: ready, failed, shut or cancelled; the next read or write tells which.
+    Ready,
+}
+
+/// One event of one operation.
+#[derive(Debug)]
+pub struct Completion {
+    /// The token the operation was submitted with.
+    pub token: Token,
+    /// What happened.
+    pub event: Event,
+}
+
+/// One worker's access to the kernel. See the module for its promises.
+pub trait Io {
+    /// The clock, read now.
+    fn now(&self) -> Instant;
+
+    /// Opens up to `count` more lanes and returns their numbers, consecutive. Fewer than asked, but at least one, is
+    /// success: the limit on open files is near. Lanes live as long as the `Io`.
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM when not even one could be opened: local trouble, never a target's fault.
+    fn open_lanes(&mut self, mode: Mode, family: Family, count: u32) -> io::Result<Range<u32>>;
+
+    /// Queues one operation. The token must not be in flight already. Never blocks and never fails: what cannot be
+    /// done comes back as a completion with the errno.
+    fn submit(&mut self, token: Token, op: Op);
+
+    /// Asks that the operation with this token end soon.
+    fn cancel(&mut self, token: Token);
+
+    /// Hands everything queued to the kernel and waits until something completes, the worker's
+    /// [`Waker`](crate::kernel::Waker) rings, or `deadline` (`None`: no deadline) has passed. Appends completions.
+    /// A deadline in the past means: do not wait, only collect.
+    fn wait(&mut self, deadline: Option<Instant>, completions: &mut Vec<Completion>);
+}

@@ -1,0 +1,14 @@
+//! An io_uring probe engine: thousands of checks in flight on pinned workers.
+//!
+//! Arrows point one way: `engine` → (`probe`, `worker`) → `io` ← `kernel`. `probe/` and `kernel/` never meet;
+//! everything they say to each other is in [`io`]. All unsafe code is in `kernel/`.
+
+pub mod health;
+pub mod io;
+pub mod kernel;
+pub mod mailbox;
+pub mod outcome;
+pub mod resident;
+pub mod target;
+pub mod time;
+pub mod token;

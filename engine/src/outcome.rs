@@ -1,0 +1,68 @@
+//! What can come of a probe: a code, the layer it speaks of, whose fault it is, and a sentence for people.
+//! The words are HAProxy's (check-t.h) where it has one, so that an operator can guess them.
+
+use crate::io::Errno;
+
+/// Who is to blame for an outcome. Only `Target` may ever turn a target down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// Nobody: the probe succeeded.
+    Nobody,
+    /// The target, or the network on the way to it.
+    Target,
+    /// The prober itself: no port, no descriptor, no memory, too late. Never counts against a target.
+    Prober,
+}
+
+macro_rules! codes {
+    ($($name:ident $text:literal $layer:literal $fault:ident $sentence:literal)*) => {
+        /// The outcome of one probe.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Code { $(#[doc = $sentence] $name),* }
+
+        impl Code {
+            /// Every code, in the table's order.
+            pub const ALL: &[Code] = &[$(Code::$name),*];
+            /// The short name in logs, JSON and metrics.
+            pub const fn as_str(self) -> &'static str { match self { $(Code::$name => $text),* } }
+            /// The OSI layer it speaks of: 4 or 7; 0 for the prober's own trouble.
+            pub const fn layer(self) -> u8 { match self { $(Code::$name => $layer),* } }
+            /// Whose fault it is.
+            pub const fn fault(self) -> Fault { match self { $(Code::$name => Fault::$fault),* } }
+            /// One sentence for people.
+            pub const fn sentence(self) -> &'static str { match self { $(Code::$name => $sentence),* } }
+        }
+    };
+}
+
+codes! {
+    L4Ok          "L4OK"    4 Nobody "The connection was made."
+    L4Refused     "L4CON"   4 Target "The host answered that nothing listens on the port."
+    L4Timeout     "L4TOUT"  4 Target "No answer within the timeout."
+    L4Unreachable "L4UNR"   4 Target "The network says that the host cannot be reached."
+    L4Reset       "L4RST"   4 Target "The connection was reset while it was being made."
+    SockErr       "SOCKERR" 0 Prober "The prober had no port, descriptor or memory for the probe, or may not make it."
+    Late          "LATE"    0 Prober "The prober was too busy to judge: its own lateness ate the timeout."
+}
+
+impl Code {
+    /// Whether the probe found its target well.
+    pub const fn is_up(self) -> bool {
+        matches!(self.fault(), Fault::Nobody)
+    }
+
+    /// What an errno of a connect means. ECONNRESET and ECONNABORTED before the handshake is over are a refusal:
+    /// kernels 6.14 to 6.15.7 report a refused port as reset (kernel commit 8c8492ca64e7, cured by c7cafd5b81cc), and
+    /// some 6.1 ones report ECONNABORTED on a recycled socket.
+    pub const fn of_connect(errno: Errno) -> Code {
+        match errno.0 {
+            libc::ECONNREFUSED | libc::ECONNRESET | libc::ECONNABORTED => Code::L4Refused,
+            libc::ETIMEDOUT => Code::L4Timeout,
+            libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN | libc::ENONET => {
+                Code::L4Unreachable
+            }
+            _ => Code::SockErr,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! A service registry with Nacos model and wire APIs, checked by the engine.

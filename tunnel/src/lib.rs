@@ -1,0 +1,1 @@
+//! A reverse tunnel: bridge, agents, a multiplexed link that splices.
