@@ -1,1 +1,9 @@
 //! A reverse tunnel: bridge, agents, a multiplexed link that splices.
+//!
+//! Who and how, all of it pure or sans-IO: [`token`], [`identity`], [`tls`], [`hello`], [`backoff`], [`health_feed`],
+//! [`routes`].
+
+pub mod address;
+pub mod fingerprint;
+pub mod keys;
+pub mod token;
