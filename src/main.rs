@@ -1,1 +1,61 @@
-fn main() {}
+//! The command: reads the command line, runs one subcommand, turns its end into an exit code.
+//!
+//! Exit codes: 0 all is good, 1 something is down or went wrong at run time, 2 the command line or a configuration file
+//! is wrong (clap's own code for usage, too).
+
+mod check_config;
+mod cli;
+mod config;
+mod logging;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// How a subcommand ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// All is good.
+    Good,
+    /// Something is down, or did not go as promised.
+    Down,
+}
+
+/// Why a subcommand could not do its work. The text is the whole message: input, reason, next step.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The command line or a configuration file is wrong: exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// The machine or a peer said no: exit code 1.
+    #[error("{0}")]
+    Run(String),
+}
+
+impl From<config::Error> for Failure {
+    fn from(error: config::Error) -> Failure {
+        Failure::Usage(error.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    logging::start(cli.log, cli.command.log_level());
+    match run(cli.command) {
+        Ok(Ending::Good) => ExitCode::SUCCESS,
+        Ok(Ending::Down) => ExitCode::from(1),
+        Err(failure) => {
+            eprintln!("ringspan: {failure}");
+            ExitCode::from(match failure {
+                Failure::Usage(_) => 2,
+                Failure::Run(_) => 1,
+            })
+        }
+    }
+}
+
+fn run(command: cli::Command) -> Result<Ending, Failure> {
+    match command {
+        cli::Command::CheckConfig(args) => check_config::run(&args),
+        _ => Ok(Ending::Good),
+    }
+}

@@ -1,0 +1,94 @@
+//! `ringspan check-config F`: reads a file as the bridge or the agent would and says what it means.
+
+use crate::config::agent::Agent;
+use crate::config::bridge::{Bridge, Tls};
+use crate::config::unit::Shown;
+use crate::config::{Document, Error, agent, bridge};
+use crate::{Ending, Failure, cli};
+
+/// Which of the two a file is meant to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Bridge,
+    Agent,
+}
+
+/// Runs the subcommand. A good file is summed up on stdout.
+pub(crate) fn run(args: &cli::CheckConfig) -> Result<Ending, Failure> {
+    let doc = Document::read(&args.file)?;
+    println!("{}", summary(&doc)?);
+    Ok(Ending::Good)
+}
+
+fn summary(doc: &Document) -> Result<String, Error> {
+    let mut lines = Vec::new();
+    match kind(doc)? {
+        Kind::Bridge => {
+            let Bridge { data_dir, http_listen, link, listeners, .. } = bridge::check(doc)?;
+            lines.push(format!("{}: a good bridge configuration", doc.path()));
+            lines.push(format!("  data      {}", data_dir.display()));
+            lines.push(format!("  registry  http://{http_listen}"));
+            let tls = match link.tls {
+                Tls::Auto => "TLS 1.3, self-signed, pinned by the token".to_owned(),
+                Tls::Files { cert, .. } => format!("TLS 1.3, {}", cert.display()),
+                Tls::Off => "in the clear".to_owned(),
+            };
+            let public = link.public.map(|p| format!(", agents dial {p}")).unwrap_or_default();
+            lines.push(format!("  link      {}, {tls}{public}", link.listen));
+            for l in listeners {
+                lines.push(format!("  listener  {} on {} for service {}", l.name, l.listen, l.service));
+            }
+        }
+        Kind::Agent => {
+            let Agent { token, state_dir, carriers, exposes, .. } = agent::check(doc)?;
+            lines.push(format!("{}: a good agent configuration", doc.path()));
+            let token = if token.is_some() { "a token" } else { "no token: it must have joined before" };
+            lines.push(format!("  state     {}, {token}", state_dir.display()));
+            lines.push(format!("  link      {carriers} carriers"));
+            for e in exposes {
+                let (p, t) = (e.check.policy, e.check.policy.thresholds);
+                lines.push(format!(
+                    "  expose    {} at {}, checked every {} (timeout {}), up after {}, down after {}",
+                    e.service,
+                    e.address,
+                    Shown(p.interval),
+                    Shown(p.timeout),
+                    t.rise,
+                    t.fall
+                ));
+            }
+        }
+    }
+    Ok(lines.join("\n"))
+}
+
+/// The sections tell: an agent exposes or has a token, a bridge listens. In doubt it is a bridge's.
+fn kind(doc: &Document) -> Result<Kind, Error> {
+    let table: toml::Table = doc.parse()?;
+    let in_link = |keys: &[&str]| {
+        let link = table.get("link").and_then(toml::Value::as_table);
+        link.is_some_and(|l| keys.iter().any(|k| l.contains_key(*k)))
+    };
+    let agent = table.contains_key("expose") || in_link(&["token", "token_file", "state_dir", "carriers"]);
+    let bridge = ["data_dir", "http", "listener"].iter().any(|k| table.contains_key(*k)) || in_link(&["listen", "tls"]);
+    Ok(if agent && !bridge { Kind::Agent } else { Kind::Bridge })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sections tell which of the two a file is.
+    #[test]
+    fn kinds() {
+        for (text, is) in [
+            ("", Kind::Bridge),
+            ("data_dir = \"d\"", Kind::Bridge),
+            ("[link]\ncarriers = 2", Kind::Agent),
+            ("[[expose]]\nservice = \"a\"", Kind::Agent),
+            ("[link]\nlisten = \"x\"\ntoken = \"t\"", Kind::Bridge),
+        ] {
+            assert_eq!(kind(&Document::of("f", text)).expect(text), is, "{text}");
+        }
+    }
+}

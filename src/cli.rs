@@ -1,0 +1,372 @@
+//! The command line: every subcommand, flag, unit and default, and the examples that `--help` shows.
+//! Promise: what leaves here is parsed; what needs a file, a name server or a kernel is checked by the subcommand.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::unit;
+
+/// Where a bridge keeps its data when no file says otherwise.
+pub(crate) const DATA_DIR_DEFAULT: &str = "ringspan-data";
+/// Where an agent keeps its identity when no file says otherwise.
+pub(crate) const STATE_DIR_DEFAULT: &str = "ringspan-agent";
+
+/// Reverse tunnel, service registry and io_uring probe engine in one binary.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:\n  \
+        ringspan demo                                       see all of it at work, on loopback\n  \
+        ringspan probe db-1:3306 [::1]:80 --count 10        are they alive, and how far away?\n  \
+        ringspan bridge --config bridge.toml                the public side of the tunnel, and the registry\n  \
+        ringspan token create --service web                 a token that lets one agent join\n  \
+        ringspan agent --token T --expose web=127.0.0.1:80  the side behind NAT\n\n\
+        Exit codes: 0 good, 1 something is down or failed, 2 wrong usage or configuration.\n\
+        Logs go to stderr; RINGSPAN_LOG=debug (or ringspan_tunnel=trace,info) says how much."
+)]
+pub(crate) struct Cli {
+    /// How log lines look.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// One line for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Bridge, agent, two HTTP backends and visitors in one process: kills a backend, shows that visitors do not
+    /// notice, brings it back.
+    Demo(Demo),
+    /// Run the public side: listeners for visitors, the link port for agents, the registry.
+    Bridge(Bridge),
+    /// Run the side behind NAT: checks its backends and carries visitors to them.
+    Agent(Agent),
+    /// Create, list and revoke what lets agents join.
+    #[command(subcommand)]
+    Token(Token),
+    /// Probe targets and report what came of it.
+    Probe(Box<Probe>),
+    /// Say what this kernel and its limits allow, what that costs, and what to do about it.
+    Doctor(Doctor),
+    /// Read a bridge.toml or agent.toml and say what is wrong with it.
+    CheckConfig(CheckConfig),
+}
+
+impl Command {
+    /// The log level without RINGSPAN_LOG: servers tell of changes, one-shot commands only of trouble.
+    pub(crate) fn log_level(&self) -> &'static str {
+        match self {
+            Command::Bridge(_) | Command::Agent(_) => "info",
+            Command::Demo(_) | Command::Token(_) | Command::Probe(_) | Command::Doctor(_) | Command::CheckConfig(_) => {
+                "warn"
+            }
+        }
+    }
+}
+
+/// `ringspan demo`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  ringspan demo --seconds 20; echo $?      0 only if all went as promised")]
+pub(crate) struct Demo {
+    /// Stop after this many seconds. Without it: until Ctrl-C. The story needs about 10.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(5..=86_400))]
+    pub(crate) seconds: Option<u64>,
+}
+
+/// `ringspan bridge`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    ringspan bridge                          loopback only, data in ./ringspan-data\n  \
+    ringspan bridge --config bridge.toml")]
+pub(crate) struct Bridge {
+    /// The bridge's configuration. Without it: data in ./ringspan-data, registry on 127.0.0.1:8848, link on
+    /// 127.0.0.1:8024, no visitor listeners.
+    #[arg(long, value_name = "F")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// `ringspan agent`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    ringspan agent --config agent.toml\n  \
+    ringspan agent --token \"$TOKEN\" --expose web=127.0.0.1:8081 --expose web=127.0.0.1:8082\n  \
+    ringspan agent --expose web=127.0.0.1:8081     after the first time: the identity is in ./ringspan-agent")]
+pub(crate) struct Agent {
+    /// The agent's configuration.
+    #[arg(long, value_name = "F", conflicts_with_all = ["token", "expose", "state_dir"])]
+    pub(crate) config: Option<PathBuf>,
+    /// The join token from `ringspan token create`. Needed once; afterwards the identity in the state folder is used.
+    #[arg(long, value_name = "T")]
+    pub(crate) token: Option<String>,
+    /// A backend to offer, and under which service. May be given several times, also for one service.
+    #[arg(long, value_name = "NAME=ADDR", value_parser = expose)]
+    pub(crate) expose: Vec<(String, SocketAddr)>,
+    /// Where the identity is kept. Default ./ringspan-agent.
+    #[arg(long, value_name = "D")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+/// `ringspan token ...`
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  \
+    TOKEN=$(ringspan token create --service web --expires 24h)\n  \
+    ringspan token list\n  \
+    ringspan token revoke tok-5c1f...           no further agent joins with it\n  \
+    ringspan token revoke agt-9be2...           this agent is disconnected at once and stays out")]
+pub(crate) enum Token {
+    /// Make a join token. The token alone goes to stdout, everything else to stderr.
+    Create(TokenCreate),
+    /// Tokens and the agents that joined with them.
+    List(TokenList),
+    /// Revoke a token (no further agent joins with it; those that have joined stay) or an agent (it is disconnected
+    /// at once and stays out).
+    Revoke(TokenRevoke),
+}
+
+/// Which bridge a token command means.
+#[derive(Debug, Args)]
+pub(crate) struct Whose {
+    /// The bridge's configuration, for its data_dir and its link address.
+    #[arg(long, value_name = "F")]
+    pub(crate) config: Option<PathBuf>,
+    /// The bridge's data folder, where no file says so. Default ./ringspan-data.
+    #[arg(long, value_name = "D", conflicts_with = "config")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+/// `ringspan token create`
+#[derive(Debug, Args)]
+pub(crate) struct TokenCreate {
+    /// Which bridge.
+    #[command(flatten)]
+    pub(crate) whose: Whose,
+    /// A service that agents with this token may offer. May be given several times; without it: any.
+    #[arg(long = "service", value_name = "G")]
+    pub(crate) services: Vec<String>,
+    /// How long the token lets agents join: "90s", "30m", "24h", "7d". 1 s to 365 d.
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = expires)]
+    pub(crate) expires: Duration,
+    /// How many agents may join with it.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) uses: NonZeroU32,
+    /// Where agents find the bridge, "host:port". Default: link.public of the configuration, then the link's own
+    /// address.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) address: Option<String>,
+}
+
+/// `ringspan token list`
+#[derive(Debug, Args)]
+pub(crate) struct TokenList {
+    /// Which bridge.
+    #[command(flatten)]
+    pub(crate) whose: Whose,
+    /// A table for people, or one JSON object.
+    #[arg(long, value_enum, default_value_t = ListFormat::Text)]
+    pub(crate) format: ListFormat,
+}
+
+/// `ringspan token revoke`
+#[derive(Debug, Args)]
+pub(crate) struct TokenRevoke {
+    /// Which bridge.
+    #[command(flatten)]
+    pub(crate) whose: Whose,
+    /// The id of a token or of an agent, as `ringspan token list` shows it.
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+}
+
+/// How lists come out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// `ringspan probe`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    ringspan probe 10.0.0.7:3306                          once: up or down, and how fast\n  \
+    ringspan probe tcp://db-1:3306 [::1]:80 --count 100   a hundred times, one second apart\n  \
+    ringspan probe --file targets.txt --format json       one target a line, # starts a comment\n  \
+    ss -Htln | awk '{print $4}' | ringspan probe --file - --mode full\n\n\
+    A target is down after 3 failures in a row and up after 2 successes; the first outcome decides at once. Exit code \
+    1: a target ended down, or could not be judged.")]
+pub(crate) struct Probe {
+    /// "host:port" or "tcp://host:port"; IPv6 literals in brackets; names are resolved once, the first address counts.
+    #[arg(value_name = "TARGET")]
+    pub(crate) targets: Vec<String>,
+    /// A file of targets, one a line; "-" is stdin. Empty lines and what follows # are skipped.
+    #[arg(long, value_name = "F")]
+    pub(crate) file: Option<PathBuf>,
+    /// Probes for each target.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) count: NonZeroU32,
+    /// From the start of one probe of a target to the start of its next. 100ms to 1h.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
+    pub(crate) interval: Duration,
+    /// No answer by then is a failure. 1ms to 60s.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = timeout)]
+    pub(crate) timeout: Duration,
+    /// How a probe ends the connection it made.
+    #[arg(long, value_enum, default_value_t = Mode::HalfOpen)]
+    pub(crate) mode: Mode,
+    /// Threads, one a core. Default: as many as there are cores.
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<NonZeroU16>,
+    /// Probes in flight at most, on each worker.
+    #[arg(long, value_name = "N", default_value = "4096")]
+    pub(crate) in_flight: NonZeroU32,
+    /// Probes started per second at most, by all workers together. Default: no limit.
+    #[arg(long, value_name = "N")]
+    pub(crate) rate: Option<NonZeroU32>,
+    /// How to talk to the kernel.
+    #[arg(long, value_enum, default_value_t = Backend::Auto)]
+    pub(crate) backend: Backend,
+    /// text: counts and a histogram; json: one object; ndjson: a line for each probe, then the object.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub(crate) format: ReportFormat,
+    /// Write an HdrHistogram interval log (V2, values in nanoseconds) to this file: RTT untagged, lateness as
+    /// Tag=lateness.
+    #[arg(long, value_name = "F")]
+    pub(crate) hlog: Option<PathBuf>,
+}
+
+/// How a probe ends the connection it made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// SYN, SYN/ACK, RST: the application never sees it.
+    HalfOpen,
+    /// Full handshake, then RST: no TIME_WAIT.
+    Full,
+    /// Full handshake, then FIN: a clean end for the application, 60 s of TIME_WAIT here.
+    Graceful,
+}
+
+impl From<Mode> for ringspan_engine::io::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::HalfOpen => Self::HalfOpen,
+            Mode::Full => Self::Full,
+            Mode::Graceful => Self::Graceful,
+        }
+    }
+}
+
+/// How to talk to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// io_uring where the kernel lets us, epoll otherwise.
+    Auto,
+    /// io_uring or an error.
+    #[value(name = "io_uring")]
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+/// How the probe report comes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReportFormat {
+    /// For people.
+    Text,
+    /// One object at the end.
+    Json,
+    /// One line a probe, then the object.
+    Ndjson,
+}
+
+/// `ringspan doctor`
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// A table for people, or one JSON object.
+    #[arg(long, value_enum, default_value_t = ListFormat::Text)]
+    pub(crate) format: ListFormat,
+}
+
+/// `ringspan check-config`
+#[derive(Debug, Args)]
+pub(crate) struct CheckConfig {
+    /// A bridge.toml or an agent.toml; which of the two it is, its sections tell.
+    #[arg(value_name = "F")]
+    pub(crate) file: PathBuf,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    use ringspan_engine::target::{INTERVAL_MAX, INTERVAL_MIN};
+    unit::duration_within(text, INTERVAL_MIN, INTERVAL_MAX)
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    use ringspan_engine::target::{TIMEOUT_MAX, TIMEOUT_MIN};
+    unit::duration_within(text, TIMEOUT_MIN, TIMEOUT_MAX)
+}
+
+fn expires(text: &str) -> Result<Duration, String> {
+    unit::duration_within(text, Duration::from_secs(1), Duration::from_secs(365 * 86_400))
+}
+
+fn expose(text: &str) -> Result<(String, SocketAddr), String> {
+    let (name, address) = text.split_once('=').ok_or("it must be NAME=ADDR, as in web=127.0.0.1:8081")?;
+    unit::service_name(name)?;
+    Ok((name.to_owned(), unit::address(address)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// clap's own check of the definitions: no two flags collide, every default parses.
+    #[test]
+    fn definitions_hold() {
+        Cli::command().debug_assert();
+    }
+
+    /// Every flag the manual names parses; a bad value is refused with what would be right.
+    #[test]
+    fn flags_parse() {
+        let good: &[&[&str]] = &[
+            &["demo", "--seconds", "20"],
+            &["bridge"],
+            &["agent", "--token", "t", "--expose", "web=127.0.0.1:1", "--expose", "db=[::1]:2"],
+            &["token", "create", "--service", "a", "--service", "b", "--expires", "24h", "--uses", "3"],
+            &["token", "revoke", "tok-1", "--data-dir", "d"],
+            &["probe", "a:1", "--mode", "half-open", "--backend", "io_uring", "--format", "ndjson", "--hlog", "f"],
+            &["probe", "--file", "-", "--count", "2", "--interval", "500ms", "--timeout", "1s", "--in-flight", "7"],
+            &["doctor"],
+            &["check-config", "f"],
+        ];
+        for args in good {
+            Cli::try_parse_from(std::iter::once(&"ringspan").chain(*args)).unwrap_or_else(|e| panic!("{args:?}: {e}"));
+        }
+        let bad: &[(&[&str], &str)] = &[
+            (&["probe", "a:1", "--interval", "5ms"], "below the minimum of 100ms"),
+            (&["probe", "a:1", "--timeout", "1"], "it needs a unit, as in 500ms, 1s or 5m"),
+            (&["agent", "--expose", "web"], "it must be NAME=ADDR"),
+            (&["agent", "--config", "f", "--token", "t"], "cannot be used with"),
+            (&["probe", "a:1", "--count", "0"], "invalid value '0'"),
+        ];
+        for (args, say) in bad {
+            let error = Cli::try_parse_from(std::iter::once(&"ringspan").chain(*args)).expect_err(say).to_string();
+            assert!(error.contains(say), "{args:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! bridge.toml: its keys, their ranges and defaults. The table for people is docs/configuration.md.
+
+use super::{Document, Error, unit};
+use crate::cli::{Backend, DATA_DIR_DEFAULT};
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+
+/// The registry's port: the one every Nacos client knows.
+pub(crate) const HTTP_LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8848);
+/// The link's port: the one NPS users know.
+pub(crate) const LINK_LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8024);
+/// More workers than any machine has cores for.
+const WORKERS_MAX: i64 = 1024;
+
+/// A bridge's configuration, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Bridge {
+    /// Keyring, registry, certificate, admin socket.
+    pub(crate) data_dir: PathBuf,
+    /// Registry APIs and metrics.
+    pub(crate) http_listen: SocketAddr,
+    /// Where agents connect.
+    pub(crate) link: Link,
+    /// Where visitors connect.
+    pub(crate) listeners: Vec<Listener>,
+    /// Threads and kernel interface.
+    pub(crate) engine: Engine,
+}
+
+/// Where agents connect.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    /// The address we listen on.
+    pub(crate) listen: SocketAddr,
+    /// What tokens tell agents to dial, if it is another than `listen`.
+    pub(crate) public: Option<String>,
+    /// How the link is protected.
+    pub(crate) tls: Tls,
+}
+
+/// How the link is protected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Tls {
+    /// A certificate of our own making, pinned by the token.
+    Auto,
+    /// The operator's certificate, pinned by the token too.
+    Files {
+        /// PEM, the leaf first.
+        cert: PathBuf,
+        /// PEM.
+        key: PathBuf,
+    },
+    /// In the clear.
+    Off,
+}
+
+/// Where visitors connect.
+#[derive(Clone, Debug)]
+pub(crate) struct Listener {
+    /// For logs and metrics.
+    pub(crate) name: String,
+    /// The public address.
+    pub(crate) listen: SocketAddr,
+    /// Whose backends get the visitors.
+    pub(crate) service: String,
+}
+
+/// Threads and kernel interface; the same section in both files.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Engine {
+    /// `None`: one a core.
+    pub(crate) workers: Option<NonZeroU16>,
+    /// io_uring, epoll, or the better one.
+    pub(crate) backend: Backend,
+}
+
+impl Default for Engine {
+    fn default() -> Engine {
+        Engine { workers: None, backend: Backend::Auto }
+    }
+}
+
+impl Default for Bridge {
+    /// What a bridge without a file does: loopback only.
+    fn default() -> Bridge {
+        Bridge {
+            data_dir: DATA_DIR_DEFAULT.into(),
+            http_listen: HTTP_LISTEN_DEFAULT,
+            link: Link { listen: LINK_LISTEN_DEFAULT, public: None, tls: Tls::Auto },
+            listeners: Vec::new(),
+            engine: Engine::default(),
+        }
+    }
+}
+
+impl Bridge {
+    /// Reads and checks a file.
+    pub(crate) fn read(path: &Path) -> Result<Bridge, Error> {
+        check(&Document::read(path)?)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    data_dir: Option<Spanned<String>>,
+    http: Option<RawHttp>,
+    link: Option<RawLink>,
+    engine: Option<RawEngine>,
+    #[serde(default)]
+    listener: Vec<RawListener>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHttp {
+    listen: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLink {
+    listen: Option<Spanned<String>>,
+    public: Option<Spanned<String>>,
+    tls: Option<Spanned<toml::Value>>,
+    #[serde(default)]
+    insecure: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawEngine {
+    workers: Option<Spanned<i64>>,
+    backend: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawListener {
+    name: Spanned<String>,
+    r#type: Spanned<String>,
+    listen: Spanned<String>,
+    service: Spanned<String>,
+}
+
+/// Checks a whole document.
+pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
+    let raw: Raw = doc.parse()?;
+    let mut bridge = Bridge::default();
+    bridge.data_dir = match &raw.data_dir {
+        Some(dir) => doc.value(dir, |text| Ok(doc.path_of(text)), "\"/var/lib/ringspan\"")?,
+        None => doc.path_of(DATA_DIR_DEFAULT),
+    };
+    let mut taken = Taken { doc, by: HashMap::new() };
+    if let Some(listen) = raw.http.and_then(|http| http.listen) {
+        bridge.http_listen = doc.value(&listen, unit::address, "\"127.0.0.1:8848\"")?;
+        taken.take(bridge.http_listen, "[http] listen", Some(&listen))?;
+    } else {
+        taken.take(bridge.http_listen, "[http] listen", None)?;
+    }
+    if let Some(link) = raw.link {
+        bridge.link = check_link(doc, &link, &mut taken)?;
+    } else {
+        taken.take(bridge.link.listen, "[link] listen", None)?;
+    }
+    bridge.engine = check_engine(doc, raw.engine.as_ref())?;
+    let mut names: HashMap<String, ()> = HashMap::new();
+    for listener in &raw.listener {
+        let name = doc.value(&listener.name, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;
+        if names.insert(name.clone(), ()).is_some() {
+            return Err(doc.wrong(listener.name.span(), "another listener has this name", "a name of its own"));
+        }
+        doc.value(
+            &listener.r#type,
+            |t| if t == "tcp" { Ok(()) } else { Err("no such type of listener".into()) },
+            "\"tcp\"",
+        )?;
+        let listen = doc.value(&listener.listen, unit::address, "\"0.0.0.0:8080\"")?;
+        taken.take(listen, &format!("listener {name:?}"), Some(&listener.listen))?;
+        let service = doc.value(&listener.service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;
+        bridge.listeners.push(Listener { name, listen, service });
+    }
+    Ok(bridge)
+}
+
+/// The `[engine]` section of either file.
+pub(super) fn check_engine(doc: &Document, raw: Option<&RawEngine>) -> Result<Engine, Error> {
+    let mut engine = Engine::default();
+    let Some(raw) = raw else { return Ok(engine) };
+    if let Some(workers) = &raw.workers {
+        let n = doc.number(workers, 1..=WORKERS_MAX)?;
+        engine.workers = u16::try_from(n).ok().and_then(NonZeroU16::new);
+    }
+    if let Some(backend) = &raw.backend {
+        let read = |text: &str| match text {
+            "auto" => Ok(Backend::Auto),
+            "io_uring" => Ok(Backend::IoUring),
+            "epoll" => Ok(Backend::Epoll),
+            _ => Err("no such backend".into()),
+        };
+        engine.backend = doc.value(backend, read, "\"auto\", \"io_uring\" or \"epoll\"")?;
+    }
+    Ok(engine)
+}
+
+fn check_link(doc: &Document, raw: &RawLink, taken: &mut Taken<'_>) -> Result<Link, Error> {
+    let mut link = Bridge::default().link;
+    if let Some(listen) = &raw.listen {
+        link.listen = doc.value(listen, unit::address, "\"0.0.0.0:8024\"")?;
+    }
+    taken.take(link.listen, "[link] listen", raw.listen.as_ref())?;
+    if let Some(public) = &raw.public {
+        link.public = Some(doc.value(
+            public,
+            |text| unit::host_port(text).map(|()| text.to_owned()),
+            "\"bridge.example.com:8024\"",
+        )?);
+    }
+    let Some(tls) = &raw.tls else { return Ok(link) };
+    let wrong = |problem: &str, remedy: &str| Err(doc.wrong(tls.span(), problem, remedy));
+    const FORMS: &str = "\"auto\", \"off\", or { cert = \"cert.pem\", key = \"key.pem\" }";
+    link.tls = match tls.get_ref() {
+        toml::Value::String(word) => match word.as_str() {
+            "auto" => Tls::Auto,
+            "off" if link.listen.ip().is_loopback() || raw.insecure => Tls::Off,
+            "off" => {
+                return wrong(
+                    &format!(
+                        "the link listens on {}, which others can reach, and would carry tokens in the clear",
+                        link.listen
+                    ),
+                    "\"auto\"; or insecure = true in [link] if another layer encrypts",
+                );
+            }
+            _ => return wrong("no such way to protect the link", FORMS),
+        },
+        toml::Value::Table(table) => {
+            if let Some(key) = table.keys().find(|k| !matches!(k.as_str(), "cert" | "key")) {
+                return wrong(&format!("unknown key {key:?}"), FORMS);
+            }
+            let file = |key: &str| match table.get(key).and_then(toml::Value::as_str) {
+                None => Err(doc.wrong(tls.span(), format!("{key:?} is missing or no string"), FORMS)),
+                Some(text) => {
+                    let path = doc.path_of(text);
+                    match std::fs::File::open(&path) {
+                        Ok(_) => Ok(path),
+                        Err(e) => Err(doc.wrong(
+                            tls.span(),
+                            format!("{key} file {}: {e}", path.display()),
+                            "the path of a readable PEM file, or tls = \"auto\"",
+                        )),
+                    }
+                }
+            };
+            Tls::Files { cert: file("cert")?, key: file("key")? }
+        }
+        _ => return wrong("it is neither a word nor a table", FORMS),
+    };
+    Ok(link)
+}
+
+/// Which address is whose: two listeners on one address are a mistake that the kernel reports late and unclearly.
+struct Taken<'a> {
+    doc: &'a Document,
+    by: HashMap<SocketAddr, String>,
+}
+
+impl Taken<'_> {
+    fn take(&mut self, address: SocketAddr, by: &str, at: Option<&Spanned<String>>) -> Result<(), Error> {
+        // Port 0 asks the kernel for a free one: never the same twice.
+        if address.port() == 0 {
+            return Ok(());
+        }
+        match self.by.insert(address, by.to_owned()) {
+            None => Ok(()),
+            Some(other) => {
+                let span = at.map_or(0..0, Spanned::span);
+                Err(self.doc.wrong(span, format!("{other} has this address already ({address})"), "another port"))
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Configuration files: read once, checked whole, turned into values that cannot be wrong.
+//! Promise: every error names the file, the line, the key, the value and what would be right. Unknown keys are errors.
+//!
+//! ```text
+//! text ──toml + serde──► raw (strings with their place) ──check──► Bridge | Agent (addresses, durations, enums)
+//! ```
+
+pub(crate) mod agent;
+pub(crate) mod bridge;
+mod place;
+pub(crate) mod unit;
+
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+
+/// What is wrong with a file, where, and what would be right.
+#[derive(Debug)]
+pub(crate) struct Error {
+    file: PathBuf,
+    /// Counted from 1; 0: the file as a whole.
+    line: usize,
+    /// "[link] tls"; empty for the file as a whole.
+    key: String,
+    /// As the file has it; empty if the key is what is wrong, `***` in place of a secret.
+    value: String,
+    problem: String,
+    /// Empty if the problem says it.
+    remedy: String,
+}
+
+impl std::error::Error for Error {}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        match (self.key.is_empty(), self.value.is_empty()) {
+            (true, true) => {}
+            (true, false) => write!(f, ": {}", self.value)?,
+            (false, true) => write!(f, ": {}", self.key)?,
+            (false, false) => write!(f, ": {} = {}", self.key, self.value)?,
+        }
+        write!(f, ": {}", self.problem)?;
+        if self.remedy.is_empty() { Ok(()) } else { write!(f, ". Try: {}", self.remedy) }
+    }
+}
+
+/// A file and its text: what turns a place in it into an error.
+pub(crate) struct Document {
+    path: PathBuf,
+    text: String,
+}
+
+impl Document {
+    /// Reads the file.
+    pub(crate) fn read(path: &Path) -> Result<Document, Error> {
+        let mut doc = Document { path: path.to_owned(), text: String::new() };
+        doc.text = std::fs::read_to_string(path)
+            .map_err(|e| doc.lacking(format!("cannot be read: {e}"), "give the path of a readable UTF-8 file"))?;
+        Ok(doc)
+    }
+
+    /// A document without a file, for tests.
+    #[cfg(test)]
+    pub(crate) fn of(path: &str, text: &str) -> Document {
+        Document { path: path.into(), text: text.into() }
+    }
+
+    /// The file's name, for messages.
+    pub(crate) fn path(&self) -> std::path::Display<'_> {
+        self.path.display()
+    }
+
+    /// The text as the raw form of a file.
+    pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        toml::from_str(&self.text).map_err(|e| self.explain(&e))
+    }
+
+    /// An error about a value.
+    pub(crate) fn wrong(&self, span: Range<usize>, problem: impl Into<String>, remedy: impl Into<String>) -> Error {
+        let place = place::of_value(&self.text, span.start);
+        Error {
+            file: self.path.clone(),
+            line: place.line,
+            key: place.key,
+            value: place::shown(&self.text, &span),
+            problem: problem.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    /// An error about the file as a whole.
+    pub(crate) fn lacking(&self, problem: impl Into<String>, remedy: &str) -> Error {
+        let (key, value) = (String::new(), String::new());
+        Error { file: self.path.clone(), line: 0, key, value, problem: problem.into(), remedy: remedy.into() }
+    }
+
+    /// An error about a secret: the value is not shown.
+    pub(crate) fn wrong_secret(&self, span: Range<usize>, problem: impl Into<String>, remedy: &str) -> Error {
+        Error { value: "***".into(), ..self.wrong(span, problem, remedy) }
+    }
+
+    /// A path in the file: relative ones start at the folder the file is in.
+    pub(crate) fn path_of(&self, text: &str) -> PathBuf {
+        match self.path.parent() {
+            Some(folder) => folder.join(text),
+            None => text.into(),
+        }
+    }
+
+    /// A value that is read from text; `example` is what would be right.
+    pub(crate) fn value<T>(
+        &self,
+        raw: &Spanned<String>,
+        read: impl FnOnce(&str) -> Result<T, String>,
+        example: &str,
+    ) -> Result<T, Error> {
+        let text = raw.get_ref();
+        if text.contains("${") {
+            return Err(self.wrong(raw.span(), "${...} is replaced in secrets only", example));
+        }
+        read(text).map_err(|problem| self.wrong(raw.span(), problem, example))
+    }
+
+    /// A whole number within a range.
+    pub(crate) fn number(&self, raw: &Spanned<i64>, range: std::ops::RangeInclusive<i64>) -> Result<i64, Error> {
+        let n = *raw.get_ref();
+        if range.contains(&n) {
+            return Ok(n);
+        }
+        let side = if n < *range.start() { "below the minimum of" } else { "above the maximum of" };
+        let end = if n < *range.start() { range.start() } else { range.end() };
+        Err(self.wrong(raw.span(), format!("{side} {end}"), format!("{} to {}", range.start(), range.end())))
+    }
+
+    /// A secret: `${NAME}` is replaced by the environment's value, wherever it stands.
+    pub(crate) fn secret(&self, raw: &Spanned<String>) -> Result<String, Error> {
+        let mut out = String::new();
+        let mut rest = raw.get_ref().as_str();
+        while let Some((before, after)) = rest.split_once("${") {
+            let Some((name, tail)) = after.split_once('}') else {
+                return Err(self.wrong_secret(raw.span(), "a ${ has no }", "${NAME}"));
+            };
+            let value = std::env::var(name).map_err(|_| {
+                let problem = format!("the environment has no variable {name:?}");
+                self.wrong_secret(raw.span(), problem, "set it before the start, or use token_file")
+            })?;
+            out.push_str(before);
+            out.push_str(&value);
+            rest = tail;
+        }
+        out.push_str(rest);
+        Ok(out)
+    }
+
+    /// What toml and serde say, in our words where they name a key.
+    fn explain(&self, error: &toml::de::Error) -> Error {
+        let span = error.span().unwrap_or(0..0);
+        let message = error.message().trim().replace('\n', ", ");
+        let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+        let (place, value, problem, remedy) = if message.starts_with("unknown field") {
+            let known = quoted.get(1..).unwrap_or_default();
+            let remedy = match place::nearest(quoted[0], known) {
+                Some(name) => name.to_owned(),
+                None if known.is_empty() => "remove it".into(),
+                None => format!("one of {}", known.join(", ")),
+            };
+            (place::of_key(&self.text, span.start), String::new(), "unknown key".into(), remedy)
+        } else if message.starts_with("missing field") {
+            let key = format!("{:?} is missing", quoted[0]);
+            (place::of_table(&self.text, span.start), String::new(), key, format!("add {} = ...", quoted[0]))
+        } else if message.starts_with("invalid type") {
+            let place = place::of_value(&self.text, span.start);
+            if place.key.ends_with("token") {
+                (place, "***".into(), "it is no string".into(), "\"${RINGSPAN_TOKEN}\", or use token_file".into())
+            } else {
+                (place, place::shown(&self.text, &span), message.clone(), String::new())
+            }
+        } else {
+            (place::of_line(&self.text, span.start), String::new(), message.clone(), String::new())
+        };
+        Error { file: self.path.clone(), line: place.line, key: place.key, value, problem, remedy }
+    }
+}
+
+#[cfg(test)]
+mod tests;
