@@ -12,3 +12,4 @@ pub mod resident;
 pub mod target;
 pub mod time;
 pub mod token;
+pub mod worker;

@@ -2,7 +2,7 @@
 //! Promise: no method blocks; `WouldBlock` means "poll, then try again". SIGPIPE is never raised (MSG_NOSIGNAL on
 //! sends; std ignores the signal at start, which covers splice(2)).
 
-use crate::io::Family;
+use crate::io::{Family, Mode};
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -32,7 +32,7 @@ pub enum Shutdown {
 /// Most bytes one splice may move: large enough for any pipe, small enough that one call cannot hold the thread long.
 pub const SPLICE_BYTES_MAX: usize = 1 << 20;
 
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+pub(super) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
@@ -178,7 +178,7 @@ impl Socket {
         Fd(self.raw())
     }
 
-    fn raw(&self) -> i32 {
+    pub(super) fn raw(&self) -> i32 {
         self.fd.as_raw_fd()
     }
 
@@ -188,9 +188,7 @@ impl Socket {
     /// `WouldBlock`, ECONNRESET and the like.
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
         // SAFETY: pointer and length describe `buffer`, borrowed for the call.
-        check_size(unsafe {
-            libc::recv(self.raw(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
-        })
+        check_size(unsafe { libc::recv(self.raw(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) })
     }
 
     /// Writes what fits (send(2)). `more`: the rest of the message follows at once, do not send a small segment now
@@ -300,6 +298,33 @@ impl Socket {
     }
 }
 
+/// The socket of a lane. Knocks of the first two modes recycle it with connect(AF_UNSPEC).
+pub(super) fn open_lane_socket(mode: Mode, family: Family) -> io::Result<Socket> {
+    let socket = Socket::tcp(family)?;
+    match mode {
+        Mode::HalfOpen => {
+            // Any value holds the final ACK back, and connect(AF_UNSPEC) does not clear it.
+            socket.set(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5i32)?;
+            socket.reset_on_close()?;
+        }
+        Mode::Full => socket.reset_on_close()?,
+        Mode::Graceful => {}
+    }
+    Ok(socket)
+}
+
+pub(super) fn set_nonblocking(fd: i32, on: bool) -> io::Result<()> {
+    // SAFETY: fcntl(2) with these commands takes and gives integers.
+    unsafe {
+        let flags = check(libc::fcntl(fd, libc::F_GETFL))?;
+        let wanted = if on { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
+        if wanted != flags {
+            check(libc::fcntl(fd, libc::F_SETFL, wanted))?;
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn set_option<T: Copy>(fd: i32, level: i32, name: i32, value: T) -> io::Result<()> {
     let len = mem::size_of::<T>() as libc::socklen_t;
     // SAFETY: pointer and length describe `value`, which outlives the call.
@@ -310,9 +335,7 @@ pub(crate) fn set_option<T: Copy>(fd: i32, level: i32, name: i32, value: T) -> i
 pub(crate) fn take_error(fd: i32) -> io::Result<i32> {
     let (mut errno, mut len) = (0i32, mem::size_of::<i32>() as libc::socklen_t);
     // SAFETY: pointer and length describe `errno`, which outlives the call.
-    check(unsafe {
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut errno).cast(), &raw mut len)
-    })?;
+    check(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ERROR, (&raw mut errno).cast(), &raw mut len) })?;
     Ok(errno)
 }
 

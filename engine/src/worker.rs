@@ -1,0 +1,256 @@
+//! The threads of the engine: each pinned to a core, with an [`Io`] of its own and the residents that share it.
+//!
+//! ```text
+//! on_start → { on_turn(each) → wait(earliest deadline) → on_completion(whom the token names) } → on_stop → Done
+//! ```
+//! Nothing is shared between workers. A resident that panics takes its worker down, and the process is told by
+//! [`Workers::is_whole`] and an error in the log; the other workers go on.
+
+use crate::io::Io;
+use crate::kernel::{self, Backend, Capabilities, OpenError, Waker};
+use crate::resident::{Cx, Next, Resident};
+use crate::time::Instant;
+use crate::token::Token;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long residents have to finish after [`Workers::stop`].
+pub const STOP_MAX: Duration = Duration::from_secs(2);
+/// Residents on one worker: their numbers are 1 to 15.
+pub const RESIDENTS_MAX: usize = Token::RESIDENTS_MAX as usize - 1;
+
+/// A worker's place before it runs: mailboxes are made with its waker, then it starts.
+pub struct Seat {
+    /// Which worker, from 0.
+    pub index: usize,
+    /// Rouses it; `Arc::new(seat.waker.clone())` is what a mailbox wants.
+    pub waker: Waker,
+}
+
+/// How workers run.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerOptions {
+    /// Which kind of `Io`.
+    pub backend: Backend,
+    /// Keep each worker on one core of those the process may use, in turn.
+    pub pin: bool,
+}
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        WorkerOptions { backend: Backend::Auto, pin: true }
+    }
+}
+
+/// Why workers did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The kernel gives no `Io`.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// No thread to be had, or no waker.
+    #[error("cannot start a worker thread: {0}")]
+    Thread(#[from] io::Error),
+    /// A worker ended while it started; its panic is in the log.
+    #[error("worker {0} ended while it started")]
+    Ended(usize),
+}
+
+/// Running workers. Dropping it stops them.
+pub struct Workers {
+    threads: Vec<Thread>,
+    stop: Arc<AtomicBool>,
+    capabilities: Capabilities,
+}
+
+struct Thread {
+    index: usize,
+    waker: Waker,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Seats for `count` workers, to make mailboxes with.
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM (eventfd(2)).
+    pub fn plan(count: usize) -> io::Result<Vec<Seat>> {
+        (0..count).map(|index| Ok(Seat { index, waker: Waker::new()? })).collect()
+    }
+
+    /// Starts a worker per seat with these residents, numbered from 1 in the order given. Panics if a seat has more
+    /// than [`RESIDENTS_MAX`].
+    ///
+    /// # Errors
+    /// The first worker's trouble; those that had started are stopped again.
+    pub fn start(options: &WorkerOptions, seats: Vec<(Seat, Vec<Box<dyn Resident>>)>) -> Result<Workers, StartError> {
+        let cores = if options.pin { kernel::allowed_cores() } else { Vec::new() };
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut workers = Workers { threads: Vec::new(), stop, capabilities: Capabilities::none() };
+        let mut reports = Vec::new();
+        for (Seat { index, waker }, residents) in seats {
+            assert!(residents.len() <= RESIDENTS_MAX, "a worker has room for {RESIDENTS_MAX} residents");
+            let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
+            let (report, opened) = mpsc::sync_channel(1);
+            let plan = Plan { index, waker: waker.clone(), core, backend: options.backend, stop: workers.stop.clone() };
+            let handle = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || run(plan, residents, &report))?;
+            workers.threads.push(Thread { index, waker, handle: Some(handle) });
+            reports.push((index, opened));
+        }
+        for (index, opened) in reports {
+            workers.capabilities = opened.recv().map_err(|_| StartError::Ended(index))??;
+        }
+        tracing::info!(workers = workers.threads.len(), io = %workers.capabilities, "workers run");
+        Ok(workers)
+    }
+
+    /// What the workers' `Io` is; the same for all.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Whether every worker still runs. False after a panic of a resident, and after a stop.
+    pub fn is_whole(&self) -> bool {
+        self.threads.iter().all(|t| t.handle.as_ref().is_some_and(|h| !h.is_finished()))
+    }
+
+    /// Tells all residents to stop, waits for them (at most [`STOP_MAX`]) and joins the threads.
+    pub fn stop(mut self) {
+        self.halt();
+    }
+
+    fn halt(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for thread in &self.threads {
+            crate::mailbox::Wake::wake(&thread.waker);
+        }
+        for thread in &mut self.threads {
+            if let Some(handle) = thread.handle.take()
+                && handle.join().is_err()
+            {
+                tracing::error!(worker = thread.index, "worker had panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
+/// What one worker's thread needs to begin.
+struct Plan {
+    index: usize,
+    waker: Waker,
+    core: Option<usize>,
+    backend: Backend,
+    stop: Arc<AtomicBool>,
+}
+
+fn run(plan: Plan, residents: Vec<Box<dyn Resident>>, report: &mpsc::SyncSender<Result<Capabilities, OpenError>>) {
+    if let Some(core) = plan.core
+        && let Err(error) = kernel::pin_thread(core)
+    {
+        tracing::warn!(worker = plan.index, core, %error, "worker is not pinned");
+    }
+    match kernel::open(plan.backend, &plan.waker) {
+        Ok((io, capabilities)) => {
+            // A failed send means that start gave up because of another worker; the stop flag ends this one too.
+            let _ = report.send(Ok(capabilities));
+            Worker::new(io, residents).run(&plan.stop);
+        }
+        Err(error) => {
+            let _ = report.send(Err(error));
+        }
+    }
+}
+
+struct Worker {
+    io: Box<dyn Io>,
+    residents: Vec<Place>,
+    /// Set once on_stop has been called.
+    stop_by: Option<Instant>,
+}
+
+struct Place {
+    resident: Box<dyn Resident>,
+    done: bool,
+}
+
+impl Worker {
+    fn new(io: Box<dyn Io>, residents: Vec<Box<dyn Resident>>) -> Worker {
+        let residents = residents.into_iter().map(|resident| Place { resident, done: false }).collect();
+        Worker { io, residents, stop_by: None }
+    }
+
+    fn run(mut self, stop: &AtomicBool) {
+        let mut completions = Vec::new();
+        self.each(|resident, cx| resident.on_start(cx));
+        loop {
+            if self.stop_by.is_none() && stop.load(Ordering::Acquire) {
+                self.stop_by = Some(self.io.now() + STOP_MAX);
+                self.each(|resident, cx| resident.on_stop(cx));
+            }
+            let deadline = self.turn();
+            if let Some(stop_by) = self.stop_by {
+                if self.residents.iter().all(|p| p.done) {
+                    return;
+                }
+                if self.io.now() >= stop_by {
+                    let late: Vec<_> = (1..).zip(&self.residents).filter(|(_, p)| !p.done).map(|(n, _)| n).collect();
+                    tracing::warn!(residents = ?late, "stopped without waiting for all");
+                    return;
+                }
+            }
+            let deadline = deadline.into_iter().chain(self.stop_by).min();
+            self.io.wait(deadline, &mut completions);
+            let now = self.io.now();
+            for completion in completions.drain(..) {
+                let number = completion.token.resident();
+                let Some(place) = self.residents.get_mut(usize::from(number).wrapping_sub(1)) else {
+                    debug_assert!(false, "a completion for nobody: {completion:?}");
+                    continue;
+                };
+                let mut cx = Cx { io: &mut *self.io, now, resident: number };
+                place.resident.on_completion(&mut cx, completion);
+            }
+        }
+    }
+
+    /// Gives each resident its turn; the earliest time one wants the next.
+    fn turn(&mut self) -> Option<Instant> {
+        let mut deadline: Option<Instant> = None;
+        let mut by = |at: Instant| deadline = Some(deadline.map_or(at, |d| d.min(at)));
+        let now = self.io.now();
+        for (number, place) in (1..).zip(&mut self.residents) {
+            if place.done {
+                continue;
+            }
+            match place.resident.on_turn(&mut Cx { io: &mut *self.io, now, resident: number }) {
+                Next::Now => by(Instant::ZERO),
+                Next::At(at) => by(at),
+                Next::Event => {}
+                Next::Done => place.done = self.stop_by.is_some(),
+            }
+        }
+        deadline
+    }
+
+    fn each(&mut self, mut call: impl FnMut(&mut dyn Resident, &mut Cx<'_>)) {
+        for (number, place) in (1..).zip(&mut self.residents) {
+            let now = self.io.now();
+            call(&mut *place.resident, &mut Cx { io: &mut *self.io, now, resident: number });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+use super::*;
+use crate::io::{Completion, Errno, Event, Interest, Op};
+use crate::kernel::Socket;
+use crate::mailbox::{Receiver, Sender, mailbox};
+use std::net::TcpListener;
+
+const ACCEPT: u8 = 1;
+const CONNECT: u8 = 2;
+const POLL: u8 = 3;
+
+/// Connects to a listener of its own, and tells what it saw.
+struct SelfCaller {
+    listener: Socket,
+    caller: Option<Socket>,
+    accepted: Vec<Socket>,
+    said: Sender<String>,
+    open: u8,
+}
+
+impl SelfCaller {
+    fn say(&self, what: &str) {
+        self.said.send(what.to_owned()).expect("room for a few words");
+    }
+}
+
+impl Resident for SelfCaller {
+    fn on_start(&mut self, cx: &mut Cx<'_>) {
+        let to = self.listener.local_addr().expect("bound");
+        let caller = Socket::tcp(crate::io::Family::V4).expect("a socket");
+        cx.io.submit(cx.token(ACCEPT, 0, 0), Op::Accept { fd: self.listener.fd() });
+        cx.io.submit(cx.token(CONNECT, 0, 0), Op::Connect { fd: caller.fd(), to });
+        self.caller = Some(caller);
+        self.open = 2;
+    }
+
+    fn on_completion(&mut self, cx: &mut Cx<'_>, completion: Completion) {
+        match completion.event {
+            Event::Accepted(Ok(socket)) => {
+                socket.send(b"hello", false).expect("an empty socket takes five bytes");
+                self.accepted.push(socket);
+                self.say("accepted");
+            }
+            Event::Accepted(Err(errno)) => {
+                self.open -= 1;
+                self.say(&format!("accept over: {}", errno == Errno(libc::ECANCELED)));
+            }
+            Event::Connected(result) => {
+                let fd = self.caller.as_ref().expect("submitted with it").fd();
+                cx.io.submit(cx.token(POLL, 0, 0), Op::Poll { fd, interest: Interest::Read });
+                self.say(&format!("connected: {}", result.is_ok()));
+            }
+            Event::Ready => {
+                let mut buffer = [0; 16];
+                let n = self.caller.as_ref().expect("submitted with it").recv(&mut buffer).expect("ready");
+                self.open -= 1;
+                self.say(&format!("heard {}", String::from_utf8_lossy(&buffer[..n])));
+            }
+            Event::Knocked(_) => unreachable!("no knock was submitted"),
+        }
+    }
+
+    fn on_turn(&mut self, _: &mut Cx<'_>) -> Next {
+        if self.open == 0 { Next::Done } else { Next::Event }
+    }
+
+    fn on_stop(&mut self, cx: &mut Cx<'_>) {
+        self.say("stopping");
+        cx.io.cancel(cx.token(ACCEPT, 0, 0));
+    }
+}
+
+struct Unpark(std::thread::Thread);
+impl crate::mailbox::Wake for Unpark {
+    fn wake(&self) {
+        self.0.unpark();
+    }
+}
+
+fn words(rx: &Receiver<String>, count: usize) -> Vec<String> {
+    let mut heard = Vec::new();
+    while heard.len() < count {
+        match rx.try_recv() {
+            Some(word) => heard.push(word),
+            None => std::thread::park_timeout(Duration::from_secs(10)),
+        }
+    }
+    heard
+}
+
+/// A resident on each worker hears of its accept, connect and poll; a stop lets it cancel and finish.
+#[test]
+fn residents_live_from_start_to_stop() {
+    for backend in [Backend::Auto, Backend::Epoll] {
+        let (tx, rx) = mailbox(64, Arc::new(Unpark(std::thread::current())));
+        let seats = Workers::plan(2).expect("two eventfds");
+        let seats = seats.into_iter().map(|seat| {
+            let listener = Socket::listen(&([127, 0, 0, 1], 0).into(), 16, false).expect("a listener");
+            let resident = SelfCaller { listener, caller: None, accepted: Vec::new(), said: tx.clone(), open: 0 };
+            (seat, vec![Box::new(resident) as Box<dyn Resident>])
+        });
+        let workers = Workers::start(&WorkerOptions { backend, pin: true }, seats.collect()).expect("started");
+        assert!(workers.is_whole());
+        let mut heard = words(&rx, 6);
+        heard.sort();
+        assert_eq!(heard, ["accepted", "accepted", "connected: true", "connected: true", "heard hello", "heard hello"]);
+        workers.stop();
+        let mut heard = words(&rx, 4);
+        heard.sort();
+        assert_eq!(heard, ["accept over: true", "accept over: true", "stopping", "stopping"]);
+    }
+}
+
+/// A resident that panics takes its own worker down and is noticed; the stop still ends.
+#[test]
+fn a_panic_is_noticed() {
+    struct Bad;
+    impl Resident for Bad {
+        fn on_start(&mut self, _: &mut Cx<'_>) {
+            panic!("on purpose, in a test");
+        }
+        fn on_completion(&mut self, _: &mut Cx<'_>, _: Completion) {}
+        fn on_turn(&mut self, _: &mut Cx<'_>) -> Next {
+            Next::Event
+        }
+        fn on_stop(&mut self, _: &mut Cx<'_>) {}
+    }
+    let seats = Workers::plan(1).expect("an eventfd");
+    let seats = seats.into_iter().map(|seat| (seat, vec![Box::new(Bad) as Box<dyn Resident>])).collect();
+    let workers = Workers::start(&WorkerOptions::default(), seats).expect("it panics later");
+    while workers.is_whole() {
+        std::thread::yield_now();
+    }
+    workers.stop();
+}
+
+/// A port that is taken is said so when the listener is made, not by a worker.
+#[test]
+fn a_taken_port_is_an_error_even_if_shared() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let error = Socket::listen(&taken.local_addr().expect("bound"), 16, true).expect_err("taken");
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+}
