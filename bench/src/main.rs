@@ -1,1 +1,152 @@
-fn main() {}
+//! `bench`: the product beside bare loops and beside its peers, in one run, as ratios.
+//!
+//! `bench probe`, `bench relay` (both parts), `bench bulk`, `bench http`: figures. `bench chaos`, `bench garbage`:
+//! does it hold when processes are killed and ports are fed rubbish? Each starts the release binary `ringspan` that
+//! lies beside this program, and needs nothing that runs already.
+
+mod floor;
+mod load;
+mod machine;
+mod peers;
+mod probe;
+mod process;
+mod product;
+mod relay;
+mod report;
+mod wrk;
+
+use clap::{Parser, Subcommand};
+use machine::Machine;
+use probe::Common;
+use process::Failure;
+use report::{Report, Section};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The product beside bare loops and beside its peers, in one run, as ratios.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bench",
+    after_help = "Examples:\n  \
+        bench probe --scale --json probe.json    CPU per probe beside floors and HAProxy; 100,000 targets on one core\n  \
+        bench relay --pin                        CPU per GB and requests per second beside rathole\n  \
+        bench chaos --kills 50 --seed 7          kill -9 in random order under load\n  \
+        bench garbage                            rubbish and idle connections on every port\n\n\
+        Exit codes: 0 all promises kept, 1 one missed, 2 it could not be run."
+)]
+struct Cli {
+    /// The binary under measurement. Default: `ringspan` beside this program.
+    #[arg(long, global = true, value_name = "PATH")]
+    ringspan: Option<PathBuf>,
+    /// Write the whole report to this file, every round's figures in it.
+    #[arg(long, global = true, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// First of ten ports that may be used.
+    #[arg(long, global = true, default_value_t = 23000)]
+    port_base: u16,
+    /// Keep configuration files and logs.
+    #[arg(long, global = true)]
+    keep: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What does one TCP probe cost, beside bare loops and HAProxy?
+    Probe(probe::Args),
+    /// Bulk and HTTP, one after the other.
+    Relay(relay::Args),
+    /// What does one GB cost through bridge and agent, beside a splice relay and rathole?
+    Bulk(relay::Args),
+    /// How many requests go through, on fresh and on kept connections, beside rathole?
+    Http(relay::Args),
+    /// A load generator or a floor; started by the others.
+    #[command(subcommand, hide = true)]
+    Child(Child),
+}
+
+#[derive(Debug, Subcommand)]
+enum Child {
+    Accept { listen: Vec<SocketAddr> },
+    Echo { listen: SocketAddr },
+    Sink { listen: SocketAddr },
+    Source { connect: SocketAddr, bytes: u64 },
+    Splice { listen: SocketAddr, connect: SocketAddr },
+    Floor { method: String, count: usize, in_flight: usize, targets: Vec<SocketAddr> },
+}
+
+fn child(child: Child) -> Result<(), Failure> {
+    let print = |json: serde_json::Result<String>| println!("{}", json.expect("plain figures make JSON"));
+    match child {
+        Child::Accept { listen } => load::accept_and_close(&listen),
+        Child::Echo { listen } => load::echo(listen),
+        Child::Sink { listen } => load::sink(listen),
+        Child::Source { connect, bytes } => {
+            load::source(connect, bytes).map(|sent| print(serde_json::to_string(&sent)))
+        }
+        Child::Splice { listen, connect } => floor::splice(listen, connect),
+        Child::Floor { method, count, in_flight, targets } => {
+            floor::probe(&method, count, in_flight, &targets).map(|ran| print(serde_json::to_string(&ran)))
+        }
+    }
+}
+
+fn scenario(cli: &Cli, common: &Common) -> Result<Vec<Section>, Failure> {
+    match &cli.command {
+        Command::Probe(args) => probe::run(args, common),
+        Command::Relay(args) => {
+            let mut sections = vec![relay::bulk(args, common)?];
+            sections.extend(relay::http(args, common)?);
+            Ok(sections)
+        }
+        Command::Bulk(args) => Ok(vec![relay::bulk(args, common)?]),
+        Command::Http(args) => relay::http(args, common),
+        Command::Child(_) => unreachable!("main took it"),
+    }
+}
+
+fn run(cli: &Cli) -> Result<bool, Failure> {
+    let machine = Machine::read();
+    println!("{machine}");
+    let folder =
+        tempfile::Builder::new().prefix("ringspan-bench-").tempdir().map_err(|e| format!("temporary folder: {e}"))?;
+    let common = Common {
+        ringspan: product::program(cli.ringspan.as_deref())?,
+        port_base: cli.port_base,
+        folder: folder.path().to_owned(),
+    };
+    let result = scenario(cli, &common);
+    if cli.keep {
+        eprintln!("files are in {}", folder.keep().display());
+    }
+    let report = Report { machine, sections: result? };
+    for section in &report.sections {
+        println!("{section}");
+    }
+    if let Some(path) = &cli.json {
+        let text = serde_json::to_string_pretty(&report).expect("plain figures make JSON");
+        product::write(path, &(text + "\n"))?;
+    }
+    Ok(report.sections.iter().all(Section::goals_met))
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Command::Probe(_) = cli.command {
+        probe::enter_own_namespace();
+    }
+    let outcome = match cli.command {
+        Command::Child(it) => child(it).map(|()| true),
+        _ => run(&cli),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(e) => {
+            eprintln!("bench: {e}");
+            ExitCode::from(2)
+        }
+    }
+}

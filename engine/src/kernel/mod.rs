@@ -6,6 +6,8 @@
 
 mod epoll;
 mod open;
+#[cfg(feature = "floor")]
+pub mod floor;
 mod socket;
 mod sys;
 mod tokens;

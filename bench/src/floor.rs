@@ -1,0 +1,57 @@
+//! The floors: bare loops that do only the system calls, each run as a child on a core of its own.
+//! They have no scheduling, no timeouts, no state and no statistics: a real engine can come close to them and cannot
+//! beat them by much.
+
+use crate::process::Failure;
+use ringspan_engine::kernel::floor::splice_relay;
+use serde::{Deserialize, Serialize};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+
+/// Probe floors by name.
+pub(crate) const PROBES: &[&str] = &[];
+
+/// What a floor found, as its line of JSON.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) struct Ran {
+    /// Probes that found their target up.
+    pub(crate) up: usize,
+    /// Wall time.
+    pub(crate) seconds: f64,
+    /// User and system time of the loop.
+    pub(crate) cpu_seconds: f64,
+}
+
+/// Runs a probe floor in this process.
+///
+/// # Errors
+/// No floor of that name.
+pub(crate) fn probe(method: &str, _count: usize, _in_flight: usize, _targets: &[SocketAddr]) -> Result<Ran, Failure> {
+    Err(format!("no floor \"{method}\""))
+}
+
+/// Size of the splice floor's pipe: the largest that an ordinary user may ask for (/proc/sys/fs/pipe-max-size).
+const PIPE_BYTES: usize = 1 << 20;
+
+/// Runs the splice relay in this process, for ever: one thread for each direction of each connection.
+///
+/// # Errors
+/// The port cannot be had.
+pub(crate) fn splice(listen: SocketAddr, connect: SocketAddr) -> Result<(), Failure> {
+    let listener = TcpListener::bind(listen).map_err(|e| format!("listen on {listen}: {e}"))?;
+    for visitor in listener.incoming() {
+        let pair = visitor.and_then(|visitor| {
+            let backend = TcpStream::connect(connect)?;
+            Ok((visitor.try_clone()?, backend.try_clone()?, visitor, backend))
+        });
+        match pair {
+            Ok((visitor, backend, visitor_2, backend_2)) => {
+                for (from, to) in [(visitor, backend), (backend_2, visitor_2)] {
+                    thread::spawn(move || splice_relay(from, to, PIPE_BYTES));
+                }
+            }
+            Err(e) => eprintln!("splice relay: {e}"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! The programs beside us, and nginx behind us: their configuration files and how they are started.
+//! A peer that is not installed is a note in the report, never an error.
+
+use crate::process::{self, Failure, Process};
+use crate::product::write;
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// How rathole guards its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RatholeTransport {
+    /// Plain TCP.
+    Plain,
+    /// Noise_NK_25519_ChaChaPoly_BLAKE2s, its recommendation.
+    Noise,
+}
+
+/// Where rathole is: the given path, `scripts/peers`' folder, or the PATH.
+pub(crate) fn rathole(given: Option<&Path>) -> Option<PathBuf> {
+    let target = process::own_program().parent()?.parent()?.join("peers/bin/rathole");
+    let candidates = [given.map(Path::to_path_buf), Some(target), Some(PathBuf::from("rathole"))];
+    candidates.into_iter().flatten().find(|p| process::is_there(p))
+}
+
+/// A key pair that `rathole --genkey` prints: private, then public.
+fn noise_keys(program: &Path) -> Result<(String, String), Failure> {
+    let out = process::run("rathole --genkey", process::command(program, &["--genkey"], None), &[0])?.stdout;
+    let mut lines = out.lines().map(str::trim).filter(|l| !l.is_empty() && !l.ends_with("Key:"));
+    match (lines.next(), lines.next()) {
+        (Some(private), Some(public)) => Ok((private.to_owned(), public.to_owned())),
+        _ => Err(format!("rathole --genkey printed no keys: {out}")),
+    }
+}
+
+/// Starts a rathole server and client that carry `listen` to `backend`; returns both.
+///
+/// # Errors
+/// They do not come up; with the end of their logs.
+pub(crate) fn start_rathole(
+    program: &Path,
+    folder: &Path,
+    core: Option<usize>,
+    transport: RatholeTransport,
+    (link, listen, backend): (SocketAddr, SocketAddr, SocketAddr),
+) -> Result<Vec<Process>, Failure> {
+    let (server_transport, client_transport) = match transport {
+        RatholeTransport::Plain => (String::new(), String::new()),
+        RatholeTransport::Noise => {
+            let (private, public) = noise_keys(program)?;
+            let section = "type = \"noise\"\n";
+            (
+                format!("[server.transport]\n{section}[server.transport.noise]\nlocal_private_key = \"{private}\"\n"),
+                format!("[client.transport]\n{section}[client.transport.noise]\nremote_public_key = \"{public}\"\n"),
+            )
+        }
+    };
+    let server = format!(
+        "[server]\nbind_addr = \"{link}\"\ndefault_token = \"bench\"\n{server_transport}\
+         [server.services.bench]\nbind_addr = \"{listen}\"\n"
+    );
+    let client = format!(
+        "[client]\nremote_addr = \"{link}\"\ndefault_token = \"bench\"\n{client_transport}\
+         [client.services.bench]\nlocal_addr = \"{backend}\"\n"
+    );
+    let mut started = Vec::new();
+    for (role, text) in [("server", server), ("client", client)] {
+        let file = folder.join(format!("rathole-{role}.toml"));
+        write(&file, &text)?;
+        let file = file.to_string_lossy().into_owned();
+        let command = process::command(program, &[&format!("--{role}"), &file], core);
+        let mut process = Process::start(&format!("rathole-{role}"), command, folder)?;
+        if role == "server" {
+            process.wait_listening(link)?;
+        }
+        started.push(process);
+    }
+    // It opens the visitors' port when its client has come.
+    started[0].wait_listening(listen)?;
+    Ok(started)
+}
+
+/// Where nginx is.
+pub(crate) fn nginx() -> Option<PathBuf> {
+    // Debian keeps it out of an ordinary user's PATH.
+    ["nginx", "/usr/sbin/nginx"].into_iter().map(PathBuf::from).find(|p| process::is_there(p))
+}
+
+/// Starts nginx in one process (so that kill -9 kills all of it): `/` answers "ok", other paths are files of `root`.
+///
+/// # Errors
+/// It does not come up; with the end of its log.
+pub(crate) fn start_nginx(name: &str, folder: &Path, listen: SocketAddr, root: &Path) -> Result<Process, Failure> {
+    let program = nginx().ok_or("nginx is not installed. Try: scripts/setup")?;
+    let own = folder.join(name);
+    std::fs::create_dir_all(&own).map_err(|e| format!("{}: {e}", own.display()))?;
+    let own = own.display();
+    let text = format!(
+        "daemon off;\nmaster_process off;\npid {own}/pid;\nerror_log {own}/error.log;\nworker_rlimit_nofile 16384;\n\
+         events {{ worker_connections 12000; }}\n\
+         http {{\n  access_log off;\n  keepalive_requests 1000000000;\n  keepalive_timeout 75s;\n\
+           client_body_temp_path {own}/body;\n  proxy_temp_path {own}/proxy;\n  fastcgi_temp_path {own}/fastcgi;\n\
+           uwsgi_temp_path {own}/uwsgi;\n  scgi_temp_path {own}/scgi;\n\
+           server {{\n    listen {listen} backlog=4096;\n    root {root:?};\n\
+             location = / {{ default_type text/plain; return 200 \"ok\\n\"; }}\n  }}\n}}\n"
+    );
+    let file = folder.join(format!("{name}.conf"));
+    write(&file, &text)?;
+    let file = file.to_string_lossy().into_owned();
+    let mut process = Process::start(name, process::command(&program, &["-c", &file], None), folder)?;
+    process.wait_listening(listen)?;
+    Ok(process)
+}
+
+/// Where HAProxy is.
+pub(crate) fn haproxy() -> Option<PathBuf> {
+    ["haproxy", "/usr/sbin/haproxy"].into_iter().map(PathBuf::from).find(|p| process::is_there(p))
+}
+
+/// Starts HAProxy with one thread on a core, doing nothing but TCP checks of `servers` servers, all over the given
+/// addresses, each every 10 ms: far more than it can do, so it runs saturated.
+///
+/// # Errors
+/// It cannot be started.
+pub(crate) fn start_haproxy_checks(
+    program: &Path,
+    folder: &Path,
+    core: usize,
+    targets: &[SocketAddr],
+    servers: usize,
+) -> Result<Process, Failure> {
+    let mut text = "global\n  nbthread 1\n  maxconn 100\n\
+                    defaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n\
+                    backend checked\n"
+        .to_owned();
+    for (i, target) in targets.iter().cycle().take(servers).enumerate() {
+        writeln!(text, "  server s{i} {target} check inter 10ms").expect("a String takes everything");
+    }
+    let file = folder.join("haproxy.cfg");
+    write(&file, &text)?;
+    let file = file.to_string_lossy().into_owned();
+    Process::start("haproxy", process::command(program, &["-db", "-f", &file], Some(core)), folder)
+}

@@ -1,0 +1,217 @@
+//! A child process under measurement: started on a core of its own, watched through /proc, killed when dropped.
+//! Promise: no child outlives the bench (setpriv --pdeathsig), none is left running by an early return (Drop), and its
+//! output goes to a file whose end is in every error.
+//! Start processes from the main thread only: the death signal comes when the *thread* that started them ends (prctl(2)).
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Clock ticks a second in /proc/PID/stat: USER_HZ, 100 on every Linux architecture we run on (proc(5)).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// How long a server may take to listen. Generous: the machine is saturated by the runs beside it.
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why a run could not go on: a sentence with its input and the next step.
+pub(crate) type Failure = String;
+
+/// A running child.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// For messages.
+    pub(crate) name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+/// The program with its arguments, bound to this process's life and, if asked, to one core.
+pub(crate) fn command(program: &Path, args: &[&str], core: Option<usize>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]);
+    if let Some(core) = core {
+        command.arg("taskset").arg("-c").arg(core.to_string());
+    }
+    command.arg(program).args(args).stdin(Stdio::null());
+    command
+}
+
+/// This very program, for its hidden `child` commands.
+pub(crate) fn own_program() -> PathBuf {
+    std::env::current_exe().expect("Linux knows the path of a running program")
+}
+
+impl Process {
+    /// Starts it; output goes to `folder/name.log` (appended: a process may be started again).
+    ///
+    /// # Errors
+    /// The program is not there, or the log cannot be written.
+    pub(crate) fn start(name: &str, mut command: Command, folder: &Path) -> Result<Process, Failure> {
+        let log = folder.join(format!("{name}.log"));
+        let open = || File::options().create(true).append(true).open(&log);
+        let (out, err) = match (open(), open()) {
+            (Ok(out), Ok(err)) => (out, err),
+            (Err(e), _) | (_, Err(e)) => return Err(format!("{}: {e}", log.display())),
+        };
+        let child = command.stdout(out).stderr(err).spawn().map_err(|e| format!("cannot start {name}: {e}"))?;
+        Ok(Process { name: name.to_owned(), child, log })
+    }
+
+    /// Waits until something listens there.
+    ///
+    /// # Errors
+    /// It exited, or did not listen in time; with the end of its log.
+    pub(crate) fn wait_listening(&mut self, address: SocketAddr) -> Result<(), Failure> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_err() {
+            if let Some(status) = self.exited() {
+                return Err(format!(
+                    "{} ended ({status}) before it listened on {address}\n{}",
+                    self.name,
+                    self.log_end()
+                ));
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{} does not listen on {address}\n{}", self.name, self.log_end()));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// User and system time of all its threads so far, in seconds, to 10 ms.
+    pub(crate) fn cpu_seconds(&self) -> f64 {
+        stat_seconds(&format!("/proc/{}/stat", self.pid()), 11)
+    }
+
+    /// Resident memory in bytes; 0 if it is gone.
+    pub(crate) fn rss_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("0");
+        line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
+    }
+
+    /// Open descriptors; 0 if it is gone.
+    pub(crate) fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
+    }
+
+    /// The whole log so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The last lines of its output, for an error.
+    pub(crate) fn log_end(&self) -> String {
+        let text = self.log();
+        let lines: Vec<&str> = text.lines().collect();
+        let end = &lines[lines.len().saturating_sub(15)..];
+        format!("--- the end of {}:\n{}", self.log.display(), end.join("\n"))
+    }
+
+    /// SIGKILL, and wait until it is gone.
+    pub(crate) fn kill(&mut self) {
+        // Errors mean that it is gone already, which is what we want.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Two neighbouring tick counters of a stat file, as seconds; `field` counts from the one after the command's name.
+fn stat_seconds(path: &str, field: usize) -> f64 {
+    let stat = fs::read_to_string(path).unwrap_or_default();
+    // The command's name may hold spaces and parentheses; the fields start after the last one (proc(5)).
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let mut counters = fields.split(' ').skip(field).map(|t| t.parse::<u64>().unwrap_or(0));
+    let sum = counters.next().unwrap_or(0) + counters.next().unwrap_or(0);
+    sum as f64 / TICKS_PER_SECOND
+}
+
+/// What a child that ran to its end printed, and what it cost.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// Standard output.
+    pub(crate) stdout: String,
+    /// User and system time, with the start of the process, in seconds, to 10 ms (cutime and cstime of proc(5)).
+    pub(crate) cpu_seconds: f64,
+    /// From start to end.
+    pub(crate) wall: Duration,
+}
+
+/// Runs a child to its end. Not beside another child that ends meanwhile: their CPU would be one sum.
+///
+/// # Errors
+/// It could not start, or ended with a code other than those in `good`.
+pub(crate) fn run(name: &str, mut command: Command, good: &[i32]) -> Result<Finished, Failure> {
+    let children = || stat_seconds("/proc/self/stat", 13);
+    let (cpu, started) = (children(), Instant::now());
+    let output = command.output().map_err(|e| format!("cannot start {name}: {e}"))?;
+    let (cpu_seconds, wall) = (children() - cpu, started.elapsed());
+    if !output.status.code().is_some_and(|code| good.contains(&code)) {
+        let error = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{name}: {}\n{}", output.status, error.trim()));
+    }
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(Finished { stdout, cpu_seconds, wall })
+}
+
+/// Whether a program can be started at all.
+pub(crate) fn is_there(program: &Path) -> bool {
+    match Command::new(program).arg("--version").stdin(Stdio::null()).output() {
+        Ok(_) => true,
+        Err(e) => e.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A child that burns half a second is charged about that, and one that sleeps is charged nothing.
+    #[test]
+    fn cpu_of_a_child_is_counted() {
+        let folder = tempfile::tempdir().expect("a scratch folder");
+        let burn = run(
+            "sh",
+            command(Path::new("sh"), &["-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"], None),
+            &[0],
+        );
+        assert!(burn.expect("sh runs").cpu_seconds > 0.0);
+        let sleeper = Process::start("sleep", command(Path::new("sleep"), &["30"], Some(0)), folder.path());
+        let mut sleeper = sleeper.expect("sleep starts");
+        assert!(sleeper.exited().is_none());
+        assert!(sleeper.descriptors() > 0 && sleeper.rss_bytes() > 0);
+        sleeper.kill();
+        assert!(sleeper.exited().is_some());
+        assert_eq!(sleeper.descriptors(), 0);
+    }
+
+    /// A failing child is an error that carries what it said.
+    #[test]
+    fn a_failure_tells_its_story() {
+        let error =
+            run("sh", command(Path::new("sh"), &["-c", "echo alas >&2; exit 7"], None), &[0]).expect_err("exit 7");
+        assert!(error.contains("alas") && error.contains('7'), "{error}");
+        assert!(run("sh", command(Path::new("sh"), &["-c", "exit 1"], None), &[0, 1]).is_ok());
+    }
+}

@@ -1,0 +1,187 @@
+//! The product as its users run it: the release binary, its configuration files, its token command.
+//! Promise: nothing here uses the project's crates; what is measured and shaken is what is shipped.
+
+use crate::process::{self, Failure, Finished, Process};
+use serde::Deserialize;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// What `ringspan probe --format json` ends with; the part of it that is used here.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ProbeReport {
+    /// Probes that came out.
+    pub(crate) probes: u64,
+    /// Targets that ended up.
+    pub(crate) up: u64,
+    /// Targets that ended down.
+    pub(crate) down: u64,
+    /// Actual minus scheduled start of the probes.
+    pub(crate) lateness_us: Quantiles,
+    /// Connect to answer.
+    pub(crate) rtt_us: Quantiles,
+    /// Slots that came due while the target's probe was in flight.
+    pub(crate) missed: u64,
+    /// Probes a second over the run.
+    pub(crate) probes_per_s: f64,
+    /// User and system time of the run over its probes.
+    pub(crate) cpu_us_per_probe: f64,
+    /// "io_uring" or "epoll".
+    pub(crate) backend: String,
+}
+
+/// A distribution, in microseconds.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct Quantiles {
+    /// Half of them are at most this.
+    pub p50: f64,
+    /// 99 of 100.
+    pub p99: f64,
+    /// The largest.
+    pub(crate) max: f64,
+}
+
+/// Where the binary is: the given path, or beside this program.
+///
+/// # Errors
+/// It is not there.
+pub(crate) fn program(given: Option<&Path>) -> Result<PathBuf, Failure> {
+    let path = given.map_or_else(|| process::own_program().with_file_name("ringspan"), Path::to_path_buf);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(format!("no ringspan at {}. Try: cargo build --release, or --ringspan PATH", path.display()))
+    }
+}
+
+/// Runs `ringspan probe` to its end on a core, with JSON output. Exit code 1 (something is down) is an answer too.
+///
+/// # Errors
+/// It failed, or its last line is not the object that the documentation promises.
+pub(crate) fn probe(program: &Path, core: usize, args: &[&str]) -> Result<(ProbeReport, Finished), Failure> {
+    let mut all = vec!["probe", "--format", "json", "--workers", "1"];
+    all.extend_from_slice(args);
+    let finished = process::run("ringspan probe", process::command(program, &all, Some(core)), &[0, 1])?;
+    let object = finished.stdout.find('{').map_or("", |at| &finished.stdout[at..]);
+    let report =
+        serde_json::from_str(object).map_err(|e| format!("ringspan probe printed no report: {e}: {object:.200}"))?;
+    Ok((report, finished))
+}
+
+/// One service offered through the tunnel.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// Where visitors come in.
+    pub(crate) listen: SocketAddr,
+    /// Where the agents find it; several are taken in turn.
+    pub(crate) backends: Vec<SocketAddr>,
+}
+
+/// A bridge and its agents, their files in a folder.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    program: PathBuf,
+    folder: PathBuf,
+    core: Option<usize>,
+    /// The registry's HTTP APIs.
+    pub(crate) http: SocketAddr,
+    /// Where agents come in.
+    pub(crate) link: SocketAddr,
+    services: Vec<Service>,
+}
+
+impl Tunnel {
+    /// Writes bridge.toml. `core`: run every process of the tunnel there.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub(crate) fn new(
+        program: &Path,
+        folder: &Path,
+        core: Option<usize>,
+        (http, link): (SocketAddr, SocketAddr),
+        tls: bool,
+        services: &[Service],
+    ) -> Result<Tunnel, Failure> {
+        let data = folder.join("bridge-data");
+        let tls = if tls { "auto" } else { "off" };
+        let mut text =
+            format!("data_dir = {data:?}\n[http]\nlisten = \"{http}\"\n[link]\nlisten = \"{link}\"\ntls = \"{tls}\"\n");
+        for service in services {
+            text += &format!(
+                "[[listener]]\nname = \"{0}\"\ntype = \"tcp\"\nlisten = \"{1}\"\nservice = \"{0}\"\n",
+                service.name, service.listen
+            );
+        }
+        write(&folder.join("bridge.toml"), &text)?;
+        Ok(Tunnel {
+            program: program.to_owned(),
+            folder: folder.to_owned(),
+            core,
+            http,
+            link,
+            services: services.to_vec(),
+        })
+    }
+
+    /// Starts the bridge and waits for its ports.
+    ///
+    /// # Errors
+    /// It does not come up; with the end of its log.
+    pub(crate) fn start_bridge(&self) -> Result<Process, Failure> {
+        let config = self.path("bridge.toml");
+        let command = process::command(&self.program, &["bridge", "--config", &config], self.core);
+        let mut bridge = Process::start("bridge", command, &self.folder)?;
+        bridge.wait_listening(self.http)?;
+        bridge.wait_listening(self.link)?;
+        Ok(bridge)
+    }
+
+    /// A token from the running bridge, and an agent.toml that uses it. Backend `i` of each service goes to agent
+    /// `i % agents`, so that every backend has one agent.
+    ///
+    /// # Errors
+    /// The bridge gives no token, or the folder cannot be written.
+    pub(crate) fn enrol_agent(&self, name: &str, index: usize, agents: usize, carriers: usize) -> Result<(), Failure> {
+        let config = self.path("bridge.toml");
+        let command = process::command(&self.program, &["token", "create", "--config", &config], None);
+        let token = process::run("ringspan token create", command, &[0])?.stdout;
+        write(&self.folder.join(format!("{name}.token")), token.trim())?;
+        let (token_file, state) = (self.path(&format!("{name}.token")), self.path(&format!("{name}-state")));
+        let mut text = format!("[link]\ntoken_file = {token_file:?}\nstate_dir = {state:?}\ncarriers = {carriers}\n");
+        for service in &self.services {
+            for backend in service.backends.iter().skip(index).step_by(agents) {
+                text += &format!(
+                    "[[expose]]\nservice = \"{}\"\naddress = \"{backend}\"\n\
+                     check = {{ type = \"tcp\", interval = \"500ms\", timeout = \"300ms\", rise = 1, fall = 2 }}\n",
+                    service.name
+                );
+            }
+        }
+        write(&self.folder.join(format!("{name}.toml")), &text)
+    }
+
+    /// Starts an agent that was enrolled before.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub(crate) fn start_agent(&self, name: &str) -> Result<Process, Failure> {
+        let config = self.path(&format!("{name}.toml"));
+        let command = process::command(&self.program, &["agent", "--config", &config], self.core);
+        Process::start(name, command, &self.folder)
+    }
+
+    fn path(&self, file: &str) -> String {
+        self.folder.join(file).to_string_lossy().into_owned()
+    }
+}
+
+/// Writes a configuration file.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
+}
