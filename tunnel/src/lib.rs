@@ -5,5 +5,8 @@
 
 pub mod address;
 pub mod fingerprint;
+pub mod identity;
 pub mod keys;
+mod private_file;
+pub mod tls;
 pub mod token;
