@@ -1,1 +1,20 @@
-//! A service registry with Nacos model and wire APIs, checked by the engine.
+//! A service registry with Nacos' model and wire APIs, checked by the engine.
+//!
+//! ```text
+//! http ─► service ─► table (pure) ─► store ─► snapshot ─► http
+//!            ▲                                   │
+//!            └── prober ◄── engine     changes ──┴─► prober, whoever subscribes
+//! ```
+//! Arrows point one way: `http`, `prober` → `service` → `table`, `store`, `snapshot` → `health` → `model`.
+//! The page for users is docs/registry.md.
+
+pub mod health;
+pub mod http;
+pub mod model;
+pub mod prober;
+pub mod service;
+pub mod snapshot;
+pub mod store;
+pub mod table;
+
+pub use service::{Options, Registry};

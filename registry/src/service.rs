@@ -1,0 +1,214 @@
+//! The registry as the rest of the process sees it: commands in, acknowledged when stored; snapshots and changes out.
+//! Promise: an acknowledged change is on disk. Health, beats and reads never wait for the disk.
+//! Uses `table`, `store`, `snapshot`. One thread owns the table; a second one waits for the disk.
+//!
+//! ```text
+//! submit ─► records (bounded) ─┐ all that wait: one batch        ┌─► publish ─► acknowledge
+//!                              ├─► apply ─► store: one commit ───┤
+//!           volatile (bounded) ┘     └─ no record in it: publish └─► failed: revert, refuse
+//! ```
+//! While a commit is under way, records wait in their queue (and so become the next batch: group commit); volatile
+//! commands go on. A full queue makes the submitter wait, up to [`SUBMIT_WAIT_MAX`], then it is refused as busy.
+
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use crate::model::{Name, cluster_name};
+use crate::snapshot::Snapshot;
+use crate::store::{OpenError, Store, StoreStats};
+use crate::table::{Changes, Command, Delta, Exposed, Limits, Refusal, Table};
+use ringspan_engine::time::Instant;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+/// How long a submitter waits for room in a full queue before it is told that the registry is busy.
+pub const SUBMIT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Commands that may wait in each of the two queues: a second's worth at ten times the rate that a disk takes them.
+const QUEUE_LEN: usize = 16_384;
+/// Changes that a slow subscriber may lag behind; then it is told so and reads the snapshot anew.
+const SUBSCRIPTION_LEN: usize = 4_096;
+
+/// How to open a registry.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The file of persistent records; `None`: in memory only, for tests and demonstrations.
+    pub path: Option<PathBuf>,
+    /// How much it will hold.
+    pub limits: Limits,
+}
+
+/// A registry. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    records: mpsc::Sender<Message>,
+    volatile: mpsc::Sender<Message>,
+    changes: broadcast::Sender<Arc<Changes>>,
+    snapshot: Arc<Snapshot>,
+    store: Arc<StoreStats>,
+    clock: Clock,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// A command on its way to the table, and where its submitter waits.
+struct Message {
+    work: Work,
+    reply: oneshot::Sender<Result<Arc<Changes>, Refusal>>,
+}
+
+enum Work {
+    Apply(Command),
+    Stop,
+}
+
+/// One clock for a registry: monotonic inside, wall time for people.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    start: std::time::Instant,
+    start_unix_ms: u64,
+}
+
+impl Clock {
+    fn start() -> Clock {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Clock { start: std::time::Instant::now(), start_unix_ms: u64::try_from(unix.as_millis()).unwrap_or(0) }
+    }
+
+    fn now(self) -> Instant {
+        Instant::ZERO + self.start.elapsed()
+    }
+
+    fn unix_ms(self, at: Instant) -> u64 {
+        self.start_unix_ms + at.ns() / 1_000_000
+    }
+}
+
+impl Registry {
+    /// Opens the store, loads what is in it, and starts the registry's two threads. Needs no runtime.
+    ///
+    /// # Errors
+    /// [`OpenError`] if the file cannot be opened or read, or is another process's.
+    pub fn open(options: &Options) -> Result<Registry, OpenError> {
+        let store = options.path.as_deref().map(Store::open).transpose()?;
+        Registry::with_store(options.limits, store)
+    }
+
+    fn with_store(limits: Limits, store: Option<Store>) -> Result<Registry, OpenError> {
+        let clock = Clock::start();
+        let mut table = Table::new(limits);
+        if let Some(store) = &store {
+            store.load(clock.now(), &mut table)?;
+        }
+        let snapshot = Arc::new(Snapshot::of(&table));
+        let (changes, _) = broadcast::channel(SUBSCRIPTION_LEN);
+        let (records, records_rx) = mpsc::channel(QUEUE_LEN);
+        let (volatile, volatile_rx) = mpsc::channel(QUEUE_LEN);
+        let stats = store.as_ref().map(Store::stats).unwrap_or_default();
+        let writer = writer::Writer::new(table, snapshot.clone(), changes.clone(), clock, store);
+        let thread = writer.spawn(records_rx, volatile_rx).map_err(OpenError::Thread)?;
+        let inner =
+            Inner { records, volatile, changes, snapshot, store: stats, clock, thread: Mutex::new(Some(thread)) };
+        Ok(Registry { inner: Arc::new(inner) })
+    }
+
+    /// Carries out a command. When this returns `Ok`, what changed is on disk (if it is such that outlives the process)
+    /// and readers see it. If the future is dropped after it was first polled, the command may be carried out all the
+    /// same.
+    ///
+    /// # Errors
+    /// A [`Refusal`]; nothing has changed then.
+    pub async fn submit(&self, command: Command) -> Result<Arc<Changes>, Refusal> {
+        let queue = if command.is_volatile() { &self.inner.volatile } else { &self.inner.records };
+        let (reply, answer) = oneshot::channel();
+        let message = Message { work: Work::Apply(command), reply };
+        match tokio::time::timeout(SUBMIT_WAIT_MAX, queue.send(message)).await {
+            Ok(Ok(())) => answer.await.unwrap_or(Err(Refusal::Stopped)),
+            Ok(Err(_closed)) => Err(Refusal::Stopped),
+            Err(_elapsed) => Err(Refusal::Busy { waiting: queue.max_capacity() }),
+        }
+    }
+
+    /// What there is. Costs nothing to hold.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.inner.snapshot
+    }
+
+    /// Every change from now on, in order, after it was stored and published. Who lags more than 4096 changes behind is
+    /// told so ([`broadcast::error::RecvError::Lagged`]) and should read the snapshot anew.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Changes>> {
+        self.inner.changes.subscribe()
+    }
+
+    /// An agent has connected: `session` (1 or more, higher than its earlier ones) exposes exactly `exposed` as
+    /// instances of the cluster that has the agent's name. Their health is unknown until [`Registry::agent_health`].
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] if the name, an address, a weight or metadata cannot be; [`Refusal::StaleSession`];
+    /// [`Refusal::TooMany`]; [`Refusal::Store`] if what it exposes is new and cannot be stored.
+    pub async fn agent_up(&self, agent: &str, session: u64, exposed: Vec<Exposed>) -> Result<(), Refusal> {
+        let agent = cluster_name(agent)?;
+        self.submit(Command::AgentUp { agent, session, exposed }).await.map(drop)
+    }
+
+    /// An agent has news of its backends' health: a snapshot after connecting, changes from then on. News of what it
+    /// does not expose are ignored.
+    ///
+    /// # Errors
+    /// [`Refusal::StaleSession`] if the session is not the agent's latest, or is over.
+    pub async fn agent_health(&self, agent: &str, session: u64, deltas: Vec<Delta>) -> Result<(), Refusal> {
+        let agent = cluster_name(agent)?;
+        self.submit(Command::AgentHeard { agent, session, deltas }).await.map(drop)
+    }
+
+    /// An agent's session has ended: its backends stay registered, and nobody knows how they are. Nothing happens if a
+    /// newer session is there.
+    ///
+    /// # Errors
+    /// Only [`Refusal::Busy`] or [`Refusal::Stopped`].
+    pub async fn agent_gone(&self, agent: &str, session: u64) -> Result<(), Refusal> {
+        let agent = Name::from(agent);
+        self.submit(Command::AgentGone { agent, session }).await.map(drop)
+    }
+
+    /// An agent will not come back (revoked, removed): its backends are deregistered.
+    ///
+    /// # Errors
+    /// [`Refusal::Store`] if that cannot be stored.
+    pub async fn agent_forget(&self, agent: &str) -> Result<(), Refusal> {
+        self.submit(Command::AgentForget { agent: Name::from(agent) }).await.map(drop)
+    }
+
+    /// Now, on the registry's own clock.
+    pub fn now(&self) -> Instant {
+        self.inner.clock.now()
+    }
+
+    /// A point on the registry's clock as milliseconds since 1970.
+    pub fn unix_ms(&self, at: Instant) -> u64 {
+        self.inner.clock.unix_ms(at)
+    }
+
+    /// What the store has done so far.
+    pub fn store_stats(&self) -> &StoreStats {
+        &self.inner.store
+    }
+
+    /// Takes no more commands, finishes those that are under way, closes the store, and joins the threads. Blocks; call
+    /// it last, and not from async code. A second call does nothing.
+    pub fn stop(&self) {
+        let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return };
+        let (reply, _) = oneshot::channel();
+        // A closed queue means that the writer is over already.
+        let _closed = self.inner.records.blocking_send(Message { work: Work::Stop, reply });
+        if thread.join().is_err() {
+            tracing::error!("the registry's writer panicked");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The thread that owns the table, and the one that waits for the disk.
+
+use super::{Clock, Message, Work};
+use crate::health::health_str;
+use crate::snapshot::Snapshot;
+use crate::store::Store;
+use crate::table::{Change, Changes, Command, Refusal, Table};
+use std::sync::{Arc, mpsc as std_mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+/// Commands of one commit. More would make the first of them wait for the last; fewer would waste fsyncs.
+const BATCH_LEN: usize = 1_024;
+/// Ephemeral instances looked at in one go, so that the expiry of a million does not stop beats for long.
+const TICK_LEN: usize = 4_096;
+/// How often deadlines are looked at: against the shortest default, 15 s, nobody notices a tenth of a second.
+const TICK: Duration = Duration::from_millis(100);
+
+/// One command whose submitter waits for the disk.
+struct Waiting {
+    command: Command,
+    outcome: Result<Arc<Changes>, Refusal>,
+    reply: oneshot::Sender<Result<Arc<Changes>, Refusal>>,
+}
+
+type Batch = Vec<Waiting>;
+
+/// Owns the table.
+pub(super) struct Writer {
+    table: Table,
+    snapshot: Arc<Snapshot>,
+    changes: broadcast::Sender<Arc<Changes>>,
+    clock: Clock,
+    store: Option<Store>,
+}
+
+impl Writer {
+    pub(super) fn new(
+        table: Table,
+        snapshot: Arc<Snapshot>,
+        changes: broadcast::Sender<Arc<Changes>>,
+        clock: Clock,
+        store: Option<Store>,
+    ) -> Writer {
+        Writer { table, snapshot, changes, clock, store }
+    }
+
+    /// Starts the threads. They end after [`Work::Stop`], or when every sender is gone.
+    pub(super) fn spawn(
+        mut self,
+        records: mpsc::Receiver<Message>,
+        volatile: mpsc::Receiver<Message>,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let disk = self.store.take().map(Disk::start).transpose()?;
+        std::thread::Builder::new().name("registry".into()).spawn(move || {
+            runtime.block_on(self.run(records, volatile, disk));
+        })
+    }
+
+    async fn run(
+        mut self,
+        mut records: mpsc::Receiver<Message>,
+        mut volatile: mpsc::Receiver<Message>,
+        mut disk: Option<Disk>,
+    ) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut news, mut batch) = (Vec::new(), Vec::new());
+        let mut under_way: Option<Batch> = None;
+        let mut stopping = false;
+        while !stopping || under_way.is_some() {
+            tokio::select! {
+                result = Disk::done(&mut disk), if under_way.is_some() => {
+                    let batch = under_way.take().expect("the arm is armed only then");
+                    self.settle(batch, result);
+                }
+                n = volatile.recv_many(&mut news, BATCH_LEN), if !stopping => {
+                    stopping |= n == 0;
+                    self.apply_volatile(&mut news);
+                }
+                n = records.recv_many(&mut batch, BATCH_LEN), if under_way.is_none() && !stopping => {
+                    stopping |= n == 0;
+                    let (applied, stop) = self.apply_batch(&mut batch);
+                    stopping |= stop;
+                    let durable = applied.iter().flat_map(|w| &w.outcome).any(|c| c.is_durable());
+                    match &disk {
+                        Some(disk) if durable => {
+                            disk.commit(&applied);
+                            under_way = Some(applied);
+                        }
+                        _ => self.settle(applied, Ok(())),
+                    }
+                }
+                _ = tick.tick() => self.expire(),
+            }
+        }
+        // Whoever still waits in a queue finds it closed, and is told that the registry is stopping.
+        drop((records, volatile));
+        if let Some(disk) = disk {
+            disk.stop();
+        }
+    }
+
+    /// Applies a batch in order. The answers wait, also those of commands that changed nothing: they may have changed
+    /// nothing because of one before them that is not stored yet.
+    fn apply_batch(&mut self, batch: &mut Vec<Message>) -> (Batch, bool) {
+        let now = self.clock.now();
+        let mut applied = Batch::with_capacity(batch.len());
+        let mut stop = false;
+        for Message { work, reply } in batch.drain(..) {
+            match work {
+                Work::Apply(command) => {
+                    let outcome = self.table.apply(now, command.clone()).map(Arc::new);
+                    applied.push(Waiting { command, outcome, reply });
+                }
+                Work::Stop => stop = true,
+            }
+        }
+        (applied, stop)
+    }
+
+    /// The batch is stored, or it is not: tell everybody.
+    fn settle(&mut self, mut batch: Batch, stored: Result<(), String>) {
+        if let Err(problem) = stored {
+            tracing::warn!(commands = batch.len(), problem, "registry cannot store; what needs storing is refused");
+            self.refuse(&mut batch, &problem);
+        }
+        for Waiting { outcome, reply, .. } in batch {
+            if let Ok(changes) = &outcome {
+                self.publish(changes);
+            }
+            // Who does not wait any more does not need the answer.
+            let _gone = reply.send(outcome);
+        }
+    }
+
+    /// Undoes the batch, then does again what needs no disk.
+    fn refuse(&mut self, batch: &mut Batch, problem: &str) {
+        for waiting in batch.iter().rev() {
+            if let Ok(changes) = &waiting.outcome {
+                self.table.revert(changes);
+            }
+        }
+        let now = self.clock.now();
+        for waiting in batch {
+            waiting.outcome = match self.table.apply(now, waiting.command.clone()) {
+                Ok(changes) if changes.is_durable() => {
+                    self.table.revert(&changes);
+                    Err(Refusal::Store(problem.to_owned()))
+                }
+                outcome => outcome.map(Arc::new),
+            };
+        }
+    }
+
+    fn apply_volatile(&mut self, news: &mut Vec<Message>) {
+        let now = self.clock.now();
+        for Message { work, reply } in news.drain(..) {
+            let Work::Apply(command) = work else { continue };
+            let outcome = self.table.apply(now, command).map(Arc::new);
+            if let Ok(changes) = &outcome {
+                self.publish(changes);
+            }
+            let _gone = reply.send(outcome);
+        }
+    }
+
+    fn expire(&mut self) {
+        let now = self.clock.now();
+        if self.table.due().is_some_and(|at| at <= now) {
+            let changes = self.table.apply(now, Command::Tick { max: TICK_LEN }).expect("time cannot be refused");
+            self.publish(&Arc::new(changes));
+        }
+    }
+
+    fn publish(&self, changes: &Arc<Changes>) {
+        if !changes.is_empty() {
+            self.snapshot.publish(&self.table, changes);
+            changes.list.iter().for_each(log);
+            // Nobody listening is no trouble.
+            let _nobody = self.changes.send(changes.clone());
+        }
+    }
+}
+
+/// Says what changed. One line for each change of mind; records at debug, since their submitters know.
+fn log(change: &Change) {
+    match change {
+        Change::Health { service, id, before, after } if before.health != after.health => tracing::info!(
+            %service,
+            instance = %id,
+            was = health_str(before.health),
+            is = health_str(after.health),
+            reason = %after.reason,
+            rtt_us = after.rtt_ns / 1_000,
+            "health"
+        ),
+        Change::Instance { service, id, before: None, .. } => {
+            tracing::debug!(%service, instance = %id, "registered");
+        }
+        Change::Instance { service, id, after: None, .. } => {
+            tracing::debug!(%service, instance = %id, "removed");
+        }
+        _ => {}
+    }
+}
+
+/// The thread that waits for the disk, so that the table's does not. One batch at a time.
+struct Disk {
+    work: std_mpsc::SyncSender<Vec<Arc<Changes>>>,
+    done: mpsc::Receiver<Result<(), String>>,
+    thread: JoinHandle<()>,
+}
+
+impl Disk {
+    fn start(mut store: Store) -> std::io::Result<Disk> {
+        let (work, todo) = std_mpsc::sync_channel::<Vec<Arc<Changes>>>(1);
+        let (report, done) = mpsc::channel(1);
+        let thread = std::thread::Builder::new().name("registry-store".into()).spawn(move || {
+            while let Ok(batch) = todo.recv() {
+                if report.blocking_send(store.commit(&batch)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Disk { work, done, thread })
+    }
+
+    fn commit(&self, batch: &Batch) {
+        let changes = batch.iter().flat_map(|w| &w.outcome).filter(|c| c.is_durable()).cloned().collect();
+        // If that thread is gone, `done` says so.
+        let _gone = self.work.send(changes);
+    }
+
+    /// The result of the batch under way.
+    async fn done(disk: &mut Option<Disk>) -> Result<(), String> {
+        match disk {
+            Some(disk) => disk.done.recv().await.unwrap_or_else(|| Err("the store's thread is gone".into())),
+            None => Ok(()),
+        }
+    }
+
+    fn stop(self) {
+        drop((self.work, self.done));
+        if self.thread.join().is_err() {
+            tracing::error!("the registry's store thread panicked");
+        }
+    }
+}

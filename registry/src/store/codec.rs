@@ -1,0 +1,133 @@
+//! Records as bytes, and back. What is read is checked as if it came from a stranger.
+
+use crate::model::{
+    Checker, Cluster, Instance, InstanceId, Metadata, Name, ServiceKey, ServiceMeta, Vantage, cluster_name,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// An instance's value; its key holds the names.
+#[derive(Serialize, Deserialize)]
+struct StoredInstance {
+    weight: f64,
+    enabled: bool,
+    claims_healthy: bool,
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    metadata: Metadata,
+    /// The agent's name, if it is an agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    agent: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredService {
+    protect_threshold: f64,
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    metadata: Metadata,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    clusters: BTreeMap<String, StoredCluster>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredCluster {
+    checker: StoredChecker,
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    metadata: Metadata,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "type")]
+enum StoredChecker {
+    Tcp { check_port: Option<u16> },
+    None,
+}
+
+pub(super) fn service_key(service: &ServiceKey) -> Vec<u8> {
+    [&**service.namespace(), &**service.group(), &**service.name()].join("\0").into_bytes()
+}
+
+pub(super) fn instance_key(service: &ServiceKey, id: &InstanceId) -> Vec<u8> {
+    let mut key = service_key(service);
+    key.extend(format!("\0{}\0{}\0{}", id.cluster(), id.host(), id.port()).into_bytes());
+    key
+}
+
+pub(super) fn instance(instance: &Instance) -> Vec<u8> {
+    let agent = match &instance.vantage {
+        Vantage::Agent(name) => Some(name.to_string()),
+        Vantage::Registry => None,
+    };
+    json(&StoredInstance {
+        weight: instance.weight,
+        enabled: instance.enabled,
+        claims_healthy: instance.claims_healthy,
+        metadata: instance.metadata.clone(),
+        agent,
+    })
+}
+
+pub(super) fn service(meta: &ServiceMeta) -> Vec<u8> {
+    let clusters = meta.clusters.iter().map(|(name, c)| {
+        let checker = match c.checker {
+            Checker::Tcp { check_port } => StoredChecker::Tcp { check_port },
+            Checker::None => StoredChecker::None,
+        };
+        (name.to_string(), StoredCluster { checker, metadata: c.metadata.clone() })
+    });
+    json(&StoredService {
+        protect_threshold: meta.protect_threshold,
+        metadata: meta.metadata.clone(),
+        clusters: clusters.collect(),
+    })
+}
+
+pub(super) fn read_instance(key: &[u8], value: &[u8]) -> Result<(ServiceKey, Instance), String> {
+    let [namespace, group, name, cluster, host, port] = split(key)?;
+    let service = ServiceKey::new(namespace, group, name).map_err(text)?;
+    let id = InstanceId::new(cluster, host, port.parse().map_err(text)?).map_err(text)?;
+    let stored: StoredInstance = serde_json::from_slice(value).map_err(text)?;
+    let instance = Instance {
+        id,
+        weight: stored.weight,
+        enabled: stored.enabled,
+        ephemeral: false,
+        claims_healthy: stored.claims_healthy,
+        metadata: stored.metadata,
+        vantage: stored.agent.map_or(Vantage::Registry, |name| Vantage::Agent(Name::from(name))),
+    };
+    instance.check().map_err(text)?;
+    Ok((service, instance))
+}
+
+pub(super) fn read_service(key: &[u8], value: &[u8]) -> Result<(ServiceKey, ServiceMeta), String> {
+    let [namespace, group, name] = split(key)?;
+    let service = ServiceKey::new(namespace, group, name).map_err(text)?;
+    let stored: StoredService = serde_json::from_slice(value).map_err(text)?;
+    let mut meta = ServiceMeta {
+        protect_threshold: stored.protect_threshold,
+        metadata: stored.metadata,
+        clusters: BTreeMap::new(),
+    };
+    for (name, c) in stored.clusters {
+        let checker = match c.checker {
+            StoredChecker::Tcp { check_port } => Checker::Tcp { check_port },
+            StoredChecker::None => Checker::None,
+        };
+        meta.clusters.insert(cluster_name(&name).map_err(text)?, Cluster { checker, metadata: c.metadata });
+    }
+    meta.check().map_err(text)?;
+    Ok((service, meta))
+}
+
+fn split<const N: usize>(key: &[u8]) -> Result<[&str; N], String> {
+    let parts: Vec<&str> = std::str::from_utf8(key).map_err(text)?.split('\0').collect();
+    parts.try_into().map_err(|parts: Vec<&str>| format!("the key has {} names, {N} were expected", parts.len()))
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("strings, numbers and maps with string keys are JSON")
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}

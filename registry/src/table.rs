@@ -1,0 +1,371 @@
+//! The only mutable truth: which services and instances there are, and what is believed of them.
+//! Promise: [`Table::apply`] is a pure function of table, time and command. The same commands at the same times make the
+//! same table; a refused command changes nothing; [`Table::revert`] undoes changes exactly. No socket, clock or thread.
+//!
+//! ```text
+//! Command ─ apply(now) ─► Ok(Changes: before and after of each thing) ─► store, snapshot, subscribers
+//!                     └─► Err(Refusal: what is wrong and what would be right)
+//! ```
+
+mod agents;
+mod beats;
+mod command;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+pub use command::{Change, Changes, Command, Delta, Entry, Exposed, Limits, Patch, Refusal};
+
+use crate::health::{BeatTimes, Health, HealthRecord, Reason};
+use crate::model::{Instance, InstanceId, Name, ServiceKey, ServiceMeta, Vantage};
+use ringspan_engine::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// All services and instances. See the module.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Table {
+    services: BTreeMap<ServiceKey, Service>,
+    /// Agents that have ever been heard of and not been forgotten.
+    agents: BTreeMap<Name, Agent>,
+    /// When to look at each ephemeral instance again: exactly one entry for each, [`Entry::look_again`].
+    deadlines: BTreeSet<(Instant, ServiceKey, InstanceId)>,
+    instance_count: usize,
+    limits: Limits,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Service {
+    /// Present if somebody configured the service.
+    meta: Option<Arc<ServiceMeta>>,
+    instances: BTreeMap<InstanceId, Entry>,
+    /// How many of the instances are ephemeral.
+    ephemeral: usize,
+    /// How many are persistent and the registry's own (an agent's count for neither kind).
+    persistent: usize,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Agent {
+    /// The latest session heard of. An older one's news is stale.
+    session: u64,
+    connected: bool,
+    instances: BTreeSet<(ServiceKey, InstanceId)>,
+}
+
+impl Table {
+    /// An empty table that refuses to grow beyond `limits`.
+    pub fn new(limits: Limits) -> Table {
+        Table { limits, ..Table::default() }
+    }
+
+    /// Carries out `command` at `now`.
+    ///
+    /// # Errors
+    /// A [`Refusal`], and then nothing has changed.
+    pub fn apply(&mut self, now: Instant, command: Command) -> Result<Changes, Refusal> {
+        match command {
+            Command::Register { service, instance } => self.register(now, &service, instance),
+            Command::Deregister { service, id, ephemeral } => self.deregister(&service, &id, ephemeral),
+            Command::Update { service, id, patch } => self.update(now, &service, &id, patch),
+            Command::PutService { service, protect_threshold, metadata, create } => {
+                self.put_service(service, protect_threshold, metadata, create)
+            }
+            Command::DeleteService { service } => self.delete_service(&service),
+            Command::PutCluster { service, cluster, settings } => self.put_cluster(now, &service, cluster, settings),
+            Command::SetHealth { service, id, healthy } => self.set_health(now, &service, &id, healthy),
+            Command::Beat { service, id } => self.beat(now, &service, &id),
+            Command::Heard { deltas } => Ok(self.heard(now, &deltas)),
+            Command::Tick { max } => Ok(self.tick(now, max)),
+            Command::AgentUp { agent, session, exposed } => self.agent_up(now, &agent, session, exposed),
+            Command::AgentHeard { agent, session, deltas } => self.agent_heard(now, &agent, session, &deltas),
+            Command::AgentGone { agent, session } => Ok(self.agent_gone(now, &agent, session)),
+            Command::AgentForget { agent } => Ok(self.agent_forget(&agent)),
+        }
+    }
+
+    /// Undoes `changes`, which must be the latest ones to these records; changes of health in between are kept for
+    /// instances that stay, and lost with those that go.
+    pub fn revert(&mut self, changes: &Changes) {
+        for change in changes.list.iter().rev() {
+            match change {
+                Change::Instance { service, id, before, .. } => {
+                    let health = self.entry(service, id).map(|e| e.health);
+                    self.take(service, id);
+                    if let Some(before) = before {
+                        let mut entry = before.clone();
+                        entry.health = health.unwrap_or(entry.health);
+                        self.put(service, entry);
+                    }
+                }
+                Change::Service { service, before, .. } => self.put_meta(service, before.clone()),
+                Change::Health { service, id, before, .. } => {
+                    if let Some(entry) = self.entry_mut(service, id) {
+                        entry.health = *before;
+                    }
+                }
+                Change::Agent { agent, before, .. } => match before {
+                    None => drop(self.agents.remove(agent)),
+                    Some((session, connected)) => {
+                        let known = self.agents.entry(agent.clone()).or_default();
+                        (known.session, known.connected) = (*session, *connected);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Puts a stored instance back, as it was before the process stopped. What its health is remains to be seen.
+    pub fn restore_instance(&mut self, now: Instant, service: &ServiceKey, instance: Instance) {
+        self.take(service, &instance.id);
+        let mut entry = Entry::new(now, Arc::new(instance));
+        if let Vantage::Agent(_) = entry.record.vantage {
+            entry.health.reason = Reason::AgentGone;
+        }
+        self.put(service, entry);
+    }
+
+    /// Puts a stored service's settings back.
+    pub fn restore_service(&mut self, service: &ServiceKey, meta: ServiceMeta) {
+        self.put_meta(service, Some(Arc::new(meta)));
+    }
+
+    /// Every service with its settings and instances, in order.
+    pub fn services(
+        &self,
+    ) -> impl Iterator<Item = (&ServiceKey, Option<&Arc<ServiceMeta>>, impl Iterator<Item = &Entry>)> {
+        self.services.iter().map(|(key, s)| (key, s.meta.as_ref(), s.instances.values()))
+    }
+
+    /// What is known of an instance.
+    pub fn entry(&self, service: &ServiceKey, id: &InstanceId) -> Option<&Entry> {
+        self.services.get(service)?.instances.get(id)
+    }
+
+    /// A service's settings, if somebody configured it.
+    pub fn meta(&self, service: &ServiceKey) -> Option<&Arc<ServiceMeta>> {
+        self.services.get(service)?.meta.as_ref()
+    }
+
+    /// How many instances there are.
+    pub fn instance_count(&self) -> usize {
+        self.instance_count
+    }
+
+    /// When a [`Command::Tick`] will next have something to do.
+    pub fn due(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(at, ..)| *at)
+    }
+
+    fn register(&mut self, now: Instant, service: &ServiceKey, instance: Instance) -> Result<Changes, Refusal> {
+        instance.check()?;
+        if let Vantage::Agent(agent) = &instance.vantage {
+            return Err(Refusal::OfAgent { agent: agent.clone() });
+        }
+        let known = self.services.get(service);
+        let before = known.and_then(|s| s.instances.get(&instance.id)).cloned();
+        if let Some(Vantage::Agent(agent)) = before.as_ref().map(|e| &e.record.vantage) {
+            return Err(Refusal::OfAgent { agent: agent.clone() });
+        }
+        let (ephemeral, persistent) = known.map_or((0, 0), |s| (s.ephemeral, s.persistent));
+        let others = if instance.ephemeral { persistent } else { ephemeral };
+        if others > 0 {
+            return Err(Refusal::Kind { service: service.clone(), ephemeral: !instance.ephemeral });
+        }
+        if before.is_none() {
+            self.check_room(1, usize::from(known.is_none()))?;
+        }
+        let after = match &before {
+            // The belief stays: it was about the address, and the address is the same. A registration is a beat.
+            Some(entry) => {
+                let ephemeral = instance.ephemeral;
+                let mut entry = Entry { record: Arc::new(instance), ..entry.clone() };
+                if ephemeral {
+                    entry.beat(now);
+                }
+                entry
+            }
+            None => Entry::new(now, Arc::new(instance)),
+        };
+        let mut changes = Changes::default();
+        self.replace(service, before, Some(after), &mut changes);
+        Ok(changes)
+    }
+
+    fn deregister(
+        &mut self,
+        service: &ServiceKey,
+        id: &InstanceId,
+        ephemeral: Option<bool>,
+    ) -> Result<Changes, Refusal> {
+        let mut changes = Changes::default();
+        let Some(entry) = self.entry(service, id) else { return Ok(changes) };
+        if let Vantage::Agent(agent) = &entry.record.vantage {
+            return Err(Refusal::OfAgent { agent: agent.clone() });
+        }
+        if ephemeral.is_some_and(|e| e != entry.record.ephemeral) {
+            return Err(Refusal::WrongKind { ephemeral: entry.record.ephemeral });
+        }
+        let before = entry.clone();
+        self.replace(service, Some(before), None, &mut changes);
+        Ok(changes)
+    }
+
+    fn update(
+        &mut self,
+        now: Instant,
+        service: &ServiceKey,
+        id: &InstanceId,
+        patch: Patch,
+    ) -> Result<Changes, Refusal> {
+        let Some(known) = self.services.get(service) else {
+            return Err(Refusal::NoService { service: service.clone() });
+        };
+        let Some(before) = known.instances.get(id).cloned() else {
+            return Err(Refusal::NoInstance { service: service.clone(), id: id.clone() });
+        };
+        if let Vantage::Agent(agent) = &before.record.vantage {
+            return Err(Refusal::OfAgent { agent: agent.clone() });
+        }
+        let mut record = Instance::clone(&before.record);
+        record.weight = patch.weight.unwrap_or(record.weight);
+        record.enabled = patch.enabled.unwrap_or(record.enabled);
+        record.metadata = patch.metadata.unwrap_or(record.metadata);
+        record.check()?;
+        let mut changes = Changes::default();
+        if record != *before.record {
+            let mut after = Entry { record: Arc::new(record), ..before.clone() };
+            after.rearm(now);
+            self.replace(service, Some(before), Some(after), &mut changes);
+        }
+        Ok(changes)
+    }
+
+    fn check_room(&self, instances: usize, services: usize) -> Result<(), Refusal> {
+        if self.instance_count + instances > self.limits.instances_max {
+            return Err(Refusal::TooMany { what: "instances", max: self.limits.instances_max });
+        }
+        if self.services.len() + services > self.limits.services_max {
+            return Err(Refusal::TooMany { what: "services", max: self.limits.services_max });
+        }
+        Ok(())
+    }
+
+    /// Puts `after` where `before` was, and notes it.
+    fn replace(&mut self, service: &ServiceKey, before: Option<Entry>, after: Option<Entry>, changes: &mut Changes) {
+        let id = before.as_ref().or(after.as_ref()).expect("a change has a side").record.id.clone();
+        self.take(service, &id);
+        if let Some(entry) = &after {
+            self.put(service, entry.clone());
+        }
+        changes.list.push(Change::Instance { service: service.clone(), id, before, after });
+    }
+
+    /// Notes and sets a new belief, if it is one.
+    fn believe(
+        &mut self,
+        service: &ServiceKey,
+        id: &InstanceId,
+        hear: impl FnOnce(HealthRecord) -> HealthRecord,
+        changes: &mut Changes,
+    ) {
+        let Some(entry) = self.entry_mut(service, id) else { return };
+        let before = entry.health;
+        let after = hear(before);
+        if after != before {
+            entry.health = after;
+            changes.list.push(Change::Health { service: service.clone(), id: id.clone(), before, after });
+        }
+    }
+
+    fn entry_mut(&mut self, service: &ServiceKey, id: &InstanceId) -> Option<&mut Entry> {
+        self.services.get_mut(service)?.instances.get_mut(id)
+    }
+
+    /// Puts an entry that is not there into every index.
+    fn put(&mut self, service: &ServiceKey, entry: Entry) {
+        let id = entry.record.id.clone();
+        if let Some(at) = entry.look_again {
+            self.deadlines.insert((at, service.clone(), id.clone()));
+        }
+        if let Vantage::Agent(agent) = &entry.record.vantage {
+            let agent = self.agents.entry(agent.clone()).or_default();
+            agent.instances.insert((service.clone(), id.clone()));
+        }
+        let known = self.services.entry(service.clone()).or_default();
+        known.count(&entry.record, 1);
+        let old = known.instances.insert(id, entry);
+        assert!(old.is_none(), "an entry is taken out before another takes its place");
+        self.instance_count += 1;
+    }
+
+    /// Takes an entry out of every index; the service goes with its last one, unless somebody configured it.
+    fn take(&mut self, service: &ServiceKey, id: &InstanceId) {
+        let Some(known) = self.services.get_mut(service) else { return };
+        let Some(entry) = known.instances.remove(id) else { return };
+        known.count(&entry.record, -1);
+        if known.instances.is_empty() && known.meta.is_none() {
+            self.services.remove(service);
+        }
+        if let Some(at) = entry.look_again {
+            self.deadlines.remove(&(at, service.clone(), id.clone()));
+        }
+        if let Vantage::Agent(agent) = &entry.record.vantage
+            && let Some(agent) = self.agents.get_mut(agent)
+        {
+            agent.instances.remove(&(service.clone(), id.clone()));
+        }
+        self.instance_count -= 1;
+    }
+
+    fn put_meta(&mut self, service: &ServiceKey, meta: Option<Arc<ServiceMeta>>) {
+        let known = self.services.entry(service.clone()).or_default();
+        known.meta = meta;
+        if known.meta.is_none() && known.instances.is_empty() {
+            self.services.remove(service);
+        }
+    }
+}
+
+impl Service {
+    fn count(&mut self, record: &Instance, by: isize) {
+        let counter = match (&record.vantage, record.ephemeral) {
+            (Vantage::Agent(_), _) => return,
+            (Vantage::Registry, true) => &mut self.ephemeral,
+            (Vantage::Registry, false) => &mut self.persistent,
+        };
+        *counter = counter.checked_add_signed(by).expect("no more instances go than came");
+    }
+}
+
+impl Entry {
+    /// A fresh entry: an ephemeral instance is what it says it is, any other one is yet to be seen.
+    fn new(now: Instant, record: Arc<Instance>) -> Entry {
+        let unseen = HealthRecord::unseen(now);
+        let health = match (record.ephemeral, record.claims_healthy) {
+            (true, true) => unseen.heard(now, Health::Up, Reason::Beat, 0),
+            (true, false) => unseen.heard(now, Health::Down, Reason::Beat, 0),
+            (false, _) => unseen,
+        };
+        let mut entry = Entry { record, health, beat: now, look_again: None };
+        entry.rearm(now);
+        entry
+    }
+
+    /// Takes a beat: the instance lives. The deadline stays where it is; whoever meets it looks at the beat again.
+    fn beat(&mut self, now: Instant) {
+        self.beat = now;
+        self.health = self.health.heard(now, Health::Up, Reason::Beat, 0);
+        self.rearm(now);
+    }
+
+    /// Sets when to look again, from the record's times.
+    fn rearm(&mut self, now: Instant) {
+        use crate::health::Fate;
+        self.look_again =
+            self.record.ephemeral.then(|| match BeatTimes::of(&self.record.metadata).fate(self.beat, now) {
+                Fate::Well { look_again } | Fate::Late { look_again } => look_again,
+                Fate::Gone => now,
+            });
+    }
+}
