@@ -10,3 +10,10 @@ pub mod keys;
 mod private_file;
 pub mod tls;
 pub mod token;
+
+pub mod credit;
+pub mod frame;
+pub mod mux;
+mod plane;
+pub mod slots;
+pub mod stats;

@@ -1,0 +1,448 @@
+//! Many streams on one carrier: which may send, which may receive, and when each is over.
+//! Promise: frames of a stream leave and arrive in order; no stream sends beyond its credit; a slot is taken again only
+//! when both sides are done with it; nothing here waits and every queue is bounded by the number of streams. Pure:
+//! headers in, [`Input`]s out; commands in, [`Output`]s out. Payload never passes through it.
+//!
+//! ```text
+//! each direction:   Open ──FIN──▶ Ended          both Ended ──▶ free
+//! reset by us:      RST out, then whatever arrives is discarded until the peer's own end (FIN or RST) ──▶ free
+//! reset by peer:    RST in; if our end was not sent yet, RST back                                      ──▶ free
+//! ```
+//! So each side sends exactly one end per stream (FIN, or RST before or after it), and the slot is free when both ends
+//! have been seen. A stream id is `generation << 16 | slot`: a WINDOW or RST that crossed the last end carries an old
+//! generation and is ignored. Only the bridge opens streams.
+
+mod table;
+
+use crate::credit::{GROWTH_BYTES_MAX, RecvWindow, SendCredit};
+use crate::frame::{FLAG_FIN, Header, Kind, Reason, Violation};
+use std::collections::VecDeque;
+use table::{Stream, Table};
+
+/// A frame is at most this long while other streams of the carrier wait for their turn: 64 KiB are 5 ms at 100 Mbit/s.
+/// A stream that is alone gets the whole `frame_bytes_max`.
+pub const TURN_BYTES: u32 = 64 << 10;
+
+/// Which side of the carrier this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Opens streams: the bridge.
+    Opener,
+    /// Takes them: the agent.
+    Accepter,
+}
+
+/// What both sides agreed on in the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest DATA payload, 16 KiB to 1 MiB. Default 256 KiB.
+    pub frame_bytes_max: u32,
+    /// Most streams at once on one carrier, 1 to 65,535. Default 16,384.
+    pub streams_max: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { frame_bytes_max: 256 << 10, streams_max: 16_384 }
+    }
+}
+
+/// What an arrived header means. The payload, `len` bytes, follows it on the carrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input<K> {
+    /// Nothing to do; no payload.
+    Nothing,
+    /// Throw `len` bytes away.
+    Discard {
+        /// Bytes.
+        len: u32,
+    },
+    /// A new stream for backend `aux`: answer with [`Mux::adopt`] or [`Mux::reset`]. The payload is to be discarded.
+    Open {
+        /// The stream.
+        id: u32,
+        /// Which exposed backend.
+        aux: u16,
+        /// Bytes of payload, for later versions.
+        len: u32,
+    },
+    /// `len` bytes for the owner, then, with `fin`, the end. Report what was written with [`Mux::delivered`].
+    Data {
+        /// The stream.
+        id: u32,
+        /// Whose.
+        owner: K,
+        /// Bytes.
+        len: u32,
+        /// Whether they are the last.
+        fin: bool,
+    },
+    /// The peer reset the stream: reset the owner's socket. The mux has forgotten it.
+    Reset {
+        /// Whose.
+        owner: K,
+        /// Why.
+        reason: Reason,
+    },
+    /// Our PING came back.
+    Pong {
+        /// Its cookie.
+        cookie: u32,
+    },
+    /// A payload of `len` bytes for the layer above (HELLO, HEALTH, GOAWAY).
+    Control {
+        /// Which.
+        kind: Kind,
+        /// The header's aux.
+        aux: u16,
+        /// Bytes.
+        len: u32,
+    },
+}
+
+/// What goes out next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output<K> {
+    /// This header and this payload (mostly empty).
+    Control(Header, Vec<u8>),
+    /// Take up to `len_max` bytes from the owner's socket, then call [`Mux::sent`] or [`Mux::dry`].
+    Data {
+        /// The stream.
+        id: u32,
+        /// Whose.
+        owner: K,
+        /// At least 1.
+        len_max: u32,
+    },
+}
+
+#[derive(Debug)]
+enum Control {
+    Open { id: u32, aux: u16 },
+    Grant { id: u32 },
+    Rst { id: u32, reason: Reason },
+    Ping { cookie: u32 },
+    Blob { kind: Kind, aux: u16, payload: Vec<u8> },
+}
+
+/// The streams of one carrier. `K` names the owner of a stream on this side.
+#[derive(Debug)]
+pub struct Mux<K> {
+    side: Side,
+    limits: Limits,
+    table: Table<K>,
+    control: VecDeque<Control>,
+    /// The answer we owe to the latest PING; an older unanswered one is superseded.
+    pong: Option<u32>,
+    /// Streams whose source may have bytes and that have credit, each once.
+    ready: VecDeque<u32>,
+    allowance: u64,
+}
+
+impl<K: Copy> Mux<K> {
+    /// A mux without streams.
+    pub fn new(side: Side, limits: Limits) -> Mux<K> {
+        Mux {
+            side,
+            limits,
+            table: Table::new(limits.streams_max),
+            control: VecDeque::new(),
+            pong: None,
+            ready: VecDeque::new(),
+            allowance: GROWTH_BYTES_MAX,
+        }
+    }
+
+    /// What the handshake agreed on; before the first stream.
+    pub fn set_limits(&mut self, limits: Limits) {
+        assert!(self.table.len() == 0, "limits are agreed on before the first stream");
+        self.limits = limits;
+        self.table = Table::new(limits.streams_max);
+    }
+
+    /// How many streams are not free yet.
+    pub fn streams(&self) -> usize {
+        self.table.len()
+    }
+
+    /// The owners of all streams that still have one.
+    pub fn owners(&self) -> Vec<K> {
+        self.table.owners()
+    }
+
+    /// Whether [`next`](Mux::next) has something.
+    pub fn has_output(&self) -> bool {
+        self.pong.is_some() || !self.control.is_empty() || !self.ready.is_empty()
+    }
+
+    /// Takes an arrived header.
+    ///
+    /// # Errors
+    /// The peer broke the protocol: the carrier is lost.
+    pub fn on_header(&mut self, header: &Header) -> Result<Input<K>, Violation> {
+        match header.kind {
+            Kind::Data => self.on_data(header),
+            Kind::Open => self.on_open(header),
+            Kind::Opened | Kind::Window => {
+                self.on_credit(header)?;
+                Ok(skip(header.len))
+            }
+            Kind::Rst => {
+                let reset = self.on_rst(header)?;
+                if header.len > 0 { Err(Violation::Length(header.len)) } else { Ok(reset) }
+            }
+            Kind::Ping | Kind::Pong if header.len > 0 => Err(Violation::Length(header.len)),
+            Kind::Ping => {
+                self.pong = Some(header.credit);
+                Ok(Input::Nothing)
+            }
+            Kind::Pong => Ok(Input::Pong { cookie: header.credit }),
+            Kind::Goaway | Kind::Hello | Kind::Health => {
+                Ok(Input::Control { kind: header.kind, aux: header.aux, len: header.len })
+            }
+        }
+    }
+
+    fn on_data(&mut self, header: &Header) -> Result<Input<K>, Violation> {
+        if header.len > self.limits.frame_bytes_max {
+            return Err(Violation::Length(header.len));
+        }
+        self.on_credit(header)?;
+        let Some(stream) = self.table.get_mut(header.stream) else { return Ok(skip(header.len)) };
+        if stream.recv_ended {
+            return Err(Violation::AfterFin);
+        }
+        let fin = header.is_fin();
+        let input = match stream.owner {
+            Some(owner) if !stream.reset => {
+                stream.window.on_received(header.len)?;
+                Input::Data { id: header.stream, owner, len: header.len, fin }
+            }
+            _ => skip(header.len),
+        };
+        stream.recv_ended = fin;
+        self.retire(header.stream);
+        Ok(input)
+    }
+
+    fn on_open(&mut self, header: &Header) -> Result<Input<K>, Violation> {
+        if self.side == Side::Opener {
+            return Err(Violation::Unexpected(Kind::Open));
+        }
+        self.table.place(header.stream)?;
+        self.on_credit(header)?;
+        Ok(Input::Open { id: header.stream, aux: header.aux, len: header.len })
+    }
+
+    fn on_credit(&mut self, header: &Header) -> Result<(), Violation> {
+        if header.credit == 0 {
+            return Ok(());
+        }
+        let Some(stream) = self.table.get_mut(header.stream) else { return Ok(()) };
+        stream.credit.on_granted(header.credit)?;
+        self.wake(header.stream);
+        Ok(())
+    }
+
+    fn on_rst(&mut self, header: &Header) -> Result<Input<K>, Violation> {
+        let Some(stream) = self.table.get_mut(header.stream) else { return Ok(Input::Nothing) };
+        let (owner, answer) = (stream.owner.take(), !stream.reset && !stream.send_ended);
+        let announce = !stream.reset;
+        self.free(header.stream);
+        if answer {
+            self.push(Control::Rst { id: header.stream, reason: Reason::Other });
+            if self.control.len() > self.control_max() {
+                return Err(Violation::Flood);
+            }
+        }
+        Ok(match owner {
+            Some(owner) if announce => Input::Reset { owner, reason: Reason::of(header.aux) },
+            _ => Input::Nothing,
+        })
+    }
+
+    /// A peer that reads its carrier never makes us queue more: each stream has at most one OPEN, one grant, and an
+    /// RST for it and for its predecessor.
+    fn control_max(&self) -> usize {
+        4 * usize::from(self.limits.streams_max) + 1024
+    }
+
+    /// Opens a stream for backend `aux`. `None`: as many as allowed are open.
+    pub fn open(&mut self, owner: K, aux: u16) -> Option<u32> {
+        assert!(self.side == Side::Opener, "only the bridge opens streams");
+        let id = self.table.open(owner)?;
+        self.push(Control::Open { id, aux });
+        Some(id)
+    }
+
+    /// Names the owner of a stream that [`Input::Open`] announced.
+    pub fn adopt(&mut self, id: u32, owner: K) {
+        if let Some(stream) = self.table.get_mut(id) {
+            stream.owner = Some(owner);
+        }
+    }
+
+    /// The stream's source may have bytes, or its end.
+    pub fn source_ready(&mut self, id: u32) {
+        if let Some(stream) = self.table.get_mut(id) {
+            stream.source_ready = true;
+            self.wake(id);
+        }
+    }
+
+    /// The source had nothing after all.
+    pub fn dry(&mut self, id: u32) {
+        if let Some(stream) = self.table.get_mut(id) {
+            stream.source_ready = false;
+        }
+    }
+
+    /// `n` bytes were taken from the source, and its end if `fin`. Returns the header that goes before them.
+    /// `more`: the source may have more.
+    pub fn sent(&mut self, id: u32, n: u32, fin: bool, more: bool) -> Header {
+        let stream = self.table.get_mut(id).expect("the stream was named by next() just now");
+        stream.credit.spend(n);
+        stream.source_ready = more && !fin;
+        stream.send_ended = fin;
+        let credit = stream.grant();
+        if fin {
+            self.retire(id);
+        } else {
+            self.wake(id);
+        }
+        Header { flags: if fin { FLAG_FIN } else { 0 }, len: n, credit, ..Header::new(Kind::Data, id) }
+    }
+
+    /// `n` bytes of the stream were written to the far socket, or will never be.
+    pub fn delivered(&mut self, id: u32, n: u32) {
+        let Some(stream) = self.table.get_mut(id) else { return };
+        let worth = stream.window.on_delivered(n, &mut self.allowance);
+        if worth && !stream.recv_ended && !stream.reset && !stream.grant_queued {
+            stream.grant_queued = true;
+            self.push(Control::Grant { id });
+        }
+    }
+
+    /// Ends the stream both ways. Its owner will not be named again.
+    pub fn reset(&mut self, id: u32, reason: Reason) {
+        let Some(stream) = self.table.get_mut(id) else { return };
+        if stream.reset {
+            return;
+        }
+        stream.reset = true;
+        stream.owner = None;
+        stream.source_ready = false;
+        stream.send_ended = true;
+        self.push(Control::Rst { id, reason });
+        self.retire(id);
+    }
+
+    /// Asks the peer for a sign of life.
+    pub fn ping(&mut self, cookie: u32) {
+        if !self.control.iter().any(|c| matches!(c, Control::Ping { .. })) {
+            self.control.push_front(Control::Ping { cookie });
+        }
+    }
+
+    /// Sends a payload of the layer above, at most `CONTROL_BYTES_MAX` long.
+    pub fn blob(&mut self, kind: Kind, aux: u16, payload: Vec<u8>) {
+        self.push(Control::Blob { kind, aux, payload });
+    }
+
+    /// What goes out next: the control lane first, then the streams in turn.
+    pub fn next(&mut self) -> Option<Output<K>> {
+        if let Some(cookie) = self.pong.take() {
+            return Some(Output::Control(Header { credit: cookie, ..Header::new(Kind::Pong, 0) }, Vec::new()));
+        }
+        while let Some(control) = self.control.pop_front() {
+            if let Some(output) = self.control_output(control) {
+                return Some(output);
+            }
+        }
+        while let Some(id) = self.ready.pop_front() {
+            let alone = self.ready.is_empty();
+            let Some(stream) = self.table.get_mut(id) else { continue };
+            stream.queued = false;
+            let (Some(owner), true) = (stream.owner, stream.may_send()) else { continue };
+            let turn = if alone { self.limits.frame_bytes_max } else { TURN_BYTES.min(self.limits.frame_bytes_max) };
+            return Some(Output::Data { id, owner, len_max: stream.credit.left().min(turn) });
+        }
+        None
+    }
+
+    fn control_output(&mut self, control: Control) -> Option<Output<K>> {
+        let (header, payload) = match control {
+            Control::Open { id, aux } => (Header { aux, ..Header::new(Kind::Open, id) }, Vec::new()),
+            Control::Grant { id } => {
+                let stream = self.table.get_mut(id)?;
+                stream.grant_queued = false;
+                let credit = if stream.reset || stream.recv_ended { 0 } else { stream.grant() };
+                if credit == 0 {
+                    return None;
+                }
+                (Header { credit, ..Header::new(Kind::Window, id) }, Vec::new())
+            }
+            Control::Rst { id, reason } => (Header { aux: reason as u16, ..Header::new(Kind::Rst, id) }, Vec::new()),
+            Control::Ping { cookie } => (Header { credit: cookie, ..Header::new(Kind::Ping, 0) }, Vec::new()),
+            Control::Blob { kind, aux, payload } => {
+                (Header { aux, len: payload.len() as u32, ..Header::new(kind, 0) }, payload)
+            }
+        };
+        Some(Output::Control(header, payload))
+    }
+
+    fn push(&mut self, control: Control) {
+        self.control.push_back(control);
+    }
+
+    /// Queues the stream for its turn if it has something to send and may.
+    fn wake(&mut self, id: u32) {
+        let Some(stream) = self.table.get_mut(id) else { return };
+        if stream.may_send() && !stream.queued {
+            stream.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Frees the slot when both ends have been seen.
+    fn retire(&mut self, id: u32) {
+        if self.table.get_mut(id).is_some_and(|s| s.send_ended && s.recv_ended) {
+            self.free(id);
+        }
+    }
+
+    fn free(&mut self, id: u32) {
+        if let Some(stream) = self.table.remove(id) {
+            self.allowance += stream.window.growth();
+        }
+    }
+}
+
+impl<K> Stream<K> {
+    fn may_send(&self) -> bool {
+        self.source_ready && !self.send_ended && self.credit.left() > 0
+    }
+
+    /// What the next header of this stream grants.
+    fn grant(&mut self) -> u32 {
+        if self.recv_ended || self.reset { 0 } else { self.window.take_grant() }
+    }
+}
+
+fn skip<K>(len: u32) -> Input<K> {
+    if len == 0 { Input::Nothing } else { Input::Discard { len } }
+}
+
+fn fresh<K>(owner: Option<K>) -> Stream<K> {
+    Stream {
+        owner,
+        credit: SendCredit::default(),
+        window: RecvWindow::default(),
+        send_ended: false,
+        recv_ended: false,
+        reset: false,
+        source_ready: false,
+        queued: false,
+        grant_queued: false,
+    }
+}

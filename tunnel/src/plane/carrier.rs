@@ -1,0 +1,135 @@
+//! One TCP connection between bridge and agent: its socket, its cipher if it has one, its mux, and where it stands in
+//! the frame it is reading and the frame it is writing.
+//! Promise: a frame that was begun is finished before another begins, whatever blocks in between.
+
+use crate::frame::{HEADER_BYTES, Kind, Reason, Violation};
+use crate::mux::{Limits, Mux, Side};
+use crate::slots::Key;
+use crate::tls::{Tls, TlsError};
+use ringspan_engine::kernel::{Pipe, Socket};
+use ringspan_engine::time::Instant;
+use std::io;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Only HELLO and GOAWAY are allowed, until the role says that the peer is who it should be.
+    Hello,
+    Up,
+    /// Lost or ended; waits for its polls to come home.
+    Closing,
+    /// As `Closing`, then it is handed to the role, to live on another worker.
+    Moving,
+}
+
+/// Where the reader stands.
+#[derive(Debug)]
+pub(super) enum Reading {
+    Head,
+    Data { id: u32, owner: Key, left: usize, fin: bool },
+    Discard { left: usize },
+    Control { kind: Kind, aux: u16, left: usize },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Carrier {
+    pub(super) socket: Socket,
+    /// `None` only while the mover that holds it runs.
+    pub(super) tls: Option<Tls>,
+    /// No cipher: its bytes may bypass user space.
+    pub(super) plain: bool,
+    pub(super) mux: Mux<Key>,
+    pub(super) phase: Phase,
+    pub(super) reading: Reading,
+    pub(super) head: [u8; HEADER_BYTES],
+    pub(super) head_len: usize,
+    /// The payload of a control frame, as far as it has come.
+    pub(super) body: Vec<u8>,
+    /// The last DATA frame was worth splicing: read the next header alone, so that its payload stays in the kernel.
+    pub(super) bulk: bool,
+    pub(super) readable: bool,
+    pub(super) read_armed: bool,
+    pub(super) write_armed: bool,
+    /// Bytes of begun frames that the socket did not take.
+    pub(super) out: Vec<u8>,
+    pub(super) out_at: usize,
+    /// The payload that follows them, if it is spliced: bytes left in the pipe.
+    pub(super) out_pipe: Option<(Pipe, usize)>,
+    /// Stands in the plane's list of carriers with work.
+    pub(super) queued: bool,
+    pub(super) heard: Instant,
+    pub(super) pinged: Instant,
+    pub(super) since: Instant,
+    pub(super) cookie: u32,
+}
+
+impl Carrier {
+    pub(super) fn new(socket: Socket, tls: Tls, side: Side, now: Instant) -> Carrier {
+        Carrier {
+            socket,
+            plain: tls.is_plain(),
+            tls: Some(tls),
+            mux: Mux::new(side, Limits::default()),
+            phase: Phase::Hello,
+            reading: Reading::Head,
+            head: [0; HEADER_BYTES],
+            head_len: 0,
+            body: Vec::new(),
+            bulk: false,
+            readable: true,
+            read_armed: false,
+            write_armed: false,
+            out: Vec::new(),
+            out_at: 0,
+            out_pipe: None,
+            queued: false,
+            heard: now,
+            pinged: now,
+            since: now,
+            cookie: 0,
+        }
+    }
+
+    /// Whether the writer has something to do and nothing to wait for.
+    pub(super) fn wants_tx(&self) -> bool {
+        let cipher = self.tls.as_ref().is_some_and(|tls| !tls.outgoing().is_empty());
+        let left = self.out_at < self.out.len() || self.out_pipe.is_some() || cipher;
+        self.is_live() && !self.write_armed && (left || (self.mux.has_output() && !self.is_shaking_hands()))
+    }
+
+    /// Whether it reads and writes.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Hello | Phase::Up)
+    }
+}
+
+/// Why a carrier is over.
+#[derive(Debug)]
+pub(super) struct Lost {
+    pub(super) reason: Reason,
+    pub(super) detail: String,
+}
+
+impl From<Violation> for Lost {
+    fn from(violation: Violation) -> Lost {
+        Lost { reason: Reason::Protocol, detail: violation.to_string() }
+    }
+}
+
+impl From<TlsError> for Lost {
+    fn from(error: TlsError) -> Lost {
+        Lost { reason: Reason::HandshakeBad, detail: error.to_string() }
+    }
+}
+
+impl From<io::Error> for Lost {
+    fn from(error: io::Error) -> Lost {
+        Lost { reason: Reason::LinkLost, detail: error.to_string() }
+    }
+}
+
+impl Lost {
+    pub(super) fn end() -> Lost {
+        Lost { reason: Reason::LinkLost, detail: "closed by the peer".into() }
+    }
+}

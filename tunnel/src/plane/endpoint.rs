@@ -1,0 +1,262 @@
+//! The local socket of one stream: a visitor's on the bridge, a backend's on the agent.
+//! Promise: bytes reach the socket in the order they came, in pipes or in memory while it is slow; the clean end is
+//! passed on only after the last of them; a reset stays a reset.
+//!
+//! ```text
+//! Dialing ──connected──▶ Open ──both ways over, or reset──▶ Closing (operations in flight come home) ──▶ gone
+//! ```
+
+use super::pipes::Pipes;
+use crate::slots::Key;
+use ringspan_engine::io::Errno;
+use ringspan_engine::kernel::{Pipe, Shutdown, Socket};
+use ringspan_engine::time::Instant;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+
+/// Spilled bytes are gathered in pieces of at most this size.
+const SPILL_BYTES: usize = 64 << 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// A connect is in flight; what arrives is held.
+    Dialing {
+        /// Give up then.
+        deadline: Instant,
+    },
+    Open,
+    /// No longer anybody's: waits for its operations to come home, then the socket is closed.
+    Closing,
+}
+
+#[derive(Debug)]
+enum Held {
+    Bytes { bytes: Vec<u8>, at: usize },
+    Pipe { pipe: Pipe, left: usize },
+}
+
+/// Which of its operations are in flight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Armed {
+    pub(super) read: bool,
+    pub(super) write: bool,
+    pub(super) dial: bool,
+}
+
+impl Armed {
+    pub(super) fn any(self) -> bool {
+        self.read || self.write || self.dial
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    pub(super) socket: Socket,
+    pub(super) carrier: Key,
+    /// Its stream on that carrier; the mux may have forgotten it.
+    pub(super) stream: u32,
+    /// Which backend the stream goes to: its number at the agent.
+    pub(super) backend: u16,
+    pub(super) stage: Stage,
+    pub(super) armed: Armed,
+    /// The socket's end was read and FIN was sent.
+    pub(super) read_ended: bool,
+    /// The peer's FIN came: when nothing is held, the socket is shut for writing.
+    pub(super) fin_due: bool,
+    shut: bool,
+    held: VecDeque<Held>,
+    held_bytes: usize,
+    /// Moves its bytes through a pipe.
+    pub(super) splices: bool,
+    /// Reads in a row that speak for the other mover.
+    pub(super) streak: u8,
+    wrote: bool,
+    nodelay: bool,
+}
+
+impl Endpoint {
+    pub(super) fn new(socket: Socket, carrier: Key, backend: u16, stage: Stage) -> Endpoint {
+        Endpoint {
+            socket,
+            carrier,
+            stream: 0,
+            backend,
+            stage,
+            armed: Armed::default(),
+            read_ended: false,
+            fin_due: false,
+            shut: false,
+            held: VecDeque::new(),
+            held_bytes: 0,
+            splices: false,
+            streak: 0,
+            wrote: false,
+            nodelay: false,
+        }
+    }
+
+    /// The socket already has TCP_NODELAY (a visitor's inherits it from its listener).
+    pub(super) fn with_nodelay(mut self) -> Endpoint {
+        self.nodelay = true;
+        self
+    }
+
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Whether its dial has taken too long.
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        matches!(self.stage, Stage::Dialing { deadline } if deadline <= now)
+    }
+
+    /// Whether a poll for writing is due.
+    pub(super) fn wants_write(&self) -> bool {
+        self.stage == Stage::Open && !self.held.is_empty() && !self.armed.write
+    }
+
+    /// Nagle's algorithm only matters from the second write on (it holds a small segment back while an earlier one is
+    /// unacknowledged), so a socket that is written once never pays for the option.
+    fn before_write(&mut self) {
+        if self.wrote && !self.nodelay {
+            self.nodelay = true;
+            // A failure shows at the write that follows.
+            let _ = self.socket.set_nodelay();
+        }
+        self.wrote = true;
+    }
+
+    /// Writes what the socket takes now and holds the rest. Returns how much was written.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut written = 0;
+        if self.stage == Stage::Open && self.held.is_empty() {
+            self.before_write();
+            written = or_nothing(self.socket.send(bytes, false))?;
+        }
+        self.hold(&bytes[written..]);
+        Ok(written)
+    }
+
+    fn hold(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.held_bytes += bytes.len();
+        if let Some(Held::Bytes { bytes: last, .. }) = self.held.back_mut()
+            && last.len() + bytes.len() <= SPILL_BYTES
+        {
+            last.extend_from_slice(bytes);
+            return;
+        }
+        self.held.push_back(Held::Bytes { bytes: bytes.to_vec(), at: 0 });
+    }
+
+    /// Writes what the socket takes now of the `left` bytes in the pipe and holds the pipe if some stay.
+    pub(super) fn write_pipe(&mut self, pipe: Pipe, left: usize, pipes: &mut Pipes) -> io::Result<usize> {
+        let mut now = left;
+        if self.stage == Stage::Open && self.held.is_empty() {
+            self.before_write();
+            now = match drain(&pipe, &self.socket, left) {
+                Ok(now) => now,
+                Err(error) => {
+                    pipes.drop_full(pipe);
+                    return Err(error);
+                }
+            };
+        }
+        if now == 0 {
+            pipes.put(pipe);
+        } else {
+            self.held_bytes += now;
+            self.held.push_back(Held::Pipe { pipe, left: now });
+        }
+        Ok(left - now)
+    }
+
+    /// Writes what the socket takes now of what is held. Returns how much.
+    pub(super) fn flush(&mut self, pipes: &mut Pipes) -> io::Result<usize> {
+        let mut written = 0;
+        while let Some(front) = self.held.front_mut() {
+            let (n, left) = match front {
+                Held::Bytes { bytes, at } => {
+                    let n = or_nothing(self.socket.send(&bytes[*at..], false))?;
+                    *at += n;
+                    (n, bytes.len() - *at)
+                }
+                Held::Pipe { pipe, left } => {
+                    let before = *left;
+                    *left = drain(pipe, &self.socket, before)?;
+                    (before - *left, *left)
+                }
+            };
+            written += n;
+            self.held_bytes -= n;
+            if left > 0 {
+                break;
+            }
+            if let Some(Held::Pipe { pipe, .. }) = self.held.pop_front() {
+                pipes.put(pipe);
+            }
+        }
+        self.wrote = true;
+        Ok(written)
+    }
+
+    /// Drops what is held; returns how much it was.
+    pub(super) fn forget(&mut self, pipes: &mut Pipes) -> usize {
+        for held in self.held.drain(..) {
+            if let Held::Pipe { pipe, .. } = held {
+                pipes.drop_full(pipe);
+            }
+        }
+        std::mem::take(&mut self.held_bytes)
+    }
+
+    /// Passes the clean end on when its time has come. Returns whether both ways are over.
+    pub(super) fn settle(&mut self) -> bool {
+        if self.stage != Stage::Open || !self.fin_due || !self.held.is_empty() {
+            return false;
+        }
+        if !self.read_ended && !self.shut {
+            self.shut = true;
+            self.socket.shutdown(Shutdown::Write);
+        }
+        // Both over: closing says the end as well as shutdown(2) would, for a system call less.
+        self.read_ended
+    }
+}
+
+/// Moves `left` bytes out of the pipe as far as the socket takes them; returns how many stay.
+pub(super) fn drain(pipe: &Pipe, socket: &Socket, mut left: usize) -> io::Result<usize> {
+    while left > 0 {
+        match pipe.drain(socket, left, false) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(n) => left -= n,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(left)
+}
+
+/// A call that would have blocked moved nothing.
+pub(super) fn or_nothing(result: io::Result<usize>) -> io::Result<usize> {
+    match result {
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
+        other => other,
+    }
+}
+
+/// What a failed dial means to the other side.
+pub(super) fn dial_reason(errno: Errno) -> crate::frame::Reason {
+    use crate::frame::Reason;
+    use ringspan_engine::outcome::Code;
+    match Code::of_connect(errno) {
+        Code::L4Refused | Code::L4Reset => Reason::DialRefused,
+        Code::L4Timeout => Reason::DialTimeout,
+        Code::L4Unreachable => Reason::DialUnreachable,
+        _ => Reason::DialLocal,
+    }
+}

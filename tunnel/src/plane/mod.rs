@@ -1,0 +1,510 @@
+//! The data path of one worker: its carriers, its streams' sockets, and the turn that moves bytes between them.
+//! Promise: nothing blocks; a slow socket stops its own stream and nothing else; everything opened is closed.
+//!
+//! ```text
+//! completions only set "ready" ──▶ turn: read carriers (rx) ──▶ sockets
+//!                                        sockets ──▶ write carriers (tx), many frames in one send
+//! ```
+//! It knows nothing of agents, listeners or routes: its role ([`bridge`](crate::bridge) or [`agent`](crate::agent))
+//! gives it carriers and visitors and takes its [`Event`]s.
+
+mod carrier;
+mod endpoint;
+mod pipes;
+mod rx;
+mod tx;
+
+pub(crate) use carrier::Carrier;
+use carrier::{Lost, Phase};
+use endpoint::{Armed, Endpoint, Stage, dial_reason};
+use pipes::Pipes;
+
+use crate::frame::{Kind, Reason};
+use crate::mux::{Limits, Mux, Side};
+use crate::slots::{Key, Slots};
+use crate::stats::WorkerStats;
+use crate::tls::{Binding, Tls};
+use ringspan_engine::io::{Event as IoEvent, Family, Interest, Op};
+use ringspan_engine::kernel::Socket;
+use ringspan_engine::resident::Cx;
+use ringspan_engine::time::Instant;
+use ringspan_engine::token::Token;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+const OP_CARRIER_READ: u8 = 0;
+const OP_CARRIER_WRITE: u8 = 1;
+const OP_READ: u8 = 2;
+const OP_WRITE: u8 = 3;
+const OP_DIAL: u8 = 4;
+/// Operations below this are the plane's, from it on the role's.
+pub(crate) const OP_ROLE: u8 = 5;
+
+/// A peer that says nothing for this long is asked for a sign of life.
+const PING_AFTER: Duration = Duration::from_secs(3);
+/// A peer that has said nothing for this long is dead: with a look each second, it is found within 10 s.
+const SILENT_MAX: Duration = Duration::from_secs(9);
+/// Unacknowledged bytes kill the connection as fast as silence does.
+const USER_TIMEOUT: Duration = SILENT_MAX;
+/// A handshake, TLS and HELLO together, takes at most this long.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Unsent bytes a carrier's socket may hold: later ones wait in the mux, where small streams overtake large ones.
+const NOTSENT_BYTES: u32 = 512 << 10;
+/// How often silence, handshakes and dials are looked at.
+pub(crate) const TICK: Duration = Duration::from_secs(1);
+/// Bytes one worker holds for slow receivers before it resets the stream that asks for more.
+const HELD_BYTES_MAX: usize = 512 << 20;
+/// One read of a carrier and one batch of small frames are at most this long; four TLS records.
+const SCRATCH_BYTES: usize = 64 << 10;
+
+/// What the role must know.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A whole control payload came.
+    Control { carrier: Key, kind: Kind, aux: u16, payload: Vec<u8> },
+    /// The carrier is gone, and its streams with it.
+    Lost { carrier: Key, reason: Reason, detail: String },
+    /// The peer ended a stream to this backend for that reason.
+    StreamReset { carrier: Key, backend: u16, reason: Reason },
+    /// We could not reach this backend.
+    DialFailed { backend: u16, reason: Reason },
+    /// A carrier that was asked to move has left this worker.
+    Moved { carrier: Key, body: Box<Carrier>, to: usize },
+}
+
+/// See the module.
+pub(crate) struct Plane {
+    side: Side,
+    carriers: Slots<Carrier>,
+    endpoints: Slots<Endpoint>,
+    pipes: Pipes,
+    scratch: Box<[u8]>,
+    /// Carriers with something to read or write.
+    work: Vec<Key>,
+    events: Vec<Event>,
+    stats: Arc<WorkerStats>,
+    held_bytes: usize,
+    tick_at: Instant,
+    /// The agent's backends, by number. Empty on the bridge.
+    backends: Vec<SocketAddr>,
+    dial_max: Duration,
+    moving: Vec<(Key, usize)>,
+}
+
+impl Plane {
+    pub(crate) fn new(side: Side, stats: Arc<WorkerStats>, backends: Vec<SocketAddr>, dial_max: Duration) -> Plane {
+        Plane {
+            side,
+            carriers: Slots::default(),
+            endpoints: Slots::default(),
+            pipes: Pipes::default(),
+            scratch: vec![0; SCRATCH_BYTES].into(),
+            work: Vec::new(),
+            events: Vec::new(),
+            stats,
+            held_bytes: 0,
+            tick_at: Instant::ZERO,
+            backends,
+            dial_max,
+            moving: Vec::new(),
+        }
+    }
+
+    /// Takes the events that happened.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Whether everything is closed and every operation has come home.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.carriers.is_empty() && self.endpoints.is_empty()
+    }
+
+    /// Takes a connected socket to a peer; it may only say HELLO until [`raise`](Plane::raise).
+    pub(crate) fn add_carrier(&mut self, cx: &mut Cx<'_>, socket: Socket, tls: Tls) -> Key {
+        // Failures of these show at the first read or write.
+        let _ = socket.set_nodelay();
+        let _ = socket.set_notsent_lowat(NOTSENT_BYTES);
+        let _ = socket.set_user_timeout(USER_TIMEOUT);
+        let carrier = Carrier::new(socket, tls, self.side, cx.now);
+        let key = self.carriers.insert(carrier);
+        self.queue(key);
+        key
+    }
+
+    /// Takes a carrier that [`move_to`](Plane::move_to) brought here.
+    pub(crate) fn adopt_carrier(&mut self, carrier: Box<Carrier>) -> Key {
+        let mut carrier = *carrier;
+        carrier.phase = Phase::Hello;
+        carrier.readable = true;
+        carrier.queued = false;
+        let key = self.carriers.insert(carrier);
+        self.queue(key);
+        key
+    }
+
+    /// The handshake is over: streams may flow.
+    pub(crate) fn raise(&mut self, key: Key, limits: Limits) {
+        if let Some(c) = self.carriers.get_mut(key) {
+            c.phase = Phase::Up;
+            c.mux.set_limits(limits);
+        }
+    }
+
+    /// The carrier's channel binding; `None` while TLS shakes hands.
+    pub(crate) fn binding(&self, key: Key) -> Option<Binding> {
+        self.carriers.get(key)?.tls.as_ref()?.binding()
+    }
+
+    /// Who is at the other end.
+    pub(crate) fn peer(&self, key: Key) -> Option<SocketAddr> {
+        self.carriers.get(key)?.socket.peer_addr().ok()
+    }
+
+    /// Whether the carrier may take visitors.
+    pub(crate) fn is_up(&self, key: Key) -> bool {
+        self.carriers.get(key).is_some_and(|c| c.phase == Phase::Up)
+    }
+
+    /// Streams on the carrier.
+    pub(crate) fn streams(&self, key: Key) -> usize {
+        self.carriers.get(key).map_or(0, |c| c.mux.streams())
+    }
+
+    /// Sends a control payload.
+    pub(crate) fn send(&mut self, key: Key, kind: Kind, aux: u16, payload: Vec<u8>) {
+        if let Some(c) = self.carriers.get_mut(key) {
+            c.mux.blob(kind, aux, payload);
+            self.queue(key);
+        }
+    }
+
+    /// Hands the carrier out as [`Event::Moved`] once its polls have come home. Only before streams flow.
+    pub(crate) fn move_to(&mut self, cx: &mut Cx<'_>, key: Key, to: usize) {
+        let Some(c) = self.carriers.get_mut(key) else { return };
+        c.phase = Phase::Moving;
+        self.moving.push((key, to));
+        self.close_carrier(cx, key);
+    }
+
+    /// Says goodbye with a reason and a sentence, as far as the socket takes it now, and closes.
+    pub(crate) fn dismiss(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason, sentence: &str) {
+        self.send(key, Kind::Goaway, reason as u16, sentence.as_bytes().to_vec());
+        self.tx(cx, key);
+        self.lose(cx, key, Lost { reason, detail: sentence.into() });
+    }
+
+    /// Gives a visitor a stream to the backend.
+    ///
+    /// # Errors
+    /// The visitor back, if the carrier is full or gone.
+    pub(crate) fn add_visitor(
+        &mut self,
+        cx: &mut Cx<'_>,
+        socket: Socket,
+        key: Key,
+        backend: u16,
+    ) -> Result<(), Socket> {
+        let Some(c) = self.carriers.get_mut(key).filter(|c| c.phase == Phase::Up) else { return Err(socket) };
+        let endpoint = self.endpoints.insert(Endpoint::new(socket, key, backend, Stage::Open).with_nodelay());
+        let Some(id) = c.mux.open(endpoint, backend) else {
+            let endpoint = self.endpoints.remove(endpoint).expect("inserted two lines above");
+            return Err(endpoint.socket);
+        };
+        // A visitor usually speaks at once: its first bytes are looked for in this very turn, and ride with the OPEN.
+        c.mux.source_ready(id);
+        self.endpoints.get_mut(endpoint).expect("just inserted").stream = id;
+        self.stats.streams_total.add(1);
+        self.stats.streams_open.add(1);
+        self.queue(key);
+        let _ = cx;
+        Ok(())
+    }
+
+    fn queue(&mut self, key: Key) {
+        if let Some(c) = self.carriers.get_mut(key)
+            && !c.queued
+        {
+            c.queued = true;
+            self.work.push(key);
+        }
+    }
+
+    /// One of the plane's operations has an event. No bytes move here: all of a turn's are moved together.
+    pub(crate) fn on_completion(&mut self, cx: &mut Cx<'_>, token: Token, event: IoEvent) {
+        let key = Key { index: token.index(), generation: token.generation() };
+        match token.op() {
+            OP_CARRIER_READ | OP_CARRIER_WRITE => {
+                let Some(c) = self.carriers.get_mut(key) else { return };
+                if token.op() == OP_CARRIER_READ {
+                    (c.read_armed, c.readable) = (false, true);
+                } else {
+                    c.write_armed = false;
+                }
+                match c.phase {
+                    Phase::Hello | Phase::Up => self.queue(key),
+                    Phase::Closing | Phase::Moving => self.reap_carrier(key),
+                }
+            }
+            op => {
+                let Some(e) = self.endpoints.get_mut(key) else { return };
+                match op {
+                    OP_READ => e.armed.read = false,
+                    OP_WRITE => e.armed.write = false,
+                    _ => e.armed.dial = false,
+                }
+                if e.stage == Stage::Closing {
+                    self.reap_endpoint(key);
+                    return;
+                }
+                match (op, event) {
+                    (OP_READ, _) => self.source_ready(key),
+                    (OP_WRITE, _) => self.flush(cx, key),
+                    (_, IoEvent::Connected(Ok(()))) => self.on_connected(cx, key),
+                    (_, IoEvent::Connected(Err(errno))) => self.dial_failed(cx, key, dial_reason(errno)),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Reads and writes what is ready, about a megabyte per carrier. Returns whether work is left.
+    pub(crate) fn turn(&mut self, cx: &mut Cx<'_>) -> bool {
+        if cx.now >= self.tick_at {
+            self.tick_at = cx.now + TICK;
+            self.on_tick(cx);
+        }
+        let work = std::mem::take(&mut self.work);
+        // Marked as queued while all are read: what that gives them to write is written in the second pass.
+        for &key in &work {
+            self.rx(cx, key);
+        }
+        for &key in &work {
+            if let Some(c) = self.carriers.get_mut(key) {
+                c.queued = false;
+            }
+            self.tx(cx, key);
+            if self.carriers.get(key).is_some_and(|c| c.is_live() && (c.readable || c.wants_tx())) {
+                self.queue(key);
+            }
+        }
+        self.stats.pipes.set(self.pipes.made() as u64);
+        self.stats.bytes_held.set(self.held_bytes as u64);
+        !self.work.is_empty()
+    }
+
+    /// When the plane wants a turn at the latest.
+    pub(crate) fn tick_at(&self) -> Instant {
+        self.tick_at
+    }
+
+    fn on_tick(&mut self, cx: &mut Cx<'_>) {
+        for key in self.carriers.keys() {
+            let Some(c) = self.carriers.get_mut(key) else { continue };
+            match c.phase {
+                Phase::Hello if cx.now.since(c.since) >= HANDSHAKE_MAX => {
+                    let detail = format!("not done after {} s", HANDSHAKE_MAX.as_secs());
+                    self.lose(cx, key, Lost { reason: Reason::HandshakeSlow, detail });
+                }
+                Phase::Up if cx.now.since(c.heard) >= SILENT_MAX => {
+                    let detail = format!("not heard for {} s", SILENT_MAX.as_secs());
+                    self.lose(cx, key, Lost { reason: Reason::Silent, detail });
+                }
+                Phase::Up if cx.now.since(c.heard.max(c.pinged)) >= PING_AFTER => {
+                    c.pinged = cx.now;
+                    c.cookie = c.cookie.wrapping_add(1);
+                    c.mux.ping(c.cookie);
+                    self.queue(key);
+                }
+                _ => {}
+            }
+        }
+        if self.side == Side::Accepter {
+            let late: Vec<Key> = self.endpoints.iter().filter(|(_, e)| e.is_late(cx.now)).map(|(key, _)| key).collect();
+            for key in late {
+                self.dial_failed(cx, key, Reason::DialTimeout);
+            }
+        }
+    }
+
+    fn dial(&mut self, cx: &mut Cx<'_>, carrier: Key, id: u32, backend: u16) {
+        let started = match self.backends.get(usize::from(backend)) {
+            None => Err(Reason::UnknownBackend),
+            Some(to) => Socket::tcp(Family::of(to)).map(|socket| (socket, *to)).map_err(|_| Reason::DialLocal),
+        };
+        let (socket, to) = match started {
+            Ok(started) => started,
+            Err(reason) => {
+                if let Some(c) = self.carriers.get_mut(carrier) {
+                    c.mux.reset(id, reason);
+                }
+                self.stats.dials_failed.add(1);
+                self.stats.count(reason);
+                self.events.push(Event::DialFailed { backend, reason });
+                return;
+            }
+        };
+        let fd = socket.fd();
+        let mut endpoint = Endpoint::new(socket, carrier, backend, Stage::Dialing { deadline: cx.now + self.dial_max });
+        endpoint.stream = id;
+        endpoint.armed = Armed { dial: true, ..Armed::default() };
+        let key = self.endpoints.insert(endpoint);
+        if let Some(c) = self.carriers.get_mut(carrier) {
+            c.mux.adopt(id, key);
+        }
+        self.stats.streams_total.add(1);
+        self.stats.streams_open.add(1);
+        cx.io.submit(cx.token(OP_DIAL, key.generation, key.index), Op::Connect { fd, to });
+    }
+
+    fn on_connected(&mut self, cx: &mut Cx<'_>, key: Key) {
+        if let Some(e) = self.endpoints.get_mut(key) {
+            e.stage = Stage::Open;
+        }
+        self.flush(cx, key);
+        // The backend has not been asked yet: it will speak when it is ready, or at once if it speaks first.
+        self.arm_read(cx, key);
+    }
+
+    fn dial_failed(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason) {
+        let Some(e) = self.endpoints.get(key) else { return };
+        let backend = e.backend;
+        self.stats.dials_failed.add(1);
+        self.events.push(Event::DialFailed { backend, reason });
+        self.fail(cx, key, reason);
+    }
+
+    fn source_ready(&mut self, key: Key) {
+        let Some(e) = self.endpoints.get(key) else { return };
+        let (carrier, stream) = (e.carrier, e.stream);
+        if let Some(c) = self.carriers.get_mut(carrier) {
+            c.mux.source_ready(stream);
+            self.queue(carrier);
+        }
+    }
+
+    fn flush(&mut self, cx: &mut Cx<'_>, key: Key) {
+        let Some(e) = self.endpoints.get_mut(key) else { return };
+        match e.flush(&mut self.pipes) {
+            Ok(n) => {
+                self.held_bytes -= n;
+                let (carrier, stream) = (e.carrier, e.stream);
+                self.stats.bytes_from_link.add(n as u64);
+                if let Some(c) = self.carriers.get_mut(carrier) {
+                    c.mux.delivered(stream, n as u32);
+                    self.queue(carrier);
+                }
+                self.settle(cx, key);
+            }
+            Err(_) => self.fail(cx, key, Reason::SocketReset),
+        }
+    }
+
+    /// After something was written or ended: waits for room, passes the end on, or closes.
+    fn settle(&mut self, cx: &mut Cx<'_>, key: Key) {
+        let Some(e) = self.endpoints.get_mut(key) else { return };
+        if e.wants_write() {
+            e.armed.write = true;
+            let fd = e.socket.fd();
+            cx.io.submit(cx.token(OP_WRITE, key.generation, key.index), Op::Poll { fd, interest: Interest::Write });
+        }
+        if e.settle() {
+            self.close_endpoint(cx, key);
+        }
+    }
+
+    fn arm_read(&mut self, cx: &mut Cx<'_>, key: Key) {
+        let Some(e) = self.endpoints.get_mut(key) else { return };
+        if e.stage == Stage::Open && !e.armed.read && !e.read_ended {
+            e.armed.read = true;
+            let fd = e.socket.fd();
+            cx.io.submit(cx.token(OP_READ, key.generation, key.index), Op::Poll { fd, interest: Interest::Read });
+        }
+    }
+
+    /// Our socket failed: tells the peer, and resets.
+    fn fail(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason) {
+        let Some(e) = self.endpoints.get(key) else { return };
+        let (carrier, stream) = (e.carrier, e.stream);
+        if let Some(c) = self.carriers.get_mut(carrier) {
+            c.mux.reset(stream, reason);
+            self.queue(carrier);
+        }
+        self.stats.count(reason);
+        self.abort(cx, key);
+    }
+
+    /// Resets the socket: what is unsent is dropped, and its peer knows.
+    fn abort(&mut self, cx: &mut Cx<'_>, key: Key) {
+        if let Some(e) = self.endpoints.get(key) {
+            let _ = e.socket.reset_on_close();
+        }
+        self.close_endpoint(cx, key);
+    }
+
+    fn close_endpoint(&mut self, cx: &mut Cx<'_>, key: Key) {
+        let Some(e) = self.endpoints.get_mut(key).filter(|e| e.stage != Stage::Closing) else { return };
+        self.held_bytes -= e.forget(&mut self.pipes);
+        e.stage = Stage::Closing;
+        self.stats.streams_open.sub(1);
+        for (armed, op) in [(e.armed.read, OP_READ), (e.armed.write, OP_WRITE), (e.armed.dial, OP_DIAL)] {
+            if armed {
+                cx.io.cancel(cx.token(op, key.generation, key.index));
+            }
+        }
+        self.reap_endpoint(key);
+    }
+
+    fn reap_endpoint(&mut self, key: Key) {
+        if self.endpoints.get(key).is_some_and(|e| !e.armed.any()) {
+            self.endpoints.remove(key);
+        }
+    }
+
+    /// The carrier is over: its streams are reset, the role is told.
+    fn lose(&mut self, cx: &mut Cx<'_>, key: Key, lost: Lost) {
+        let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live()) else { return };
+        c.phase = Phase::Closing;
+        let mux = std::mem::replace(&mut c.mux, Mux::new(self.side, Limits::default()));
+        if let Some((pipe, _)) = c.out_pipe.take() {
+            self.pipes.drop_full(pipe);
+        }
+        for endpoint in mux.owners() {
+            self.stats.count(lost.reason);
+            self.abort(cx, endpoint);
+        }
+        self.events.push(Event::Lost { carrier: key, reason: lost.reason, detail: lost.detail });
+        self.close_carrier(cx, key);
+    }
+
+    fn close_carrier(&mut self, cx: &mut Cx<'_>, key: Key) {
+        let Some(c) = self.carriers.get(key) else { return };
+        for (armed, op) in [(c.read_armed, OP_CARRIER_READ), (c.write_armed, OP_CARRIER_WRITE)] {
+            if armed {
+                cx.io.cancel(cx.token(op, key.generation, key.index));
+            }
+        }
+        self.reap_carrier(key);
+    }
+
+    fn reap_carrier(&mut self, key: Key) {
+        let Some(c) = self.carriers.get(key).filter(|c| !c.read_armed && !c.write_armed) else { return };
+        let moving = c.phase == Phase::Moving;
+        let Some(body) = self.carriers.remove(key) else { return };
+        if moving && let Some(at) = self.moving.iter().position(|(k, _)| *k == key) {
+            let (_, to) = self.moving.swap_remove(at);
+            self.events.push(Event::Moved { carrier: key, body: Box::new(body), to });
+        }
+    }
+
+    /// Ends everything: each peer is told, each socket reset.
+    pub(crate) fn stop(&mut self, cx: &mut Cx<'_>) {
+        for key in self.carriers.keys() {
+            self.dismiss(cx, key, Reason::Stopping, Reason::Stopping.sentence());
+        }
+        for key in self.endpoints.keys() {
+            self.abort(cx, key);
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! From a carrier to the sockets of its streams.
+//!
+//! ```text
+//! small frames   recv up to 64 KiB, parse many, write each payload straight from the buffer
+//! large frames   read the 16 bytes alone, splice the payload link → pipe → socket
+//! slow receiver  its bytes stay in their pipe, or in memory when no pipe is left: the carrier is read on
+//! dead stream    its bytes are discarded in the kernel
+//! ```
+//! The switch costs nothing: whoever stands inside a large payload splices the rest of it, and after one such frame the
+//! next header is read alone. A carrier with TLS always copies.
+
+use super::carrier::{Carrier, Lost, Phase, Reading};
+use super::{Event, HELD_BYTES_MAX, OP_CARRIER_READ, Plane};
+use crate::frame::{HEADER_BYTES, Header, Kind, Reason, Violation};
+use crate::mux::Input;
+use crate::slots::Key;
+use ringspan_engine::io::{Interest, Op};
+use ringspan_engine::resident::Cx;
+use std::io::{self, ErrorKind};
+
+/// A payload, or the rest of one, is spliced from this size on. Below it two splice(2) cost more than one recv and one
+/// send of the same bytes (HAProxy splices from 4 KiB, levee from 16, Go's break-even is 32 to 64).
+const SPLICE_BYTES_MIN: usize = 16 << 10;
+
+/// Bytes read from one carrier before others have their turn: under a millisecond of work.
+const TURN_READ_BYTES: usize = 1 << 20;
+
+/// How the next bytes are to be read.
+enum Read {
+    Head,
+    Splice(usize),
+    Discard(usize),
+    Buffer,
+}
+
+impl Plane {
+    /// Reads until the carrier has nothing more, or its turn is over.
+    pub(super) fn rx(&mut self, cx: &mut Cx<'_>, key: Key) {
+        let Some(c) = self.carriers.get(key).filter(|c| c.is_live() && c.readable && !c.read_armed) else { return };
+        let plain = c.plain;
+        let result = if plain { self.rx_plain(cx, key) } else { self.rx_tls(cx, key) };
+        if let Err(lost) = result {
+            self.lose(cx, key, lost);
+        }
+    }
+
+    fn rx_plain(&mut self, cx: &mut Cx<'_>, key: Key) -> Result<(), Lost> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let result = self.rx_plain_into(cx, key, &mut scratch);
+        self.scratch = scratch;
+        result
+    }
+
+    fn rx_plain_into(&mut self, cx: &mut Cx<'_>, key: Key, scratch: &mut [u8]) -> Result<(), Lost> {
+        let mut budget = TURN_READ_BYTES;
+        while budget > 0 {
+            // A control payload may have ended the carrier; it is taken up by the role after this turn.
+            let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live()) else { return Ok(()) };
+            self.stats.link_reads.add(1);
+            let (n, ask) = match c.next_read() {
+                Read::Splice(left) => match self.rx_splice(cx, key, left)? {
+                    Some(n) => {
+                        budget = budget.saturating_sub(n);
+                        continue;
+                    }
+                    None => {
+                        let c = self.carriers.get_mut(key).expect("it was there a moment ago");
+                        let ask = left.min(scratch.len());
+                        (received(c.socket.recv(&mut scratch[..ask]))?, ask)
+                    }
+                },
+                Read::Discard(left) => {
+                    let n = received(c.socket.discard(left))?;
+                    if let (Reading::Discard { left }, Some(n)) = (&mut c.reading, n) {
+                        *left -= n;
+                        if *left == 0 {
+                            c.reading = Reading::Head;
+                        }
+                        budget = budget.saturating_sub(n);
+                        continue;
+                    }
+                    (None, left)
+                }
+                Read::Head => {
+                    let ask = HEADER_BYTES - c.head_len;
+                    (received(c.socket.recv(&mut scratch[..ask]))?, ask)
+                }
+                Read::Buffer => (received(c.socket.recv(scratch))?, scratch.len()),
+            };
+            let Some(n) = n else {
+                self.wait_readable(cx, key);
+                return Ok(());
+            };
+            let c = self.carriers.get_mut(key).expect("it was there a moment ago");
+            c.heard = cx.now;
+            self.parse(cx, key, &scratch[..n])?;
+            budget = budget.saturating_sub(n);
+            // A short read has emptied the socket: the next one would only say so.
+            if n < ask {
+                self.wait_readable(cx, key);
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Splices the rest of a payload. `None`: no pipe is left, copy. `Some(0)` means the socket is empty.
+    fn rx_splice(&mut self, cx: &mut Cx<'_>, key: Key, left: usize) -> Result<Option<usize>, Lost> {
+        let Some(pipe) = self.pipes.take() else { return Ok(None) };
+        let c = self.carriers.get_mut(key).expect("the caller has just looked");
+        let n = match received(pipe.fill(&c.socket, left)) {
+            Ok(Some(n)) => n,
+            Ok(None) => {
+                self.pipes.put(pipe);
+                self.wait_readable(cx, key);
+                // Ends the caller's turn: nothing is readable now.
+                return Ok(Some(TURN_READ_BYTES));
+            }
+            Err(lost) => {
+                self.pipes.put(pipe);
+                return Err(lost);
+            }
+        };
+        c.heard = cx.now;
+        let Reading::Data { id, owner, left, fin } = &mut c.reading else { unreachable!("only DATA is spliced") };
+        *left -= n;
+        let (id, owner, over, fin) = (*id, *owner, *left == 0, *fin);
+        if over {
+            c.reading = Reading::Head;
+        }
+        self.stats.bytes_spliced.add(n as u64);
+        if let Some(e) = self.endpoints.get_mut(owner) {
+            let held = e.held_bytes();
+            let result = e.write_pipe(pipe, n, &mut self.pipes);
+            self.held_bytes = self.held_bytes + e.held_bytes() - held;
+            self.after_delivery(cx, key, id, owner, result);
+        } else {
+            self.pipes.drop_full(pipe);
+            self.forgotten(key, id, n);
+        }
+        if over && fin {
+            self.on_fin(cx, owner);
+        }
+        Ok(Some(n))
+    }
+
+    fn rx_tls(&mut self, cx: &mut Cx<'_>, key: Key) -> Result<(), Lost> {
+        let Some(mut tls) = self.carriers.get_mut(key).and_then(|c| c.tls.take()) else { return Ok(()) };
+        let mut budget = TURN_READ_BYTES;
+        let result = loop {
+            let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && budget > 0) else { break Ok(()) };
+            self.stats.link_reads.add(1);
+            let space = tls.receive_space();
+            let ask = space.len();
+            if ask == 0 {
+                break Err(Lost::end());
+            }
+            let n = match received(c.socket.recv(space)) {
+                Ok(Some(n)) => n,
+                Ok(None) => {
+                    self.wait_readable(cx, key);
+                    break Ok(());
+                }
+                Err(lost) => break Err(lost),
+            };
+            c.heard = cx.now;
+            let outcome = tls.on_received(n).map_err(Lost::from);
+            let parsed = self.parse(cx, key, tls.plaintext());
+            tls.consume(tls.plaintext().len());
+            if let Err(lost) = outcome.and(parsed) {
+                break Err(lost);
+            }
+            budget = budget.saturating_sub(n);
+            if n < ask {
+                self.wait_readable(cx, key);
+                break Ok(());
+            }
+        };
+        if let Some(c) = self.carriers.get_mut(key) {
+            if result.is_err() && !tls.outgoing().is_empty() {
+                // The alert that says why, as far as it goes.
+                let _ = c.socket.send(tls.outgoing(), false);
+            }
+            c.tls = Some(tls);
+        }
+        result
+    }
+
+    fn wait_readable(&mut self, cx: &mut Cx<'_>, key: Key) {
+        let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.read_armed) else { return };
+        (c.readable, c.read_armed) = (false, true);
+        let (fd, interest) = (c.socket.fd(), Interest::Read);
+        cx.io.submit(cx.token(OP_CARRIER_READ, key.generation, key.index), Op::Poll { fd, interest });
+    }
+
+    /// Takes bytes of the carrier in any pieces.
+    fn parse(&mut self, cx: &mut Cx<'_>, key: Key, mut bytes: &[u8]) -> Result<(), Lost> {
+        while !bytes.is_empty() {
+            let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live()) else { return Ok(()) };
+            match &mut c.reading {
+                Reading::Head => {
+                    let n = bytes.len().min(HEADER_BYTES - c.head_len);
+                    c.head[c.head_len..c.head_len + n].copy_from_slice(&bytes[..n]);
+                    c.head_len += n;
+                    bytes = &bytes[n..];
+                    if c.head_len == HEADER_BYTES {
+                        c.head_len = 0;
+                        let header = Header::decode(&c.head)?;
+                        self.on_header(cx, key, &header)?;
+                    }
+                }
+                Reading::Discard { left } => {
+                    let n = bytes.len().min(*left);
+                    *left -= n;
+                    bytes = &bytes[n..];
+                    if *left == 0 {
+                        c.reading = Reading::Head;
+                    }
+                }
+                Reading::Data { id, owner, left, fin } => {
+                    let n = bytes.len().min(*left);
+                    *left -= n;
+                    let (id, owner, over, fin) = (*id, *owner, *left == 0, *fin);
+                    if over {
+                        c.reading = Reading::Head;
+                    }
+                    self.deliver(cx, key, id, owner, &bytes[..n]);
+                    if over && fin {
+                        self.on_fin(cx, owner);
+                    }
+                    bytes = &bytes[n..];
+                }
+                Reading::Control { kind, aux, left } => {
+                    let n = bytes.len().min(*left);
+                    *left -= n;
+                    c.body.extend_from_slice(&bytes[..n]);
+                    bytes = &bytes[n..];
+                    if *left == 0 {
+                        let (kind, aux) = (*kind, *aux);
+                        c.reading = Reading::Head;
+                        let payload = std::mem::take(&mut c.body);
+                        self.events.push(Event::Control { carrier: key, kind, aux, payload });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_header(&mut self, cx: &mut Cx<'_>, key: Key, header: &Header) -> Result<(), Lost> {
+        let Some(c) = self.carriers.get_mut(key) else { return Ok(()) };
+        if c.phase == Phase::Hello && !matches!(header.kind, Kind::Hello | Kind::Goaway) {
+            return Err(Violation::Unexpected(header.kind).into());
+        }
+        match c.mux.on_header(header)? {
+            Input::Nothing | Input::Pong { .. } => {}
+            Input::Discard { len } => c.reading = Reading::Discard { left: len as usize },
+            Input::Data { id, owner, len, fin } => {
+                self.stats.frames_received.add(1);
+                c.bulk = len as usize >= SPLICE_BYTES_MIN;
+                if len > 0 {
+                    c.reading = Reading::Data { id, owner, left: len as usize, fin };
+                } else if fin {
+                    self.on_fin(cx, owner);
+                }
+            }
+            Input::Open { id, aux, len } => {
+                if len > 0 {
+                    c.reading = Reading::Discard { left: len as usize };
+                }
+                self.dial(cx, key, id, aux);
+            }
+            Input::Reset { owner, reason } => {
+                if let Some(e) = self.endpoints.get(owner) {
+                    let backend = e.backend;
+                    self.stats.count(reason);
+                    self.events.push(Event::StreamReset { carrier: key, backend, reason });
+                    self.abort(cx, owner);
+                }
+            }
+            Input::Control { kind, aux, len: 0 } => {
+                self.events.push(Event::Control { carrier: key, kind, aux, payload: Vec::new() });
+            }
+            Input::Control { kind, aux, len } => c.reading = Reading::Control { kind, aux, left: len as usize },
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, cx: &mut Cx<'_>, key: Key, id: u32, owner: Key, bytes: &[u8]) {
+        let Some(e) = self.endpoints.get_mut(owner) else {
+            self.forgotten(key, id, bytes.len());
+            return;
+        };
+        let held = e.held_bytes();
+        let result = e.write(bytes);
+        let spilled = e.held_bytes() - held;
+        self.held_bytes += spilled;
+        self.stats.bytes_spilled.add(spilled as u64);
+        self.after_delivery(cx, key, id, owner, result);
+    }
+
+    fn after_delivery(&mut self, cx: &mut Cx<'_>, key: Key, id: u32, owner: Key, result: io::Result<usize>) {
+        match result {
+            Ok(_) if self.held_bytes > HELD_BYTES_MAX => self.fail(cx, owner, Reason::MemoryMax),
+            Ok(n) => {
+                self.stats.bytes_from_link.add(n as u64);
+                if let Some(c) = self.carriers.get_mut(key) {
+                    c.mux.delivered(id, n as u32);
+                }
+                self.settle(cx, owner);
+            }
+            Err(_) => self.fail(cx, owner, Reason::SocketReset),
+        }
+    }
+
+    /// Bytes of a stream whose socket went away inside the frame.
+    fn forgotten(&mut self, key: Key, id: u32, n: usize) {
+        if let Some(c) = self.carriers.get_mut(key) {
+            c.mux.delivered(id, n as u32);
+        }
+    }
+
+    fn on_fin(&mut self, cx: &mut Cx<'_>, owner: Key) {
+        if let Some(e) = self.endpoints.get_mut(owner) {
+            e.fin_due = true;
+            self.settle(cx, owner);
+        }
+    }
+}
+
+impl Carrier {
+    fn next_read(&self) -> Read {
+        match self.reading {
+            Reading::Head if self.bulk => Read::Head,
+            Reading::Data { left, .. } if left >= SPLICE_BYTES_MIN => Read::Splice(left),
+            Reading::Discard { left } if left >= SPLICE_BYTES_MIN => Read::Discard(left),
+            _ => Read::Buffer,
+        }
+    }
+}
+
+/// `None`: nothing there now. The end of a carrier's stream is always a loss.
+fn received(result: io::Result<usize>) -> Result<Option<usize>, Lost> {
+    match result {
+        Ok(0) => Err(Lost::end()),
+        Ok(n) => Ok(Some(n)),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

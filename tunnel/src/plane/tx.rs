@@ -1,0 +1,310 @@
+//! From the sockets of its streams to a carrier.
+//!
+//! ```text
+//! small   recv behind the place of its header; many frames, and the control lane, in one send
+//! large   fill an empty pipe: now the length is known; send the header with MSG_MORE; splice the pipe
+//! ```
+//! Payload first, then its header: a frame on the wire never waits for a source. A stream is promoted after two full
+//! reads and demoted after two small ones.
+
+use super::carrier::{Carrier, Lost};
+use super::endpoint::{Stage, drain, or_nothing};
+use super::{OP_CARRIER_WRITE, Plane};
+use crate::frame::{HEADER_BYTES, Header, Reason};
+use crate::mux::Output;
+use crate::slots::Key;
+use crate::stats::WorkerStats;
+use ringspan_engine::io::{Interest, Op};
+use ringspan_engine::resident::Cx;
+use std::io::ErrorKind;
+
+/// One copying read: what a TLS record holds, and where splice begins to win.
+const COPY_BYTES: usize = 16 << 10;
+/// A batch with less room than this is sent first.
+const ROOM_BYTES_MIN: usize = 2 << 10;
+/// A splice that moved less than this speaks for copying.
+const SMALL_BYTES: usize = 8 << 10;
+/// Reads in a row that change the mover.
+const STREAK: u8 = 2;
+/// Bytes written to one carrier before others have their turn.
+const TURN_WRITE_BYTES: usize = 1 << 20;
+
+/// Whether the carrier's socket took everything.
+enum Sent {
+    All,
+    Blocked,
+}
+
+impl Plane {
+    /// Writes until nothing is left to say, the socket is full, or the turn is over.
+    pub(super) fn tx(&mut self, cx: &mut Cx<'_>, key: Key) {
+        if !self.carriers.get(key).is_some_and(Carrier::wants_tx) {
+            return;
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let result = self.tx_from(cx, key, &mut scratch);
+        self.scratch = scratch;
+        match result {
+            Ok(Sent::All) => {}
+            Ok(Sent::Blocked) => self.wait_writable(cx, key),
+            Err(lost) => self.lose(cx, key, lost),
+        }
+    }
+
+    fn tx_from(&mut self, cx: &mut Cx<'_>, key: Key, scratch: &mut [u8]) -> Result<Sent, Lost> {
+        let Some(c) = self.carriers.get_mut(key) else { return Ok(Sent::All) };
+        if let Sent::Blocked = c.send_rest(&self.stats)? {
+            return Ok(Sent::Blocked);
+        }
+        if let Some((pipe, left)) = c.out_pipe.take() {
+            let left = drain(&pipe, &c.socket, left)?;
+            if left > 0 {
+                c.out_pipe = Some((pipe, left));
+                return Ok(Sent::Blocked);
+            }
+            self.pipes.put(pipe);
+        }
+        let (mut len, mut budget) = (0, TURN_WRITE_BYTES);
+        while budget > 0 {
+            let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.is_shaking_hands()) else { break };
+            if scratch.len() - len < HEADER_BYTES + ROOM_BYTES_MIN {
+                budget = budget.saturating_sub(len);
+                if let Sent::Blocked = c.send(&scratch[..std::mem::take(&mut len)], &self.stats)? {
+                    return Ok(Sent::Blocked);
+                }
+                continue;
+            }
+            match c.mux.next() {
+                None => break,
+                Some(Output::Control(header, payload)) => {
+                    put(scratch, &mut len, &header);
+                    if !payload.is_empty() {
+                        c.out.extend_from_slice(&scratch[..std::mem::take(&mut len)]);
+                        c.out.extend_from_slice(&payload);
+                        if let Sent::Blocked = c.send_rest(&self.stats)? {
+                            return Ok(Sent::Blocked);
+                        }
+                    }
+                }
+                Some(Output::Data { id, owner, len_max }) => {
+                    let ready = self.endpoints.get(owner).filter(|e| e.stage == Stage::Open && !e.read_ended);
+                    let Some(splices) = ready.map(|e| e.splices) else {
+                        c.mux.dry(id);
+                        continue;
+                    };
+                    if splices
+                        && c.plain
+                        && let Some(pipe) = self.pipes.take()
+                    {
+                        let moved = self.tx_splice(cx, key, (id, owner, len_max), pipe, scratch, &mut len)?;
+                        match moved {
+                            None => return Ok(Sent::Blocked),
+                            Some(n) => budget = budget.saturating_sub(n),
+                        }
+                    } else {
+                        self.tx_copy(cx, key, (id, owner, len_max), scratch, &mut len);
+                    }
+                }
+            }
+        }
+        let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live()) else { return Ok(Sent::All) };
+        if len > 0 { c.send(&scratch[..len], &self.stats) } else { Ok(Sent::All) }
+    }
+
+    fn tx_copy(
+        &mut self,
+        cx: &mut Cx<'_>,
+        key: Key,
+        (id, owner, len_max): (u32, Key, u32),
+        scratch: &mut [u8],
+        len: &mut usize,
+    ) {
+        let (Some(c), Some(e)) = (self.carriers.get_mut(key), self.endpoints.get_mut(owner)) else { return };
+        let at = *len + HEADER_BYTES;
+        let ask = (len_max as usize).min(COPY_BYTES).min(scratch.len() - at);
+        match e.socket.recv(&mut scratch[at..at + ask]) {
+            Ok(0) => {
+                let header = c.mux.sent(id, 0, true, false);
+                put(scratch, len, &header);
+                self.stats.frames_sent.add(1);
+                self.on_read_end(cx, owner);
+            }
+            Ok(n) => {
+                let header = c.mux.sent(id, n as u32, false, n == ask);
+                put(scratch, len, &header);
+                *len += n;
+                self.stats.frames_sent.add(1);
+                self.stats.bytes_to_link.add(n as u64);
+                if n < ask {
+                    e.streak = 0;
+                    self.arm_read(cx, owner);
+                } else if ask == COPY_BYTES {
+                    e.streak += 1;
+                    if e.streak >= STREAK {
+                        (e.splices, e.streak) = (c.plain, 0);
+                    }
+                }
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                c.mux.dry(id);
+                self.arm_read(cx, owner);
+            }
+            Err(_) => self.fail(cx, owner, Reason::SocketReset),
+        }
+    }
+
+    /// One large frame, behind the batch that is already in `scratch`. `None`: the carrier's socket is full.
+    fn tx_splice(
+        &mut self,
+        cx: &mut Cx<'_>,
+        key: Key,
+        (id, owner, len_max): (u32, Key, u32),
+        pipe: ringspan_engine::kernel::Pipe,
+        scratch: &mut [u8],
+        len: &mut usize,
+    ) -> Result<Option<usize>, Lost> {
+        let (Some(c), Some(e)) = (self.carriers.get_mut(key), self.endpoints.get_mut(owner)) else {
+            self.pipes.put(pipe);
+            return Ok(Some(0));
+        };
+        let n = match pipe.fill(&e.socket, len_max as usize) {
+            Ok(n) => n,
+            Err(error) => {
+                self.pipes.put(pipe);
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
+                    c.mux.dry(id);
+                    self.arm_read(cx, owner);
+                } else {
+                    self.fail(cx, owner, Reason::SocketReset);
+                }
+                return Ok(Some(0));
+            }
+        };
+        self.stats.frames_sent.add(1);
+        let header = c.mux.sent(id, n as u32, n == 0, n == len_max as usize);
+        put(scratch, len, &header);
+        if n == 0 {
+            self.pipes.put(pipe);
+            self.on_read_end(cx, owner);
+            return Ok(Some(0));
+        }
+        self.stats.bytes_to_link.add(n as u64);
+        self.stats.bytes_spliced.add(n as u64);
+        e.streak = if n < SMALL_BYTES { e.streak + 1 } else { 0 };
+        if e.streak >= STREAK {
+            (e.splices, e.streak) = (false, 0);
+        }
+        let batch = &scratch[..std::mem::take(len)];
+        self.stats.link_writes.add(2);
+        let sent = or_nothing(c.socket.send(batch, true));
+        let left = match sent {
+            Ok(sent) if sent == batch.len() => drain(&pipe, &c.socket, n),
+            Ok(sent) => {
+                c.out.extend_from_slice(&batch[sent..]);
+                Ok(n)
+            }
+            Err(error) => Err(error),
+        };
+        match left {
+            Ok(0) => self.pipes.put(pipe),
+            Ok(left) => {
+                c.out_pipe = Some((pipe, left));
+            }
+            Err(error) => {
+                self.pipes.drop_full(pipe);
+                return Err(error.into());
+            }
+        }
+        let blocked = c.out_pipe.is_some();
+        if n < len_max as usize {
+            self.arm_read(cx, owner);
+        }
+        Ok(if blocked { None } else { Some(n) })
+    }
+
+    /// The socket's clean end went out as FIN.
+    fn on_read_end(&mut self, cx: &mut Cx<'_>, owner: Key) {
+        if let Some(e) = self.endpoints.get_mut(owner) {
+            e.read_ended = true;
+            self.settle(cx, owner);
+        }
+    }
+
+    fn wait_writable(&mut self, cx: &mut Cx<'_>, key: Key) {
+        let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.write_armed) else { return };
+        c.write_armed = true;
+        let (fd, interest) = (c.socket.fd(), Interest::Write);
+        cx.io.submit(cx.token(OP_CARRIER_WRITE, key.generation, key.index), Op::Poll { fd, interest });
+    }
+}
+
+impl Carrier {
+    /// Frames may not be written before the cipher is there.
+    pub(super) fn is_shaking_hands(&self) -> bool {
+        self.tls.as_ref().is_none_or(|tls| tls.is_handshaking())
+    }
+
+    /// Sends a batch of whole frames, keeping what the socket does not take.
+    fn send(&mut self, batch: &[u8], stats: &WorkerStats) -> Result<Sent, Lost> {
+        if !self.plain {
+            self.out.extend_from_slice(batch);
+            return self.send_rest(stats);
+        }
+        stats.link_writes.add(1);
+        let n = or_nothing(self.socket.send(batch, false))?;
+        if n == batch.len() {
+            return Ok(Sent::All);
+        }
+        self.out.extend_from_slice(&batch[n..]);
+        Ok(Sent::Blocked)
+    }
+
+    /// Sends what an earlier batch left behind. MSG_MORE if a spliced payload follows at once.
+    fn send_rest(&mut self, stats: &WorkerStats) -> Result<Sent, Lost> {
+        if !self.plain {
+            return self.send_cipher(stats);
+        }
+        while self.out_at < self.out.len() {
+            stats.link_writes.add(1);
+            let n = or_nothing(self.socket.send(&self.out[self.out_at..], self.out_pipe.is_some()))?;
+            if n == 0 {
+                return Ok(Sent::Blocked);
+            }
+            self.out_at += n;
+        }
+        self.forget_out();
+        Ok(Sent::All)
+    }
+
+    fn send_cipher(&mut self, stats: &WorkerStats) -> Result<Sent, Lost> {
+        let tls = self.tls.as_mut().expect("the reader gives it back before the writer runs");
+        loop {
+            self.out_at += tls.write(&self.out[self.out_at..])?;
+            if tls.outgoing().is_empty() {
+                break;
+            }
+            stats.link_writes.add(1);
+            let n = or_nothing(self.socket.send(tls.outgoing(), false))?;
+            if n == 0 {
+                return Ok(Sent::Blocked);
+            }
+            tls.on_sent(n);
+        }
+        if self.out_at == self.out.len() {
+            self.forget_out();
+        }
+        Ok(Sent::All)
+    }
+
+    fn forget_out(&mut self) {
+        self.out.clear();
+        self.out_at = 0;
+        // A batch that once waited should not cost its memory for the life of an idle carrier.
+        self.out.shrink_to(super::SCRATCH_BYTES);
+    }
+}
+
+fn put(scratch: &mut [u8], len: &mut usize, header: &Header) {
+    scratch[*len..*len + HEADER_BYTES].copy_from_slice(&header.encode());
+    *len += HEADER_BYTES;
+}
