@@ -125,8 +125,8 @@ pub(crate) struct Agent {
 #[command(after_help = "Examples:\n  \
     TOKEN=$(ringspan token create --service web --expires 24h)\n  \
     ringspan token list\n  \
-    ringspan token revoke tok-5c1f...           no further agent joins with it\n  \
-    ringspan token revoke agt-9be2...           this agent is disconnected at once and stays out")]
+    ringspan token revoke 5c1f02ab93de             a token: no further agent joins with it\n  \
+    ringspan token revoke 9be2a0c41d77e5f60312     an agent: disconnected at once, and it stays out")]
 pub(crate) enum Token {
     /// Make a join token. The token alone goes to stdout, everything else to stderr.
     Create(TokenCreate),

@@ -3,10 +3,15 @@
 //! Exit codes: 0 all is good, 1 something is down or went wrong at run time, 2 the command line or a configuration file
 //! is wrong (clap's own code for usage, too).
 
+mod admin;
 mod check_config;
 mod cli;
 mod config;
+mod keyring;
 mod logging;
+mod office;
+mod probe_cmd;
+mod token_cmd;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -56,6 +61,7 @@ fn main() -> ExitCode {
 fn run(command: cli::Command) -> Result<Ending, Failure> {
     match command {
         cli::Command::CheckConfig(args) => check_config::run(&args),
+        cli::Command::Token(command) => token_cmd::run(&command),
         _ => Ok(Ending::Good),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Document, Error, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
+use ringspan_tunnel::address::Address;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -37,7 +38,7 @@ pub(crate) struct Link {
     /// The address we listen on.
     pub(crate) listen: SocketAddr,
     /// What tokens tell agents to dial, if it is another than `listen`.
-    pub(crate) public: Option<String>,
+    pub(crate) public: Option<Address>,
     /// How the link is protected.
     pub(crate) tls: Tls,
 }
@@ -214,11 +215,7 @@ fn check_link(doc: &Document, raw: &RawLink, taken: &mut Taken<'_>) -> Result<Li
     }
     taken.take(link.listen, "[link] listen", raw.listen.as_ref())?;
     if let Some(public) = &raw.public {
-        link.public = Some(doc.value(
-            public,
-            |text| unit::host_port(text).map(|()| text.to_owned()),
-            "\"bridge.example.com:8024\"",
-        )?);
+        link.public = Some(doc.value(public, unit::host_port, "\"bridge.example.com:8024\"")?);
     }
     let Some(tls) = &raw.tls else { return Ok(link) };
     let wrong = |problem: &str, remedy: &str| Err(doc.wrong(tls.span(), problem, remedy));

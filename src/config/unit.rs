@@ -1,6 +1,7 @@
 //! Values with a unit or a form: durations, addresses, service names. One reader for flags and files.
 //! Promise: an error is half a sentence that says what would be right, without the input (the caller shows that).
 
+use ringspan_tunnel::address::Address;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -76,8 +77,8 @@ pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// Checks a "host:port" that others will dial: a name is welcome here.
-pub(crate) fn host_port(text: &str) -> Result<(), String> {
+/// Reads a "host:port" that others will dial: a name is welcome here.
+pub(crate) fn host_port(text: &str) -> Result<Address, String> {
     let (host, port) = text.rsplit_once(':').ok_or("it has no port, as in bridge.example.com:8024")?;
     if host.is_empty() || host.contains([' ', '/', '@']) {
         return Err("its host is not a name or address, as in bridge.example.com:8024".into());
@@ -86,7 +87,7 @@ pub(crate) fn host_port(text: &str) -> Result<(), String> {
         return Err("an IPv6 address stands in brackets, as in [2001:db8::1]:8024".into());
     }
     match port.parse::<u16>() {
-        Ok(1..) => Ok(()),
+        Ok(1..) => text.parse().map_err(|_| "its host is not a name or address, as in bridge.example.com:8024".into()),
         _ => Err("its port is not a number from 1 to 65535".into()),
     }
 }

@@ -1,0 +1,4 @@
+//! `ringspan probe`
+mod draw;
+mod report;
+mod targets;

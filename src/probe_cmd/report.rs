@@ -1,0 +1,272 @@
+//! What a probe run came to: the object for programs and the page for people.
+//! Pure: a [`Summary`] in, text out.
+
+use super::draw;
+use hdrhistogram::Histogram;
+use ringspan_engine::outcome::{Code, Fault};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// Targets listed by name under "down"; the rest is counted.
+const NAMES_SHOWN: usize = 20;
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub(super) struct Summary {
+    /// Targets given.
+    pub(super) targets: u64,
+    /// Probes that have come out.
+    pub(super) probes: u64,
+    /// Targets believed up at the end.
+    pub(super) up: u64,
+    /// Targets believed down at the end.
+    pub(super) down: u64,
+    /// How often each code came out.
+    pub(super) outcomes: BTreeMap<Code, u64>,
+    /// Round trips of successful probes. Nanoseconds.
+    pub(super) rtt: Histogram<u64>,
+    /// Actual minus scheduled start of each probe. Nanoseconds.
+    pub(super) lateness: Histogram<u64>,
+    /// Probes not started because the one before was still in flight or the prober was too late.
+    pub(super) missed: u64,
+    /// From the first target handed over to the last outcome.
+    pub(super) duration: Duration,
+    /// CPU of this process in that time, user and system.
+    pub(super) cpu: Duration,
+    /// "io_uring" or "epoll".
+    pub(super) backend: String,
+    /// Threads that probed.
+    pub(super) workers: usize,
+    /// Targets that are down and why, as many as are worth showing.
+    pub(super) down_names: Vec<(String, Code)>,
+    /// Ctrl-C ended it early.
+    pub(super) interrupted: bool,
+}
+
+/// The object of `--format json`: these fields in this order, and no others.
+#[derive(Serialize)]
+struct Object<'a> {
+    targets: u64,
+    probes: u64,
+    up: u64,
+    down: u64,
+    #[serde(serialize_with = "by_name")]
+    outcomes: &'a BTreeMap<Code, u64>,
+    rtt_us: Quantiles,
+    lateness_us: Quantiles,
+    missed: u64,
+    duration_s: f64,
+    probes_per_s: f64,
+    cpu_us_per_probe: f64,
+    backend: &'a str,
+    workers: usize,
+}
+
+/// Microseconds; all 0 where nothing was measured.
+#[derive(Serialize)]
+struct Quantiles {
+    min: f64,
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    p999: f64,
+    max: f64,
+    mean: f64,
+}
+
+impl Quantiles {
+    fn of(h: &Histogram<u64>) -> Quantiles {
+        let us = |ns: u64| rounded(ns as f64 / 1e3);
+        let at = |q: f64| us(h.value_at_quantile(q));
+        if h.is_empty() {
+            return Quantiles { min: 0.0, p50: 0.0, p90: 0.0, p99: 0.0, p999: 0.0, max: 0.0, mean: 0.0 };
+        }
+        Quantiles {
+            min: us(h.min()),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: us(h.max()),
+            mean: rounded(h.mean() / 1e3),
+        }
+    }
+}
+
+/// In the order of the table of codes, under their short names.
+fn by_name<S: serde::Serializer>(outcomes: &&BTreeMap<Code, u64>, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(outcomes.iter().map(|(code, n)| (code.as_str(), n)))
+}
+
+/// Three digits after the point: nanoseconds in microseconds.
+fn rounded(value: f64) -> f64 {
+    if value.is_finite() { (value * 1e3).round() / 1e3 } else { 0.0 }
+}
+
+impl Summary {
+    fn probes_per_s(&self) -> f64 {
+        rounded(self.probes as f64 / self.duration.as_secs_f64())
+    }
+
+    fn cpu_us_per_probe(&self) -> f64 {
+        rounded(self.cpu.as_secs_f64() * 1e6 / self.probes as f64)
+    }
+
+    /// Whether every target is known to be up.
+    pub(super) fn all_up(&self) -> bool {
+        self.up == self.targets
+    }
+
+    /// The object, on one line.
+    pub(super) fn json(&self) -> String {
+        let object = Object {
+            targets: self.targets,
+            probes: self.probes,
+            up: self.up,
+            down: self.down,
+            outcomes: &self.outcomes,
+            rtt_us: Quantiles::of(&self.rtt),
+            lateness_us: Quantiles::of(&self.lateness),
+            missed: self.missed,
+            duration_s: rounded(self.duration.as_secs_f64()),
+            probes_per_s: self.probes_per_s(),
+            cpu_us_per_probe: self.cpu_us_per_probe(),
+            backend: &self.backend,
+            workers: self.workers,
+        };
+        serde_json::to_string(&object).expect("numbers and strings are JSON")
+    }
+
+    /// The page.
+    pub(super) fn text(&self) -> String {
+        let mut out = String::new();
+        let unknown = self.targets - self.up - self.down;
+        let early = if self.interrupted { ", ended early" } else { "" };
+        let _ = writeln!(
+            out,
+            "{} targets: {} up, {} down{}. {} probes in {:.1} s{early}.",
+            draw::count(self.targets),
+            draw::count(self.up),
+            draw::count(self.down),
+            if unknown > 0 { format!(", {} not judged", draw::count(unknown)) } else { String::new() },
+            draw::count(self.probes),
+            self.duration.as_secs_f64(),
+        );
+        if !self.outcomes.is_empty() {
+            let _ = writeln!(out, "\nOutcomes");
+            for (code, n) in &self.outcomes {
+                let _ = writeln!(out, "  {:>10}  {:<8} {}", draw::count(*n), code.as_str(), code.sentence());
+            }
+        }
+        self.write_down(&mut out);
+        if !self.rtt.is_empty() {
+            let _ = writeln!(out, "\nRound trip of the {} that answered", draw::count(self.rtt.len()));
+            out.push_str(&draw::histogram(&self.rtt));
+            let _ = writeln!(out, "  {}", quantiles(&self.rtt));
+        }
+        if !self.lateness.is_empty() {
+            let _ = writeln!(out, "\nLateness of the prober itself (actual minus scheduled start)");
+            let missed = if self.missed > 0 { format!("; {} missed", draw::count(self.missed)) } else { String::new() };
+            let _ = writeln!(out, "  {}{missed}", quantiles(&self.lateness));
+        }
+        if self.probes > 0 {
+            let plural = if self.workers == 1 { "" } else { "s" };
+            let _ = writeln!(
+                out,
+                "\n{} probes/s, {:.1} µs of CPU each, {} on {} worker{plural}.",
+                draw::count(self.probes_per_s() as u64),
+                self.cpu_us_per_probe(),
+                self.backend,
+                self.workers
+            );
+        }
+        out
+    }
+
+    fn write_down(&self, out: &mut String) {
+        if self.down_names.is_empty() {
+            return;
+        }
+        let _ = writeln!(out, "\nDown");
+        for (name, code) in self.down_names.iter().take(NAMES_SHOWN) {
+            let _ = writeln!(out, "  {name}  {}", code.as_str());
+        }
+        let more = self.down.saturating_sub(self.down_names.len().min(NAMES_SHOWN) as u64);
+        if more > 0 {
+            let _ = writeln!(out, "  ... and {} more", draw::count(more));
+        }
+        if self.outcomes.keys().any(|code| code.fault() == Fault::Prober) {
+            let _ = writeln!(out, "  Some probes failed on our side: see ringspan doctor.");
+        }
+    }
+}
+
+fn quantiles(h: &Histogram<u64>) -> String {
+    let at = |q: f64| draw::time(h.value_at_quantile(q) as f64);
+    format!(
+        "min {}, p50 {}, p90 {}, p99 {}, p99.9 {}, max {}, mean {}",
+        draw::time(h.min() as f64),
+        at(0.5),
+        at(0.9),
+        at(0.99),
+        at(0.999),
+        draw::time(h.max() as f64),
+        draw::time(h.mean())
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary() -> Summary {
+        let mut rtt = Histogram::new(3).expect("three digits");
+        rtt.record(1500).expect("in range");
+        Summary {
+            targets: 4,
+            probes: 3,
+            up: 1,
+            down: 2,
+            outcomes: BTreeMap::from([(Code::L4Ok, 1), (Code::L4Refused, 1), (Code::L4Timeout, 1)]),
+            rtt,
+            lateness: Histogram::new(3).expect("three digits"),
+            missed: 0,
+            duration: Duration::from_secs(2),
+            cpu: Duration::from_micros(45),
+            backend: "io_uring".into(),
+            workers: 2,
+            down_names: vec![("db:1".into(), Code::L4Refused), ("db:2".into(), Code::L4Timeout)],
+            interrupted: false,
+        }
+    }
+
+    /// The object has exactly the fields that programs rely on, in this order.
+    #[test]
+    fn json_fields() {
+        assert_eq!(
+            summary().json(),
+            r#"{"targets":4,"probes":3,"up":1,"down":2,"outcomes":{"L4OK":1,"L4CON":1,"L4TOUT":1},"#.to_owned()
+                + r#""rtt_us":{"min":1.5,"p50":1.5,"p90":1.5,"p99":1.5,"p999":1.5,"max":1.5,"mean":1.5},"#
+                + r#""lateness_us":{"min":0.0,"p50":0.0,"p90":0.0,"p99":0.0,"p999":0.0,"max":0.0,"mean":0.0},"#
+                + r#""missed":0,"duration_s":2.0,"probes_per_s":1.5,"cpu_us_per_probe":15.0,"backend":"io_uring","workers":2}"#
+        );
+        let nothing = Summary { probes: 0, duration: Duration::ZERO, ..summary() };
+        assert!(nothing.json().contains("\"probes_per_s\":0.0,\"cpu_us_per_probe\":0.0"), "no probe is no NaN");
+    }
+
+    /// The page says what was up, what was down and why, in words.
+    #[test]
+    fn page() {
+        let text = summary().text();
+        for say in [
+            "4 targets: 1 up, 2 down, 1 not judged. 3 probes in 2.0 s.",
+            "1  L4CON    The host answered that nothing listens on the port.",
+            "  db:2  L4TOUT",
+            "io_uring on 2 workers.",
+            "p50 1.50 µs",
+        ] {}
+        assert!(!summary().all_up());
+    }
+}
