@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod fingerprint;
+pub mod hello;
 pub mod identity;
 pub mod keys;
 mod private_file;
