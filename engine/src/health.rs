@@ -25,9 +25,15 @@ pub struct Thresholds {
     pub fall: NonZeroU8,
 }
 
+impl Thresholds {
+    /// Rise 2, fall 3, as HAProxy has it.
+    pub const DEFAULT: Thresholds =
+        Thresholds { rise: NonZeroU8::new(2).expect("2 is not 0"), fall: NonZeroU8::new(3).expect("3 is not 0") };
+}
+
 impl Default for Thresholds {
     fn default() -> Self {
-        Thresholds { rise: NonZeroU8::new(2).expect("2 is not 0"), fall: NonZeroU8::new(3).expect("3 is not 0") }
+        Thresholds::DEFAULT
     }
 }
 
@@ -79,5 +85,80 @@ impl Verdict {
         }
         *self = Verdict::new(next);
         Some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Code::{L4Ok, L4Refused, L4Timeout, Late, SockErr};
+    use Health::{Down, Unknown, Up};
+    use proptest::prelude::*;
+
+    fn thresholds(rise: u8, fall: u8) -> Thresholds {
+        Thresholds { rise: NonZeroU8::new(rise).expect("not 0"), fall: NonZeroU8::new(fall).expect("not 0") }
+    }
+
+    /// Every belief with every run against it meets every kind of outcome: what changes, and what is then believed.
+    #[test]
+    fn every_state_and_outcome() {
+        let table = [
+            // belief, against, outcome → change, against afterwards (rise 2, fall 3)
+            (Unknown, 0, L4Ok, Some(Up), 0),
+            (Unknown, 0, L4Timeout, Some(Down), 0),
+            (Unknown, 0, SockErr, None, 0),
+            (Up, 0, L4Ok, None, 0),
+            (Up, 0, L4Refused, None, 1),
+            (Up, 1, L4Refused, None, 2),
+            (Up, 2, L4Refused, Some(Down), 0),
+            (Up, 2, L4Ok, None, 0),
+            (Up, 2, Late, None, 2),
+            (Up, 2, SockErr, None, 2),
+            (Down, 0, L4Timeout, None, 0),
+            (Down, 0, L4Ok, None, 1),
+            (Down, 1, L4Ok, Some(Up), 0),
+            (Down, 1, L4Timeout, None, 0),
+            (Down, 1, SockErr, None, 1),
+        ];
+        for (health, against, code, change, after) in table {
+            let mut verdict = Verdict { health, against };
+            assert_eq!(verdict.on_outcome(code, thresholds(2, 3)), change, "{health:?} {against} {code:?}");
+            assert_eq!(verdict, Verdict { health: change.unwrap_or(health), against: after }, "{health:?} {code:?}");
+        }
+    }
+
+    proptest! {
+        /// Whatever happens, a change needs exactly its threshold of outcomes in a row, the prober's own trouble left
+        /// out; so the last `needed` of the outcomes that count all agree with the new belief.
+        #[test]
+        fn a_change_needs_its_run(
+            (rise, fall) in (1..6u8, 1..6u8),
+            codes in prop::collection::vec(prop::sample::select(Code::ALL), 0..200),
+        ) {
+            let (mut verdict, mut seen) = (Verdict::new(Health::Up), Vec::new());
+            for code in codes {
+                if code.fault() != Fault::Prober {
+                    seen.push(code.is_up());
+                }
+                let before = verdict.health();
+                if let Some(health) = verdict.on_outcome(code, thresholds(rise, fall)) {
+                    prop_assert_ne!(health, before);
+                    let needed = usize::from(if health == Up { rise } else { fall });
+                    prop_assert!(seen.len() >= needed);
+                    prop_assert!(seen[seen.len() - needed..].iter().all(|up| *up == (health == Up)));
+                    seen.clear();
+                }
+                prop_assert!(verdict.against() < rise.max(fall));
+            }
+        }
+
+        /// With every threshold at 255 the count neither wraps nor panics.
+        #[test]
+        fn the_count_never_wraps(codes in prop::collection::vec(prop::sample::select(Code::ALL), 0..2000)) {
+            let mut verdict = Verdict::new(Health::Up);
+            for code in codes {
+                verdict.on_outcome(code, thresholds(255, 255));
+            }
+        }
     }
 }

@@ -42,9 +42,33 @@ impl<T> Sender<T> {
     /// # Errors
     /// [`Full`] with the message, if the mailbox holds as many as it can.
     pub fn send(&self, message: T) -> Result<(), Full<T>> {
-        self.queue.push(message).map_err(Full)?;
-        self.wake.wake();
+        self.post(message)?;
+        self.wake();
         Ok(())
+    }
+
+    /// Leaves a message without waking the owner: for a sender that leaves many and wakes once, by
+    /// [`wake`](Sender::wake).
+    ///
+    /// # Errors
+    /// As [`send`](Sender::send).
+    pub fn post(&self, message: T) -> Result<(), Full<T>> {
+        self.queue.push(message).map_err(Full)
+    }
+
+    /// Wakes the owner.
+    pub fn wake(&self) {
+        self.wake.wake();
+    }
+
+    /// How many messages it can hold.
+    pub fn capacity(&self) -> usize {
+        self.queue.capacity()
+    }
+
+    /// Whether it holds as many as it can. A snapshot.
+    pub fn is_full(&self) -> bool {
+        self.queue.is_full()
     }
 
     /// How many messages wait. A snapshot.

@@ -24,6 +24,8 @@ macro_rules! codes {
         impl Code {
             /// Every code, in the table's order.
             pub const ALL: &[Code] = &[$(Code::$name),*];
+            /// How many there are.
+            pub const COUNT: usize = Code::ALL.len();
             /// The short name in logs, JSON and metrics.
             pub const fn as_str(self) -> &'static str { match self { $(Code::$name => $text),* } }
             /// The OSI layer it speaks of: 4 or 7; 0 for the prober's own trouble.
@@ -54,15 +56,51 @@ impl Code {
 
     /// What an errno of a connect means. ECONNRESET and ECONNABORTED before the handshake is over are a refusal:
     /// kernels 6.14 to 6.15.7 report a refused port as reset (kernel commit 8c8492ca64e7, cured by c7cafd5b81cc), and
-    /// some 6.1 ones report ECONNABORTED on a recycled socket.
+    /// some 6.1 ones report ECONNABORTED on a recycled socket. ENETDOWN and ENONET speak of our own interface; what
+    /// nobody foresaw is taken for our own trouble too, because a wrong "down" costs more than a late one.
     pub const fn of_connect(errno: Errno) -> Code {
         match errno.0 {
             libc::ECONNREFUSED | libc::ECONNRESET | libc::ECONNABORTED => Code::L4Refused,
             libc::ETIMEDOUT => Code::L4Timeout,
-            libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN | libc::ENONET => {
-                Code::L4Unreachable
-            }
+            libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENOPROTOOPT => Code::L4Unreachable,
             _ => Code::SockErr,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every errno of connect(2) that we know has one reading, and the unknown ones never blame the target.
+    #[test]
+    fn connect_errnos_have_one_reading() {
+        let table = [
+            (libc::ECONNREFUSED, Code::L4Refused),
+            (libc::ECONNRESET, Code::L4Refused),
+            (libc::ECONNABORTED, Code::L4Refused),
+            (libc::ETIMEDOUT, Code::L4Timeout),
+            (libc::EHOSTUNREACH, Code::L4Unreachable),
+            (libc::ENETUNREACH, Code::L4Unreachable),
+            (libc::EHOSTDOWN, Code::L4Unreachable),
+            (libc::ENOPROTOOPT, Code::L4Unreachable),
+        ];
+        for errno in 1..200 {
+            let expected = table.iter().find(|(known, _)| *known == errno).map_or(Code::SockErr, |(_, code)| *code);
+            assert_eq!(Code::of_connect(Errno(errno)), expected, "{}", Errno(errno));
+        }
+    }
+
+    /// Names are unique, layers agree with faults, and only success is up.
+    #[test]
+    fn the_table_is_consistent() {
+        for (position, code) in Code::ALL.iter().enumerate() {
+            assert_eq!(*code as usize, position);
+            assert_eq!(Code::ALL.iter().filter(|other| other.as_str() == code.as_str()).count(), 1);
+            assert_eq!(code.layer() == 0, code.fault() == Fault::Prober, "{code:?}");
+            assert_eq!(code.is_up(), code.fault() == Fault::Nobody, "{code:?}");
+            assert!(code.sentence().ends_with('.'));
+        }
+        assert_eq!(Code::ALL.len(), Code::COUNT);
     }
 }

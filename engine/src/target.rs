@@ -3,6 +3,7 @@
 use crate::health::{Health, Thresholds};
 use crate::io::Mode;
 use crate::outcome::Code;
+use crate::slab::Key;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,6 +11,27 @@ use std::time::Duration;
 /// taken for its successor's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TargetId(pub u64);
+
+impl TargetId {
+    /// Workers an id can name: 8 bits.
+    pub const WORKERS_MAX: usize = 256;
+    /// Targets one worker can name: 24 bits, sixteen million.
+    pub const TARGETS_MAX: u32 = 1 << 24;
+
+    pub(crate) fn new(worker: u8, key: Key) -> TargetId {
+        debug_assert!(key.index < Self::TARGETS_MAX);
+        TargetId(u64::from(worker) << 56 | u64::from(key.generation) << 24 | u64::from(key.index))
+    }
+
+    /// Which worker probes it, counted from 0.
+    pub fn worker(self) -> usize {
+        (self.0 >> 56) as usize
+    }
+
+    pub(crate) fn key(self) -> Key {
+        Key { index: (self.0 as u32) & (Self::TARGETS_MAX - 1), generation: (self.0 >> 24) as u32 }
+    }
+}
 
 /// What a probe does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,9 +43,11 @@ pub enum Check {
 /// How often, how long, how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// From the start of one probe to the start of the next. 100 ms to 1 h, default 1 s (probe) or 5 s (registry).
+    /// From the start of one probe to the start of the next. 100 ms to 1 h in whole milliseconds (rounded up),
+    /// default 1 s (probe) or 5 s (registry).
     pub interval: Duration,
-    /// A probe that has not come out by then has failed. 1 ms to 60 s, default 1 s. May be longer than the interval:
+    /// A probe that has not come out by then has failed. 1 ms to 60 s in whole milliseconds (rounded up), default 1 s.
+    /// May be longer than the interval:
     /// slots that come due while a probe is in flight are skipped and counted as missed.
     pub timeout: Duration,
     /// Rise and fall.
@@ -39,6 +63,57 @@ pub const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 pub const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 /// The longest timeout.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
+const _: () = assert!(TIMEOUT_MAX.as_millis() <= u16::MAX as u128, "a target keeps its timeout in 16 bits");
+const _: () = assert!(INTERVAL_MAX.as_millis() <= u32::MAX as u128, "a target keeps its interval in 32 bits");
+
+/// A policy that asks for what the engine does not do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// The interval is out of range.
+    #[error("interval = {}: must be from {} to {}", Ms(*.0), Ms(INTERVAL_MIN), Ms(INTERVAL_MAX))]
+    Interval(Duration),
+    /// The timeout is out of range.
+    #[error("timeout = {}: must be from {} to {}", Ms(*.0), Ms(TIMEOUT_MIN), Ms(TIMEOUT_MAX))]
+    Timeout(Duration),
+}
+
+struct Ms(Duration);
+
+impl std::fmt::Display for Ms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            d if d.subsec_nanos() == 0 => write!(f, "{}s", d.as_secs()),
+            d => write!(f, "{:?}", d),
+        }
+    }
+}
+
+impl Policy {
+    /// Every second, one second's patience, rise 2, fall 3.
+    pub const DEFAULT: Policy =
+        Policy { interval: Duration::from_secs(1), timeout: Duration::from_secs(1), thresholds: Thresholds::DEFAULT };
+
+    /// Whether the engine will do exactly this. One that fails is done as far as possible: clamped into the range.
+    ///
+    /// # Errors
+    /// [`PolicyError`] naming the key and its range, for whoever wrote the configuration.
+    pub fn check(&self) -> Result<(), PolicyError> {
+        match (self.interval, self.timeout) {
+            (interval, _) if interval != interval.clamp(INTERVAL_MIN, INTERVAL_MAX) => {
+                Err(PolicyError::Interval(interval))
+            }
+            (_, timeout) if timeout != timeout.clamp(TIMEOUT_MIN, TIMEOUT_MAX) => Err(PolicyError::Timeout(timeout)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy::DEFAULT
+    }
+}
 
 /// One thing to probe.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +143,7 @@ pub struct Sample {
     pub code: Code,
     /// The errno behind the code, 0 if none.
     pub errno: i32,
-    /// From the submission of the connect to its completion; the timeout's length when it timed out. Nanoseconds.
+    /// From the start of the probe to its answer; until its verdict when none came. Nanoseconds.
     pub rtt_ns: u64,
     /// Actual minus scheduled start. Nanoseconds.
     pub lateness_ns: u64,
@@ -95,6 +170,37 @@ pub struct Transition {
     pub errno: i32,
     /// The deciding probe's RTT. Nanoseconds.
     pub rtt_ns: u64,
-    /// How many outcomes in a row decided, and how many were needed: "3 of 3".
+    /// How many outcomes in a row decided, as many as were needed: "3 of 3"; 1 when nothing was believed before.
     pub streak: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An id's parts come back at both ends of their ranges.
+    #[test]
+    fn an_id_gives_back_its_parts() {
+        for worker in [0, 255] {
+            for index in [0, TargetId::TARGETS_MAX - 1] {
+                for generation in [0, 1, u32::MAX] {
+                    let key = Key { index, generation };
+                    let id = TargetId::new(worker, key);
+                    assert_eq!((id.worker(), id.key()), (usize::from(worker), key));
+                }
+            }
+        }
+    }
+
+    /// A policy out of range is named with its range; both ends of the range are inside.
+    #[test]
+    fn a_bad_policy_is_named() {
+        let policy = |interval, timeout| Policy { interval, timeout, ..Policy::DEFAULT };
+        assert_eq!(policy(INTERVAL_MIN, TIMEOUT_MAX).check(), Ok(()));
+        assert_eq!(policy(INTERVAL_MAX, TIMEOUT_MIN).check(), Ok(()));
+        let short = policy(Duration::from_millis(5), TIMEOUT_MIN).check().expect_err("too short");
+        assert_eq!(short.to_string(), "interval = 5ms: must be from 100ms to 3600s");
+        let long = policy(INTERVAL_MIN, Duration::from_secs(61)).check().expect_err("too long");
+        assert_eq!(long.to_string(), "timeout = 61s: must be from 1ms to 60s");
+    }
 }

@@ -1,0 +1,137 @@
+//! What the probers have counted since the engine started. Numbers only grow, but for the three that say "now".
+
+use crate::histogram::{Histogram, Summary, histogram};
+use crate::outcome::Code;
+
+/// One worker's counters, or all workers' together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Probes started. Always `outcomes` + `abandoned` + those without an outcome yet.
+    pub started: u64,
+    /// Probes that came out, by [`Code`] in the order of [`Code::ALL`].
+    pub outcomes: [u64; Code::COUNT],
+    /// Probes whose target was removed, or whose engine was stopped, before they came out.
+    pub abandoned: u64,
+    /// Slots of the schedule that were skipped because the target's last probe was not over, or not even started.
+    /// Never made up for.
+    pub missed: u64,
+    /// Answers that came after their probe had timed out.
+    pub answers_late: u64,
+    /// Completions that belonged to no probe in flight. Always 0, or an `Io` broke its promise.
+    pub completions_stale: u64,
+    /// Health changes published.
+    pub transitions: u64,
+    /// Samples dropped because nobody read them in time.
+    pub samples_dropped: u64,
+    /// Times the prober held back because the kernel had no descriptor or memory for it.
+    pub pauses: u64,
+    /// Times the worker came to its work 5 ms or more after it meant to.
+    pub stalls: u64,
+    /// Now: targets.
+    pub targets: u64,
+    /// Now: probes in flight, those included that have timed out and wait for the kernel to give their socket back.
+    pub in_flight: u64,
+    /// Now: targets that are due and wait for their turn.
+    pub waiting: u64,
+    /// Sockets opened for probes; they are kept and used again.
+    pub lanes: u64,
+}
+
+impl Counters {
+    /// Probes that came out with this code.
+    pub fn outcome(&self, code: Code) -> u64 {
+        self.outcomes[code as usize]
+    }
+
+    /// Probes that came out.
+    pub fn finished(&self) -> u64 {
+        self.outcomes.iter().sum()
+    }
+
+    fn add(&mut self, other: &Counters) {
+        self.started += other.started;
+        self.outcomes.iter_mut().zip(other.outcomes).for_each(|(mine, theirs)| *mine += theirs);
+        self.abandoned += other.abandoned;
+        self.missed += other.missed;
+        self.answers_late += other.answers_late;
+        self.completions_stale += other.completions_stale;
+        self.transitions += other.transitions;
+        self.samples_dropped += other.samples_dropped;
+        self.pauses += other.pauses;
+        self.stalls += other.stalls;
+        self.targets += other.targets;
+        self.in_flight += other.in_flight;
+        self.waiting += other.waiting;
+        self.lanes += other.lanes;
+    }
+}
+
+/// One worker's numbers, or all workers' together.
+#[derive(Clone, Debug)]
+pub struct Numbers {
+    /// Counts.
+    pub counters: Counters,
+    /// Round trips of the probes that the target's host answered (L4OK, L4CON, L4RST), in µs.
+    pub rtt: Histogram,
+    /// Actual minus scheduled start of every probe, in µs: the prober's own lateness.
+    pub lateness: Histogram,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Numbers { counters: Counters::default(), rtt: histogram(), lateness: histogram() }
+    }
+}
+
+impl Numbers {
+    /// The round trips' summary.
+    pub fn rtt_summary(&self) -> Summary {
+        Summary::of(&self.rtt)
+    }
+
+    /// The lateness' summary.
+    pub fn lateness_summary(&self) -> Summary {
+        Summary::of(&self.lateness)
+    }
+
+    fn add(&mut self, other: &Numbers) {
+        self.counters.add(&other.counters);
+        self.rtt.add(&other.rtt).expect("all histograms have the same bounds");
+        self.lateness.add(&other.lateness).expect("all histograms have the same bounds");
+    }
+}
+
+/// Since the engine started.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// All workers together.
+    pub total: Numbers,
+    /// Each worker, by its number.
+    pub workers: Vec<Numbers>,
+}
+
+impl Stats {
+    /// Adds the workers up.
+    pub fn of(workers: Vec<Numbers>) -> Stats {
+        let mut total = Numbers::default();
+        workers.iter().for_each(|numbers| total.add(numbers));
+        Stats { total, workers }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The total is the sum of the workers, counters and histograms alike.
+    #[test]
+    fn the_total_is_the_sum() {
+        let mut one = Numbers::default();
+        one.counters.started = 3;
+        one.counters.outcomes[Code::L4Timeout as usize] = 2;
+        one.rtt.record(10).expect("in range");
+        let stats = Stats::of(vec![one.clone(), one]);
+        assert_eq!((stats.total.counters.started, stats.total.counters.outcome(Code::L4Timeout)), (6, 4));
+        assert_eq!((stats.total.counters.finished(), stats.total.rtt.len()), (4, 2));
+    }
+}
