@@ -3,13 +3,19 @@
 //! Arrows point one way: `engine` → (`probe`, `worker`) → `io` ← `kernel`. `probe/` and `kernel/` never meet;
 //! everything they say to each other is in [`io`]. All unsafe code is in `kernel/`.
 
+pub mod engine;
 pub mod health;
+pub mod histogram;
 pub mod io;
 pub mod kernel;
 pub mod mailbox;
 pub mod outcome;
+pub mod probe;
 pub mod resident;
+pub mod slab;
+pub mod stats;
 pub mod target;
 pub mod time;
 pub mod token;
+pub mod wheel;
 pub mod worker;

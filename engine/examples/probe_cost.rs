@@ -1,0 +1,70 @@
+//! What one half-open probe costs in this engine, and how late it starts: `probe_cost TARGETS INTERVAL_MS SECONDS
+//! [IN_FLIGHT] [epoll|ring]`, one worker, against the listeners of `probe-floor server` (127.0.1.1 to 16, port 7777).
+
+use ringspan_engine::engine::{Engine, Options};
+use ringspan_engine::health::{Health, Thresholds};
+use ringspan_engine::io::Mode;
+use ringspan_engine::kernel::Backend;
+use ringspan_engine::mailbox::{Full, NoWake};
+use ringspan_engine::target::{Check, Policy, Target};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+fn cpu_seconds() -> (f64, f64) {
+    let text = std::fs::read_to_string("/proc/self/stat").expect("procfs");
+    let fields: Vec<&str> = text.rsplit(')').next().expect("a command name").split_whitespace().collect();
+    let seconds = |field: usize| fields[field].parse::<f64>().expect("a number of ticks") / 100.0;
+    (seconds(11), seconds(12))
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let number = |place: usize, default: u64| args.get(place).map_or(default, |a| a.parse().expect("a number"));
+    let (targets, interval, seconds) = (number(0, 20_000), number(1, 100), number(2, 5));
+    let backend = match args.get(4).map(String::as_str) {
+        Some("epoll") => Backend::Epoll,
+        Some("ring") => Backend::Ring,
+        _ => Backend::Auto,
+    };
+    let options = Options { workers: 1, backend, in_flight_max: number(3, 512) as u32, ..Options::default() };
+    let (mut engine, mut feed) = Engine::start(&options, Arc::new(NoWake), |_| Vec::new()).expect("engine");
+    println!("{}", engine.capabilities());
+    let probes = engine.probes();
+    let policy = Policy {
+        interval: Duration::from_millis(interval),
+        timeout: Duration::from_secs(1),
+        thresholds: Thresholds::DEFAULT,
+    };
+    for key in 0..targets {
+        let mut target = Target {
+            address: ([127, 0, 1, 1 + (key % 16) as u8], 7777).into(),
+            check: Check::Tcp(Mode::HalfOpen),
+            policy,
+            initial: Health::Unknown,
+            count: None,
+            key,
+        };
+        while let Err(Full(back)) = probes.add(target) {
+            target = back;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let (before, cpu, begin) = (engine.stats().total, cpu_seconds(), Instant::now());
+    std::thread::sleep(Duration::from_secs(seconds));
+    let (after, cpu_after, took) = (engine.stats().total, cpu_seconds(), begin.elapsed().as_secs_f64());
+    let done = (after.counters.finished() - before.counters.finished()) as f64;
+    println!(
+        "{:.0} probes/s, CPU {:.2} us a probe (user {:.2}, kernel {:.2}), {:.0} % busy",
+        done / took,
+        (cpu_after.0 - cpu.0 + cpu_after.1 - cpu.1) / done * 1e6,
+        (cpu_after.0 - cpu.0) / done * 1e6,
+        (cpu_after.1 - cpu.1) / done * 1e6,
+        (cpu_after.0 - cpu.0 + cpu_after.1 - cpu.1) / took * 100.0,
+    );
+    println!("{:?}\nrtt {:?}\nlateness {:?}", after.counters, after.rtt_summary(), after.lateness_summary());
+    engine.stop();
+    let mut changes = Vec::new();
+    feed.transitions(&mut changes);
+    println!("{} transitions to read", changes.len());
+}

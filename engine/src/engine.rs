@@ -1,0 +1,239 @@
+//! The engine as the rest of the project sees it: start it, give it targets, read what it found.
+//!
+//! ```text
+//! Probes ──mailbox──► prober on worker 0..n ──mailbox──► Feed (transitions, samples)
+//! Engine::stats ────asks each worker────►  numbers since the start
+//! ```
+//! Everything here may be called from any thread but a worker's. Nothing here takes a lock that a worker takes.
+
+use crate::kernel::{Backend, Capabilities};
+use crate::mailbox::{Full, Receiver, Sender, Wake, mailbox};
+use crate::probe::{Command, Names, Outbox, Pace, Prober, ProberParts};
+use crate::resident::Resident;
+use crate::stats::{Numbers, Stats};
+use crate::target::{Policy, Sample, Target, TargetId, Transition};
+use crate::worker::{Seat, StartError, WorkerOptions, Workers};
+use arc_swap::ArcSwapOption;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{self, SyncSender};
+use std::time::{Duration, Instant};
+
+/// Additions, removals and updates that may wait for one worker: a worker takes hundreds a turn, so a bulk load fills
+/// this only while the worker works off the last of it.
+const COMMANDS_MAX: usize = 8192;
+/// Transitions on their way; more wait on their workers.
+const TRANSITIONS_MAX: usize = 8192;
+/// How long [`Engine::stats`] waits for a worker: turns take about a millisecond, so this is one that has stalled.
+const STATS_WAIT: Duration = Duration::from_millis(500);
+
+/// How an engine runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Worker threads, 1 to 256. Default: one per core that the process may use.
+    pub workers: usize,
+    /// Which interface to the kernel. Default: `Auto`.
+    pub backend: Backend,
+    /// Keep each worker on one core. Default: true.
+    pub pin: bool,
+    /// Probes in flight at most, per worker; each needs a socket. Default 4096.
+    pub in_flight_max: u32,
+    /// Probes started a second at most, all workers together; `None`: as many as are due. Default `None`.
+    pub rate_max: Option<u32>,
+    /// How many samples may wait to be read; 0: none are made. Default 0.
+    pub samples_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            workers: std::thread::available_parallelism().map_or(1, usize::from).min(TargetId::WORKERS_MAX),
+            backend: Backend::Auto,
+            pin: true,
+            in_flight_max: 4096,
+            rate_max: None,
+            samples_max: 0,
+        }
+    }
+}
+
+/// A running engine. Dropping it stops it.
+pub struct Engine {
+    workers: Option<Workers>,
+    capabilities: Capabilities,
+    probes: Probes,
+}
+
+impl Engine {
+    /// Starts the workers, each with a prober and what `extra` puts beside it. `wake` is rung when there is something
+    /// to read from the [`Feed`], from a worker's thread: it must not block.
+    ///
+    /// # Errors
+    /// [`StartError`]: no `Io`, no thread.
+    pub fn start(
+        options: &Options,
+        wake: Arc<dyn Wake>,
+        mut extra: impl FnMut(&Seat) -> Vec<Box<dyn Resident>>,
+    ) -> Result<(Engine, Feed), StartError> {
+        let count = options.workers.clamp(1, TargetId::WORKERS_MAX);
+        let (transitions_in, transitions) = mailbox(TRANSITIONS_MAX, wake.clone());
+        let (samples_in, samples) = mailbox(options.samples_max, wake);
+        let (mut desks, mut seats) = (Vec::new(), Vec::new());
+        for seat in Workers::plan(count)? {
+            let rouse: Arc<dyn Wake> = Arc::new(seat.waker.clone());
+            let (commands, commands_out) = mailbox(COMMANDS_MAX, rouse.clone());
+            let (asks, asks_out) = mailbox(16, rouse);
+            let desk = Desk {
+                commands,
+                asks,
+                names: Arc::new(Names::new()),
+                legacy: Arc::new(ArcSwapOption::empty()),
+                targets: AtomicU32::new(0),
+            };
+            let prober = Prober::new(ProberParts {
+                worker: u8::try_from(seat.index).expect("clamped to 256 workers"),
+                in_flight_max: options.in_flight_max,
+                pace: Pace::new(options.rate_max, count),
+                outbox: Outbox::new(transitions_in.clone(), (options.samples_max > 0).then(|| samples_in.clone())),
+                commands: commands_out,
+                asks: asks_out,
+                legacy: desk.legacy.clone(),
+                names: desk.names.clone(),
+            });
+            let mut residents: Vec<Box<dyn Resident>> = vec![Box::new(prober)];
+            residents.extend(extra(&seat));
+            desks.push(desk);
+            seats.push((seat, residents));
+        }
+        let workers = Workers::start(&WorkerOptions { backend: options.backend, pin: options.pin }, seats)?;
+        let capabilities = workers.capabilities().clone();
+        let probes = Probes { desks: desks.into() };
+        Ok((Engine { workers: Some(workers), capabilities, probes }, Feed { transitions, samples }))
+    }
+
+    /// Where targets are added and removed. Clones share the engine.
+    pub fn probes(&self) -> Probes {
+        self.probes.clone()
+    }
+
+    /// What the probers have counted since the start. Asks every worker and waits for its next turn, about a
+    /// millisecond; a worker that has stalled for 500 ms counts as it stood when it last stopped, or as nothing.
+    /// After [`stop`](Engine::stop): the final numbers.
+    pub fn stats(&self) -> Stats {
+        let asked: Vec<_> =
+            self.probes.desks.iter().map(|desk| self.workers.as_ref().and_then(|_| desk.ask())).collect();
+        let deadline = Instant::now() + STATS_WAIT;
+        let numbers = asked.into_iter().zip(self.probes.desks.iter()).map(|(answer, desk)| {
+            answer
+                .and_then(|answer| answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok())
+                .or_else(|| desk.legacy.load().as_deref().cloned())
+                .unwrap_or_default()
+        });
+        Stats::of(numbers.collect())
+    }
+
+    /// Which interface to the kernel runs, and why.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Whether every worker still runs.
+    pub fn is_whole(&self) -> bool {
+        self.workers.as_ref().is_some_and(Workers::is_whole)
+    }
+
+    /// Stops the workers: probes in flight are abandoned, other residents are told. Waits for 2 s at most. What is in
+    /// the [`Feed`] can still be read, and [`stats`](Engine::stats) still be asked. Again: nothing.
+    pub fn stop(&mut self) {
+        if let Some(workers) = self.workers.take() {
+            workers.stop();
+        }
+    }
+}
+
+/// Where targets are added, changed and removed. Cheap to clone; all clones speak to the same workers.
+#[derive(Clone)]
+pub struct Probes {
+    desks: Arc<[Desk]>,
+}
+
+/// One worker's counter hatch.
+struct Desk {
+    commands: Sender<Command>,
+    asks: Sender<SyncSender<Numbers>>,
+    names: Arc<Names>,
+    legacy: Arc<ArcSwapOption<Numbers>>,
+    /// Targets added less those removed.
+    targets: AtomicU32,
+}
+
+impl Probes {
+    /// Probes `target` from now on, on the worker with the fewest targets. Its first probe starts within one
+    /// interval, spread by key and address. A policy out of range is clamped ([`Policy::check`]).
+    ///
+    /// # Errors
+    /// [`Full`] with the target when the worker's mailbox is full: try again in a millisecond.
+    pub fn add(&self, target: Target) -> Result<TargetId, Full<Target>> {
+        let (number, desk) = self
+            .desks
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, desk)| desk.targets.load(Ordering::Relaxed))
+            .expect("an engine has at least one worker");
+        let Some(key) = desk.names.take() else { return Err(Full(target)) };
+        if desk.commands.send(Command::Add(key, target)).is_err() {
+            desk.names.give_back(key);
+            return Err(Full(target));
+        }
+        desk.targets.fetch_add(1, Ordering::Relaxed);
+        Ok(TargetId::new(u8::try_from(number).expect("an engine has at most 256 workers"), key))
+    }
+
+    /// Probes it no more. A probe in flight is abandoned; a result that is already in the [`Feed`] stays there. A
+    /// target that is gone is nothing.
+    ///
+    /// # Errors
+    /// [`Full`] with the id when the worker's mailbox is full: try again in a millisecond.
+    pub fn remove(&self, id: TargetId) -> Result<(), Full<TargetId>> {
+        let Some(desk) = self.desks.get(id.worker()) else { return Ok(()) };
+        desk.commands.send(Command::Remove(id.key())).map_err(|_| Full(id))?;
+        let _ = desk.targets.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |targets| targets.checked_sub(1));
+        Ok(())
+    }
+
+    /// Probes it by another policy, from its next probe on. Its health stays. A target that is gone is nothing.
+    ///
+    /// # Errors
+    /// [`Full`] with both when the worker's mailbox is full: try again in a millisecond.
+    pub fn update(&self, id: TargetId, policy: Policy) -> Result<(), Full<(TargetId, Policy)>> {
+        let Some(desk) = self.desks.get(id.worker()) else { return Ok(()) };
+        desk.commands.send(Command::Update(id.key(), policy)).map_err(|_| Full((id, policy)))
+    }
+}
+
+impl Desk {
+    fn ask(&self) -> Option<mpsc::Receiver<Numbers>> {
+        let (to, answer) = mpsc::sync_channel(1);
+        self.asks.send(to).ok().map(|()| answer)
+    }
+}
+
+/// What the probers found, to be read by one reader.
+pub struct Feed {
+    transitions: Receiver<Transition>,
+    samples: Receiver<Sample>,
+}
+
+impl Feed {
+    /// Appends the changes of health since the last call, at most as many as were there when it began. Those of one
+    /// target are in order.
+    pub fn transitions(&mut self, into: &mut Vec<Transition>) {
+        into.extend((0..self.transitions.len()).map_while(|_| self.transitions.try_recv()));
+    }
+
+    /// Appends the samples since the last call, at most as many as were there when it began. Those of one target are
+    /// in order.
+    pub fn samples(&mut self, into: &mut Vec<Sample>) {
+        into.extend((0..self.samples.len()).map_while(|_| self.samples.try_recv()));
+    }
+}

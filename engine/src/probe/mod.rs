@@ -1,0 +1,25 @@
+//! The prober: targets that come due, probes in flight, and what is believed afterwards.
+//!
+//! ```text
+//! Command ─► Watched ──schedule──► due queue ──lane, room, rate──► Flight ──answer or deadline──► Outbox
+//!               ▲                                                    │
+//!               └────────────── next slot of the schedule ◄──────────┘
+//! ```
+//! [`Prober`](prober::Prober) is a [`Resident`](crate::resident::Resident): it speaks to the kernel through
+//! [`Io`](crate::io::Io) alone, so it runs on io_uring, on epoll and in the simulator without knowing which.
+
+mod lanes;
+mod names;
+mod outbox;
+mod pace;
+mod prober;
+mod tcp;
+mod watched;
+
+pub(crate) use names::Names;
+pub(crate) use outbox::Outbox;
+pub(crate) use pace::Pace;
+pub(crate) use prober::{Command, Prober, ProberParts};
+
+#[cfg(test)]
+mod tests;
