@@ -4,7 +4,9 @@
 //! does it hold when processes are killed and ports are fed rubbish? Each starts the release binary `ringspan` that
 //! lies beside this program, and needs nothing that runs already.
 
+mod chaos;
 mod floor;
+mod garbage;
 mod load;
 mod machine;
 mod peers;
@@ -13,6 +15,7 @@ mod process;
 mod product;
 mod relay;
 mod report;
+mod visitor;
 mod wrk;
 
 use clap::{Parser, Subcommand};
@@ -62,6 +65,10 @@ enum Command {
     Bulk(relay::Args),
     /// How many requests go through, on fresh and on kept connections, beside rathole?
     Http(relay::Args),
+    /// Does everything come back from kill -9, in any order, under load?
+    Chaos(chaos::Args),
+    /// Does anybody notice rubbish and idle connections on every port?
+    Garbage(garbage::Args),
     /// A load generator or a floor; started by the others.
     #[command(subcommand, hide = true)]
     Child(Child),
@@ -103,6 +110,8 @@ fn scenario(cli: &Cli, common: &Common) -> Result<Vec<Section>, Failure> {
         }
         Command::Bulk(args) => Ok(vec![relay::bulk(args, common)?]),
         Command::Http(args) => relay::http(args, common),
+        Command::Chaos(args) => Ok(vec![chaos::run(args, common)?]),
+        Command::Garbage(args) => Ok(vec![garbage::run(args, common)?]),
         Command::Child(_) => unreachable!("main took it"),
     }
 }

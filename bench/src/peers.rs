@@ -86,7 +86,7 @@ pub(crate) fn nginx() -> Option<PathBuf> {
     ["nginx", "/usr/sbin/nginx"].into_iter().map(PathBuf::from).find(|p| process::is_there(p))
 }
 
-/// Starts nginx in one process (so that kill -9 kills all of it): `/` answers "ok", other paths are files of `root`.
+/// Starts nginx in one process (so that kill -9 kills all of it): `/` answers its `name`, other paths are files of `root`.
 ///
 /// # Errors
 /// It does not come up; with the end of its log.
@@ -102,7 +102,7 @@ pub(crate) fn start_nginx(name: &str, folder: &Path, listen: SocketAddr, root: &
            client_body_temp_path {own}/body;\n  proxy_temp_path {own}/proxy;\n  fastcgi_temp_path {own}/fastcgi;\n\
            uwsgi_temp_path {own}/uwsgi;\n  scgi_temp_path {own}/scgi;\n\
            server {{\n    listen {listen} backlog=4096;\n    root {root:?};\n\
-             location = / {{ default_type text/plain; return 200 \"ok\\n\"; }}\n  }}\n}}\n"
+             location = / {{ default_type text/plain; return 200 \"{name}\\n\"; }}\n  }}\n}}\n"
     );
     let file = folder.join(format!("{name}.conf"));
     write(&file, &text)?;

@@ -155,6 +155,11 @@ impl Section {
         self.ratios.push(Ratio { what: format!("{ours}, {column}"), rounds, median, goal: Some(goal) });
     }
 
+    /// Holds any figure against a promise.
+    pub(crate) fn hold(&mut self, what: &str, value: f64, goal: Goal) {
+        self.ratios.push(Ratio { what: what.to_owned(), rounds: vec![value], median: value, goal: Some(goal) });
+    }
+
     /// Whether every promise is kept.
     pub(crate) fn goals_met(&self) -> bool {
         self.ratios.iter().all(|r| r.goal.is_none_or(|g| g.is_met(r.median)))
