@@ -102,7 +102,8 @@ mod tests {
         assert_eq!(slots.remove(first), Some("first"));
         let second = slots.insert("second");
         assert_eq!(second.index, first.index);
-        assert_eq!((slots.get(first), slots.remove(first), slots.get(second)), (None, None, Some(&"second")));
+        assert_eq!(slots.remove(first), None);
+        assert_eq!((slots.get(first), slots.get(second)), (None, Some(&"second")));
         assert_eq!((slots.len(), slots.keys()), (1, vec![second]));
     }
 }
