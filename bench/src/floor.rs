@@ -3,13 +3,12 @@
 //! beat them by much.
 
 use crate::process::Failure;
-use ringspan_engine::kernel::floor::splice_relay;
+use ringspan_engine::kernel::floor::{PROBES, splice_relay};
+use ringspan_engine::kernel::{CpuOf, cpu_time};
 use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
-
-/// Probe floors by name.
-pub(crate) const PROBES: &[&str] = &[];
+use std::time::Instant;
 
 /// What a floor found, as its line of JSON.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -22,12 +21,21 @@ pub(crate) struct Ran {
     pub(crate) cpu_seconds: f64,
 }
 
+/// The names of the probe floors.
+pub(crate) fn probes() -> impl Iterator<Item = &'static str> {
+    PROBES.iter().map(|(name, _)| *name)
+}
+
 /// Runs a probe floor in this process.
 ///
 /// # Errors
-/// No floor of that name.
-pub(crate) fn probe(method: &str, _count: usize, _in_flight: usize, _targets: &[SocketAddr]) -> Result<Ran, Failure> {
-    Err(format!("no floor \"{method}\""))
+/// No floor of that name, or the kernel refuses what it needs.
+pub(crate) fn probe(method: &str, count: usize, in_flight: usize, targets: &[SocketAddr]) -> Result<Ran, Failure> {
+    let (_, floor) = PROBES.iter().find(|(name, _)| *name == method).ok_or(format!("no floor \"{method}\""))?;
+    let (cpu, started) = (cpu_time(CpuOf::Process), Instant::now());
+    let up = floor(count, in_flight, targets).map_err(|e| format!("floor {method}: {e}"))?;
+    let cpu_seconds = (cpu_time(CpuOf::Process) - cpu).as_secs_f64();
+    Ok(Ran { up, seconds: started.elapsed().as_secs_f64(), cpu_seconds })
 }
 
 /// Size of the splice floor's pipe: the largest that an ordinary user may ask for (/proc/sys/fs/pipe-max-size).

@@ -127,7 +127,7 @@ fn saturated(args: &Args, common: &Common, port: u16) -> Result<Section, Failure
     }
     for round in 0..args.rounds {
         eprintln!("probe: round {} of {}", round + 1, args.rounds);
-        for method in floor::PROBES {
+        for method in floor::probes() {
             let figures = run_floor(method, args.count, port)?;
             section.record(&format!("floor {method}"), &figures);
         }

@@ -3,6 +3,7 @@
 //! output goes to a file whose end is in every error.
 //! Start processes from the main thread only: the death signal comes when the *thread* that started them ends (prctl(2)).
 
+use ringspan_engine::kernel::{CpuOf, cpu_time};
 use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -95,7 +96,11 @@ impl Process {
 
     /// User and system time of all its threads so far, in seconds, to 10 ms.
     pub(crate) fn cpu_seconds(&self) -> f64 {
-        stat_seconds(&format!("/proc/{}/stat", self.pid()), 11)
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        // The command's name may hold spaces and parentheses; the fields start after the last one (proc(5)).
+        let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+        let ticks = fields.split(' ').skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum::<u64>();
+        ticks as f64 / TICKS_PER_SECOND
     }
 
     /// Resident memory in bytes; 0 if it is gone.
@@ -137,22 +142,12 @@ impl Drop for Process {
     }
 }
 
-/// Two neighbouring tick counters of a stat file, as seconds; `field` counts from the one after the command's name.
-fn stat_seconds(path: &str, field: usize) -> f64 {
-    let stat = fs::read_to_string(path).unwrap_or_default();
-    // The command's name may hold spaces and parentheses; the fields start after the last one (proc(5)).
-    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-    let mut counters = fields.split(' ').skip(field).map(|t| t.parse::<u64>().unwrap_or(0));
-    let sum = counters.next().unwrap_or(0) + counters.next().unwrap_or(0);
-    sum as f64 / TICKS_PER_SECOND
-}
-
 /// What a child that ran to its end printed, and what it cost.
 #[derive(Debug)]
 pub(crate) struct Finished {
     /// Standard output.
     pub(crate) stdout: String,
-    /// User and system time, with the start of the process, in seconds, to 10 ms (cutime and cstime of proc(5)).
+    /// User and system time, with the start of the process, in seconds (getrusage(2), RUSAGE_CHILDREN).
     pub(crate) cpu_seconds: f64,
     /// From start to end.
     pub(crate) wall: Duration,
@@ -163,10 +158,9 @@ pub(crate) struct Finished {
 /// # Errors
 /// It could not start, or ended with a code other than those in `good`.
 pub(crate) fn run(name: &str, mut command: Command, good: &[i32]) -> Result<Finished, Failure> {
-    let children = || stat_seconds("/proc/self/stat", 13);
-    let (cpu, started) = (children(), Instant::now());
+    let (cpu, started) = (cpu_time(CpuOf::Children), Instant::now());
     let output = command.output().map_err(|e| format!("cannot start {name}: {e}"))?;
-    let (cpu_seconds, wall) = (children() - cpu, started.elapsed());
+    let (cpu_seconds, wall) = ((cpu_time(CpuOf::Children) - cpu).as_secs_f64(), started.elapsed());
     if !output.status.code().is_some_and(|code| good.contains(&code)) {
         let error = String::from_utf8_lossy(&output.stderr);
         return Err(format!("{name}: {}\n{}", output.status, error.trim()));

@@ -5,9 +5,9 @@
 #![expect(unsafe_code, reason = "system calls; the rest of the project denies it")]
 
 mod epoll;
-mod open;
 #[cfg(feature = "floor")]
 pub mod floor;
+mod open;
 mod socket;
 mod sys;
 mod tokens;
