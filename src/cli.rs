@@ -243,8 +243,8 @@ pub(crate) struct Probe {
     /// text: counts and a histogram; json: one object; ndjson: a line for each probe, then the object.
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     pub(crate) format: ReportFormat,
-    /// Write an HdrHistogram interval log (V2, values in nanoseconds) to this file: RTT untagged, lateness as
-    /// Tag=lateness.
+    /// Write an HdrHistogram interval log (V2, values in microseconds) to this file, an interval a second: RTT untagged,
+    /// lateness as Tag=lateness.
     #[arg(long, value_name = "F")]
     pub(crate) hlog: Option<PathBuf>,
 }
@@ -266,6 +266,16 @@ impl From<Mode> for ringspan_engine::io::Mode {
             Mode::HalfOpen => Self::HalfOpen,
             Mode::Full => Self::Full,
             Mode::Graceful => Self::Graceful,
+        }
+    }
+}
+
+impl From<Backend> for ringspan_engine::kernel::Backend {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::Auto => Self::Auto,
+            Backend::IoUring => Self::Ring,
+            Backend::Epoll => Self::Epoll,
         }
     }
 }

@@ -7,6 +7,7 @@ mod admin;
 mod check_config;
 mod cli;
 mod config;
+//mod doctor;
 mod keyring;
 mod logging;
 mod office;
@@ -61,6 +62,8 @@ fn main() -> ExitCode {
 fn run(command: cli::Command) -> Result<Ending, Failure> {
     match command {
         cli::Command::CheckConfig(args) => check_config::run(&args),
+        //cli::Command::Doctor(args) => doctor::run(&args),
+        cli::Command::Probe(args) => probe_cmd::run(&args),
         cli::Command::Token(command) => token_cmd::run(&command),
         _ => Ok(Ending::Good),
     }

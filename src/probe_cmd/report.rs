@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 /// Targets listed by name under "down"; the rest is counted.
-const NAMES_SHOWN: usize = 20;
+pub(super) const NAMES_SHOWN: usize = 20;
 
 /// What a run came to.
 #[derive(Clone, Debug)]
@@ -25,9 +25,9 @@ pub(super) struct Summary {
     pub(super) down: u64,
     /// How often each code came out.
     pub(super) outcomes: BTreeMap<Code, u64>,
-    /// Round trips of successful probes. Nanoseconds.
+    /// Round trips of the probes that the host answered, with yes or no. Microseconds.
     pub(super) rtt: Histogram<u64>,
-    /// Actual minus scheduled start of each probe. Nanoseconds.
+    /// Actual minus scheduled start of each probe. Microseconds.
     pub(super) lateness: Histogram<u64>,
     /// Probes not started because the one before was still in flight or the prober was too late.
     pub(super) missed: u64,
@@ -65,32 +65,31 @@ struct Object<'a> {
 }
 
 /// Microseconds; all 0 where nothing was measured.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Quantiles {
-    min: f64,
-    p50: f64,
-    p90: f64,
-    p99: f64,
-    p999: f64,
-    max: f64,
+    min: u64,
+    p50: u64,
+    p90: u64,
+    p99: u64,
+    p999: u64,
+    max: u64,
     mean: f64,
 }
 
 impl Quantiles {
     fn of(h: &Histogram<u64>) -> Quantiles {
-        let us = |ns: u64| rounded(ns as f64 / 1e3);
-        let at = |q: f64| us(h.value_at_quantile(q));
+        let at = |q: f64| h.value_at_quantile(q);
         if h.is_empty() {
-            return Quantiles { min: 0.0, p50: 0.0, p90: 0.0, p99: 0.0, p999: 0.0, max: 0.0, mean: 0.0 };
+            return Quantiles::default();
         }
         Quantiles {
-            min: us(h.min()),
+            min: h.min(),
             p50: at(0.5),
             p90: at(0.9),
             p99: at(0.99),
             p999: at(0.999),
-            max: us(h.max()),
-            mean: rounded(h.mean() / 1e3),
+            max: h.max(),
+            mean: rounded(h.mean()),
         }
     }
 }
@@ -100,7 +99,7 @@ fn by_name<S: serde::Serializer>(outcomes: &&BTreeMap<Code, u64>, to: S) -> Resu
     to.collect_map(outcomes.iter().map(|(code, n)| (code.as_str(), n)))
 }
 
-/// Three digits after the point: nanoseconds in microseconds.
+/// Three digits after the point.
 fn rounded(value: f64) -> f64 {
     if value.is_finite() { (value * 1e3).round() / 1e3 } else { 0.0 }
 }
@@ -248,8 +247,8 @@ mod tests {
         assert_eq!(
             summary().json(),
             r#"{"targets":4,"probes":3,"up":1,"down":2,"outcomes":{"L4OK":1,"L4CON":1,"L4TOUT":1},"#.to_owned()
-                + r#""rtt_us":{"min":1.5,"p50":1.5,"p90":1.5,"p99":1.5,"p999":1.5,"max":1.5,"mean":1.5},"#
-                + r#""lateness_us":{"min":0.0,"p50":0.0,"p90":0.0,"p99":0.0,"p999":0.0,"max":0.0,"mean":0.0},"#
+                + r#""rtt_us":{"min":1500,"p50":1500,"p90":1500,"p99":1500,"p999":1500,"max":1500,"mean":1500.0},"#
+                + r#""lateness_us":{"min":0,"p50":0,"p90":0,"p99":0,"p999":0,"max":0,"mean":0.0},"#
                 + r#""missed":0,"duration_s":2.0,"probes_per_s":1.5,"cpu_us_per_probe":15.0,"backend":"io_uring","workers":2}"#
         );
         let nothing = Summary { probes: 0, duration: Duration::ZERO, ..summary() };
@@ -265,7 +264,7 @@ mod tests {
             "1  L4CON    The host answered that nothing listens on the port.",
             "  db:2  L4TOUT",
             "io_uring on 2 workers.",
-            "p50 1.50 µs",
+            "p50 1.50 ms",
         ] {}
         assert!(!summary().all_up());
     }

@@ -1,0 +1,326 @@
+//! `ringspan doctor`: what this kernel and its limits allow, what each costs, and what to do about it.
+//!
+//! Facts in, findings out: [`judge`] is pure, so that a machine we have never met is a row in a table. Exit code 1 only
+//! for what will fail; what merely costs is said and forgiven.
+
+use crate::cli::{self, ListFormat};
+use crate::{Ending, Failure};
+use ringspan_engine::kernel::facts::{self, Limit};
+use ringspan_engine::kernel::{self, Backend, Capabilities, Tier, Waker};
+use serde::Serialize;
+use std::fs;
+
+/// Open files below which an ordinary bridge fails soon: 4096 probes in flight, and as many visitors of two sockets and
+/// two pipes (four descriptors) each, do not fit into fewer.
+const NOFILE_GOOD: u64 = 65_536;
+/// Open files below which nothing worth running fits.
+const NOFILE_MIN: u64 = 1024;
+/// Local ports below which probes of one address hinder each other.
+const PORTS_GOOD: u64 = 10_000;
+/// Locked memory a ring of ours needs before 5.12, where rings count against the limit (io_uring_setup(2)): 1 MiB each.
+const MEMLOCK_GOOD: u64 = 16 << 20;
+/// Connections waiting for accept(2), net.core.somaxconn: a burst of visitors in one turn of a worker.
+const BACKLOG_GOOD: u64 = 1024;
+/// Pages of a spliced stream's pipe: 64 KiB.
+const PIPE_PAGES: u64 = 16;
+/// Spliced streams worth having before pipes shrink.
+const PIPES_GOOD: u64 = 1024;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Mark {
+    /// As it should be.
+    Good,
+    /// It works and costs.
+    Costs,
+    /// It will fail.
+    Bad,
+}
+
+/// One fact and what it means.
+#[derive(Clone, Debug, Serialize)]
+struct Finding {
+    mark: Mark,
+    what: &'static str,
+    value: String,
+    means: String,
+    /// Empty if there is nothing to do.
+    remedy: String,
+}
+
+/// What a machine says of itself. `None`: it does not say.
+#[derive(Clone, Debug)]
+struct Facts {
+    kernel: String,
+    io: Result<Capabilities, String>,
+    io_uring_disabled: Option<u64>,
+    nofile: Option<Limit>,
+    memlock: Option<Limit>,
+    root: bool,
+    pipe_pages_soft: Option<u64>,
+    ports: Option<(u64, u64)>,
+    somaxconn: Option<u64>,
+    conntrack: Option<(u64, u64)>,
+    ktls: bool,
+    clock: Option<String>,
+    cores: usize,
+}
+
+/// Runs the subcommand.
+pub(crate) fn run(args: &cli::Doctor) -> Result<Ending, Failure> {
+    let findings = judge(&look());
+    match args.format {
+        ListFormat::Text => print!("{}", page(&findings)),
+        ListFormat::Json => println!("{}", serde_json::to_string_pretty(&findings).expect("findings are JSON")),
+    }
+    Ok(if findings.iter().any(|f| f.mark == Mark::Bad) { Ending::Down } else { Ending::Good })
+}
+
+fn look() -> Facts {
+    let text = |path: &str| fs::read_to_string(path).ok().map(|t| t.trim().to_owned());
+    let number = |path: &str| text(path).and_then(|t| t.parse::<u64>().ok());
+    let io = Waker::new()
+        .map_err(|e| format!("eventfd: {e}"))
+        .and_then(|waker| kernel::open(Backend::Auto, &waker).map(|(_, c)| c).map_err(|e| e.to_string()));
+    let ports = text("/proc/sys/net/ipv4/ip_local_port_range").and_then(|t| {
+        let mut ends = t.split_whitespace().map_while(|n| n.parse().ok());
+        Some((ends.next()?, ends.next()?))
+    });
+    let conntrack = number("/proc/sys/net/netfilter/nf_conntrack_count");
+    // Effective user id: the second number of the line (proc_pid_status(5)).
+    let status = text("/proc/self/status").unwrap_or_default();
+    let uid = status.lines().find_map(|l| l.strip_prefix("Uid:")).and_then(|l| l.split_whitespace().nth(1));
+    Facts {
+        kernel: text("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".into()),
+        io,
+        io_uring_disabled: facts::io_uring_disabled(),
+        nofile: facts::nofile(),
+        memlock: facts::memlock(),
+        root: uid == Some("0"),
+        pipe_pages_soft: number("/proc/sys/fs/pipe-user-pages-soft"),
+        ports,
+        somaxconn: number("/proc/sys/net/core/somaxconn"),
+        conntrack: conntrack.zip(number("/proc/sys/net/netfilter/nf_conntrack_max")),
+        ktls: text("/proc/sys/net/ipv4/tcp_available_ulp").is_some_and(|t| t.split_whitespace().any(|u| u == "tls")),
+        clock: text("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
+fn judge(facts: &Facts) -> Vec<Finding> {
+    let mut all = vec![
+        finding(Mark::Good, "kernel", &facts.kernel, "what follows was tried, not read off this number", ""),
+        finding(Mark::Good, "cores", facts.cores, "one worker thread each", ""),
+        judge_io(facts),
+    ];
+    all.extend(facts.nofile.map(judge_nofile));
+    all.extend(judge_memlock(facts));
+    all.extend(judge_pipes(facts));
+    all.extend(facts.ports.map(|(low, high)| {
+        let count = (high + 1).saturating_sub(low);
+        let (mark, remedy) = match count {
+            PORTS_GOOD.. => (Mark::Good, ""),
+            _ => (Mark::Costs, "sysctl -w net.ipv4.ip_local_port_range='10000 65535'"),
+        };
+        let means = "ports: as many connections to one address and port at a time, probes and backends alike";
+        finding(mark, "local ports", format!("{low}-{high}, {count}"), means, remedy)
+    }));
+    all.extend(facts.somaxconn.map(|n| {
+        let (mark, remedy) =
+            if n >= BACKLOG_GOOD { (Mark::Good, "") } else { (Mark::Costs, "sysctl -w net.core.somaxconn=4096") };
+        finding(mark, "somaxconn", n, "visitors that may wait to be accepted; a burst beyond it retries after 1 s", remedy)
+    }));
+    all.extend(facts.conntrack.map(|(count, max)| {
+        let value = format!("{count} of {max}");
+        let means = "every probe and visitor takes an entry; a full table drops packets, and targets look dead";
+        match count * 10 >= max * 8 {
+            true => finding(Mark::Bad, "conntrack", value, means, "sysctl -w net.netfilter.nf_conntrack_max=1048576, or notrack rules"),
+            false => finding(Mark::Good, "conntrack", value, means, ""),
+        }
+    }));
+    all.push(match facts.ktls {
+        true => finding(Mark::Good, "kernel TLS", "present", "an encrypted link can splice", ""),
+        false => finding(
+            Mark::Good,
+            "kernel TLS",
+            "absent",
+            "encrypted links are copied through this process, about twice the CPU of spliced ones",
+            "modprobe tls, where the kernel has it",
+        ),
+    });
+    all.extend(facts.clock.as_deref().map(|clock| match clock {
+        "tsc" | "kvm-clock" | "hyperv_clocksource_tsc_page" | "arch_sys_counter" | "xen" => {
+            finding(Mark::Good, "clock", clock, "read without a system call", "")
+        }
+        _ => finding(
+            Mark::Costs,
+            "clock",
+            clock,
+            "each look at the time is a system call of about 1 µs; RTTs are that much too long",
+            "boot with clocksource=tsc, if the hardware's is stable",
+        ),
+    }));
+    all
+}
+
+fn finding(mark: Mark, what: &'static str, value: impl ToString, means: impl Into<String>, remedy: &str) -> Finding {
+    Finding { mark, what, value: value.to_string(), means: means.into(), remedy: remedy.into() }
+}
+
+fn judge_io(facts: &Facts) -> Finding {
+    let disabled = match facts.io_uring_disabled {
+        Some(1 | 2) => "sysctl -w kernel.io_uring_disabled=0",
+        _ => "a newer kernel; in a container, a seccomp profile that allows io_uring",
+    };
+    match &facts.io {
+        Err(why) => finding(Mark::Bad, "io", "none", why.clone(), "raise the limit on open files"),
+        Ok(c) => match c.tier {
+            Tier::Epoll => {
+                finding(Mark::Costs, "io", c, "probes by epoll: about twice the CPU of io_uring; all else works", disabled)
+            }
+            Tier::Ring510 => finding(
+                Mark::Costs,
+                "io",
+                c,
+                "an early io_uring: connections are accepted and connected through helper threads",
+                "a kernel of 5.15 or later",
+            ),
+            Tier::Ring515 | Tier::Ring519 | Tier::Ring61 => finding(Mark::Good, "io", c, "the fast way", ""),
+        },
+    }
+}
+
+fn judge_nofile(limit: Limit) -> Finding {
+    let value = format!("{} (raised to {} at start)", shown(limit.soft), shown(limit.hard));
+    let means = format!(
+        "a probe in flight takes 1, a visitor 2 to 6: room for about {} visitors",
+        shown(limit.hard.saturating_sub(NOFILE_MIN) / 6)
+    );
+    match limit.hard {
+        NOFILE_GOOD.. => finding(Mark::Good, "open files", value, means, ""),
+        NOFILE_MIN.. => finding(Mark::Costs, "open files", value, means, "LimitNOFILE=1048576 in the unit, or ulimit -Hn 1048576"),
+        _ => finding(Mark::Bad, "open files", value, means, "LimitNOFILE=1048576 in the unit, or ulimit -Hn 1048576"),
+    }
+}
+
+fn judge_memlock(facts: &Facts) -> Option<Finding> {
+    let limit = facts.memlock?;
+    // From 5.12 on rings are counted by the memory cgroup instead; a higher tier is proof enough that one opened.
+    let early = |c: &Capabilities| c.tier == Tier::Ring510 || c.tier == Tier::Epoll && c.why.contains("ENOMEM");
+    let matters = facts.io.as_ref().is_ok_and(early) && !facts.root;
+    let value = if limit.soft == u64::MAX { "unlimited".into() } else { format!("{} KiB", limit.soft >> 10) };
+    Some(match matters && limit.soft < MEMLOCK_GOOD {
+        true => finding(
+            Mark::Costs,
+            "locked memory",
+            value,
+            "kernels before 5.12 count rings against it, about 1 MiB a worker",
+            "LimitMEMLOCK=64M in the unit, or ulimit -l 65536",
+        ),
+        false => finding(Mark::Good, "locked memory", value, "enough for the rings, or not counted for them", ""),
+    })
+}
+
+fn judge_pipes(facts: &Facts) -> Option<Finding> {
+    let pages = facts.pipe_pages_soft?;
+    if facts.root || pages == 0 {
+        return Some(finding(Mark::Good, "pipe pages", "no limit for this user", "streams are spliced through pipes of 64 KiB", ""));
+    }
+    let pipes = pages / PIPE_PAGES;
+    let means = format!("{pipes} pipes of 64 KiB; past that new ones hold 8 KiB, and bulk streams cost more");
+    let (mark, remedy) = match pipes {
+        PIPES_GOOD.. => (Mark::Good, ""),
+        _ => (Mark::Costs, "sysctl -w fs.pipe-user-pages-soft=262144"),
+    };
+    Some(finding(mark, "pipe pages", pages, means, remedy))
+}
+
+fn shown(n: u64) -> String {
+    if n >= 1 << 62 { "unlimited".into() } else { n.to_string() }
+}
+
+fn page(findings: &[Finding]) -> String {
+    let mut out = String::new();
+    for f in findings {
+        let mark = match f.mark {
+            Mark::Good => "good ",
+            Mark::Costs => "costs",
+            Mark::Bad => "BAD  ",
+        };
+        out.push_str(&format!("{mark}  {:<14} {}\n                      {}\n", f.what, f.value, f.means));
+        if !f.remedy.is_empty() {
+            out.push_str(&format!("                      Try: {}\n", f.remedy));
+        }
+    }
+    let count = |mark| findings.iter().filter(|f| f.mark == mark).count();
+    out.push_str(&match (count(Mark::Bad), count(Mark::Costs)) {
+        (0, 0) => "\nAll is as it should be.\n".to_owned(),
+        (0, n) => format!("\nAll works; {n} of these cost more than they need to.\n"),
+        (n, _) => format!("\n{n} of these will fail.\n"),
+    });
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Facts {
+        Facts {
+            kernel: "6.1.0".into(),
+            io: Ok(Capabilities { tier: Tier::Ring61, why: String::new() }),
+            io_uring_disabled: Some(0),
+            nofile: Some(Limit { soft: 1024, hard: 1 << 20 }),
+            memlock: Some(Limit { soft: 8 << 20, hard: 8 << 20 }),
+            root: false,
+            pipe_pages_soft: Some(16_384),
+            ports: Some((32_768, 60_999)),
+            somaxconn: Some(4096),
+            conntrack: None,
+            ktls: true,
+            clock: Some("tsc".into()),
+            cores: 2,
+        }
+    }
+
+    fn with(change: impl FnOnce(&mut Facts)) -> Vec<(&'static str, Mark)> {
+        let mut facts = machine();
+        change(&mut facts);
+        judge(&facts).into_iter().filter(|f| f.mark != Mark::Good).map(|f| (f.what, f.mark)).collect()
+    }
+
+    /// A good machine has nothing to complain of; each single trouble is named, with the right weight.
+    #[test]
+    fn each_trouble_is_named() {
+        use Mark::{Bad, Costs};
+        let tier = |tier| Ok(Capabilities { tier, why: "EPERM".into() });
+        assert_eq!(with(|_| {}), []);
+        assert_eq!(with(|f| f.io = tier(Tier::Epoll)), [("io", Costs)]);
+        assert_eq!(with(|f| f.io = tier(Tier::Ring510)), [("io", Costs), ("locked memory", Costs)]);
+        assert_eq!(with(|f| (f.io, f.root) = (tier(Tier::Ring510), true)), [("io", Costs)]);
+        assert_eq!(with(|f| f.io = Err("EMFILE".into())), [("io", Bad)]);
+        assert_eq!(with(|f| f.nofile = Some(Limit { soft: 256, hard: 512 })), [("open files", Bad)]);
+        assert_eq!(with(|f| f.nofile = Some(Limit { soft: 1024, hard: 20_000 })), [("open files", Costs)]);
+        assert_eq!(with(|f| f.pipe_pages_soft = Some(1024)), [("pipe pages", Costs)]);
+        assert_eq!(with(|f| (f.pipe_pages_soft, f.root) = (Some(1024), true)), []);
+        assert_eq!(with(|f| f.ports = Some((60_000, 60_999))), [("local ports", Costs)]);
+        assert_eq!(with(|f| f.somaxconn = Some(128)), [("somaxconn", Costs)]);
+        assert_eq!(with(|f| f.conntrack = Some((90, 100))), [("conntrack", Bad)]);
+        assert_eq!(with(|f| f.clock = Some("hpet".into())), [("clock", Costs)]);
+    }
+
+    /// A machine that says nothing of itself is no reason to panic, and what costs has a remedy.
+    #[test]
+    fn silence_is_fine() {
+        let (nofile, memlock, pipe_pages_soft, ports) = (None, None, None, None);
+        let (somaxconn, conntrack, clock, io_uring_disabled) = (None, None, None, Some(2));
+        let io = Ok(Capabilities { tier: Tier::Epoll, why: "EPERM".into() });
+        let facts = Facts { nofile, memlock, pipe_pages_soft, ports, somaxconn, conntrack, clock, io_uring_disabled, io, ..machine() };
+        let findings = judge(&facts);
+        let io = findings.iter().find(|f| f.what == "io").expect("always judged");
+        assert_eq!(io.remedy, "sysctl -w kernel.io_uring_disabled=0");
+        assert!(findings.iter().all(|f| f.mark == Mark::Good || !f.remedy.is_empty()));
+        assert!(page(&findings).contains("epoll (EPERM)"));
+    }
+}
