@@ -51,7 +51,7 @@ impl RecvWindow {
     /// # Errors
     /// [`Violation::Window`] if they were not granted.
     pub fn on_received(&mut self, n: u32) -> Result<(), Violation> {
-        self.left = self.left.checked_sub(n).ok_or(Violation::Window(n - self.left))?;
+        self.left = self.left.checked_sub(n).ok_or_else(|| Violation::Window(n - self.left))?;
         self.held += n;
         self.tight |= self.left < self.window / 2;
         Ok(())

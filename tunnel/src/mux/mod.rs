@@ -446,3 +446,6 @@ fn fresh<K>(owner: Option<K>) -> Stream<K> {
         grant_queued: false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,6 +48,12 @@ pub(crate) struct Carrier {
     /// The last DATA frame was worth splicing: read the next header alone, so that its payload stays in the kernel.
     pub(super) bulk: bool,
     pub(super) readable: bool,
+    /// The role looks at a HELLO: nothing is read or parsed until it is done.
+    pub(super) paused: bool,
+    /// Bytes that had been read behind that HELLO.
+    pub(super) stash: Vec<u8>,
+    /// The role was told that HELLO may flow.
+    pub(super) announced: bool,
     pub(super) read_armed: bool,
     pub(super) write_armed: bool,
     /// Bytes of begun frames that the socket did not take.
@@ -77,6 +83,9 @@ impl Carrier {
             body: Vec::new(),
             bulk: false,
             readable: true,
+            paused: false,
+            stash: Vec::new(),
+            announced: false,
             read_armed: false,
             write_armed: false,
             out: Vec::new(),

@@ -61,7 +61,9 @@ const SCRATCH_BYTES: usize = 64 << 10;
 /// What the role must know.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A whole control payload came.
+    /// The carrier's bytes are safe with the peer that has this binding: HELLO may flow.
+    Ready { carrier: Key, binding: Binding },
+    /// A whole control payload came. Before the carrier is up, nothing more is read until [`Plane::resume`].
     Control { carrier: Key, kind: Kind, aux: u16, payload: Vec<u8> },
     /// The carrier is gone, and its streams with it.
     Lost { carrier: Key, reason: Reason, detail: String },
@@ -128,9 +130,31 @@ impl Plane {
         let _ = socket.set_notsent_lowat(NOTSENT_BYTES);
         let _ = socket.set_user_timeout(USER_TIMEOUT);
         let carrier = Carrier::new(socket, tls, self.side, cx.now);
+        let binding = carrier.tls.as_ref().and_then(Tls::binding);
         let key = self.carriers.insert(carrier);
+        self.announce(key, binding);
         self.queue(key);
         key
+    }
+
+    fn announce(&mut self, key: Key, binding: Option<Binding>) {
+        if let (Some(c), Some(binding)) = (self.carriers.get_mut(key), binding)
+            && !c.announced
+        {
+            c.announced = true;
+            self.events.push(Event::Ready { carrier: key, binding });
+        }
+    }
+
+    /// The role has done with the HELLO that paused the carrier.
+    pub(crate) fn resume(&mut self, cx: &mut Cx<'_>, key: Key) {
+        let Some(c) = self.carriers.get_mut(key).filter(|c| c.paused) else { return };
+        c.paused = false;
+        let stash = std::mem::take(&mut c.stash);
+        if let Err(lost) = self.parse(cx, key, &stash) {
+            self.lose(cx, key, lost);
+        }
+        self.queue(key);
     }
 
     /// Takes a carrier that [`move_to`](Plane::move_to) brought here.
@@ -150,11 +174,6 @@ impl Plane {
             c.phase = Phase::Up;
             c.mux.set_limits(limits);
         }
-    }
-
-    /// The carrier's channel binding; `None` while TLS shakes hands.
-    pub(crate) fn binding(&self, key: Key) -> Option<Binding> {
-        self.carriers.get(key)?.tls.as_ref()?.binding()
     }
 
     /// Who is at the other end.
@@ -186,6 +205,11 @@ impl Plane {
         c.phase = Phase::Moving;
         self.moving.push((key, to));
         self.close_carrier(cx, key);
+    }
+
+    /// The carrier is over, without a word: the peer said goodbye.
+    pub(crate) fn drop_carrier(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason, detail: String) {
+        self.lose(cx, key, Lost { reason, detail });
     }
 
     /// Says goodbye with a reason and a sentence, as far as the socket takes it now, and closes.
@@ -285,7 +309,7 @@ impl Plane {
                 c.queued = false;
             }
             self.tx(cx, key);
-            if self.carriers.get(key).is_some_and(|c| c.is_live() && (c.readable || c.wants_tx())) {
+            if self.carriers.get(key).is_some_and(|c| c.is_live() && ((c.readable && !c.paused) || c.wants_tx())) {
                 self.queue(key);
             }
         }

@@ -36,7 +36,7 @@ enum Read {
 impl Plane {
     /// Reads until the carrier has nothing more, or its turn is over.
     pub(super) fn rx(&mut self, cx: &mut Cx<'_>, key: Key) {
-        let Some(c) = self.carriers.get(key).filter(|c| c.is_live() && c.readable && !c.read_armed) else { return };
+        let Some(c) = self.carriers.get(key).filter(|c| c.is_live() && c.readable && !c.read_armed && !c.paused) else { return };
         let plain = c.plain;
         let result = if plain { self.rx_plain(cx, key) } else { self.rx_tls(cx, key) };
         if let Err(lost) = result {
@@ -54,8 +54,7 @@ impl Plane {
     fn rx_plain_into(&mut self, cx: &mut Cx<'_>, key: Key, scratch: &mut [u8]) -> Result<(), Lost> {
         let mut budget = TURN_READ_BYTES;
         while budget > 0 {
-            // A control payload may have ended the carrier; it is taken up by the role after this turn.
-            let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live()) else { return Ok(()) };
+            let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.paused) else { return Ok(()) };
             self.stats.link_reads.add(1);
             let (n, ask) = match c.next_read() {
                 Read::Splice(left) => match self.rx_splice(cx, key, left)? {
@@ -148,7 +147,9 @@ impl Plane {
         let Some(mut tls) = self.carriers.get_mut(key).and_then(|c| c.tls.take()) else { return Ok(()) };
         let mut budget = TURN_READ_BYTES;
         let result = loop {
-            let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && budget > 0) else { break Ok(()) };
+            let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.paused && budget > 0) else {
+                break Ok(());
+            };
             self.stats.link_reads.add(1);
             let space = tls.receive_space();
             let ask = space.len();
@@ -167,6 +168,7 @@ impl Plane {
             let outcome = tls.on_received(n).map_err(Lost::from);
             let parsed = self.parse(cx, key, tls.plaintext());
             tls.consume(tls.plaintext().len());
+            self.announce(key, tls.binding());
             if let Err(lost) = outcome.and(parsed) {
                 break Err(lost);
             }
@@ -194,9 +196,13 @@ impl Plane {
     }
 
     /// Takes bytes of the carrier in any pieces.
-    fn parse(&mut self, cx: &mut Cx<'_>, key: Key, mut bytes: &[u8]) -> Result<(), Lost> {
+    pub(super) fn parse(&mut self, cx: &mut Cx<'_>, key: Key, mut bytes: &[u8]) -> Result<(), Lost> {
         while !bytes.is_empty() {
             let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live()) else { return Ok(()) };
+            if c.paused {
+                c.stash.extend_from_slice(bytes);
+                return Ok(());
+            }
             match &mut c.reading {
                 Reading::Head => {
                     let n = bytes.len().min(HEADER_BYTES - c.head_len);
@@ -238,6 +244,7 @@ impl Plane {
                     if *left == 0 {
                         let (kind, aux) = (*kind, *aux);
                         c.reading = Reading::Head;
+                        c.paused = c.phase == Phase::Hello;
                         let payload = std::mem::take(&mut c.body);
                         self.events.push(Event::Control { carrier: key, kind, aux, payload });
                     }
@@ -279,6 +286,7 @@ impl Plane {
                 }
             }
             Input::Control { kind, aux, len: 0 } => {
+                c.paused = c.phase == Phase::Hello;
                 self.events.push(Event::Control { carrier: key, kind, aux, payload: Vec::new() });
             }
             Input::Control { kind, aux, len } => c.reading = Reading::Control { kind, aux, left: len as usize },

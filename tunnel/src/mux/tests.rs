@@ -1,0 +1,299 @@
+//! Two muxes and a wire between them, against a model that knows for every stream which byte comes next.
+//! Bytes are not carried but named: a payload is (stream, first, count), so that any mix-up shows at once.
+
+use super::*;
+use crate::credit::WINDOW_BYTES_MAX;
+use std::collections::{BTreeMap, VecDeque};
+
+const SEEDS: u64 = 64;
+const STEPS: usize = 3_000;
+
+type Payload = Option<(u16, u64, u32)>;
+
+/// One direction of one stream, as the model sees it.
+#[derive(Debug, Default, Clone)]
+struct Flow {
+    /// Bytes the source has produced, and how many of them were sent.
+    made: u64,
+    sent: u64,
+    source_closed: bool,
+    fin_sent: bool,
+    /// Bytes that arrived, and how many of them were delivered.
+    arrived: u64,
+    delivered: u64,
+    fin_arrived: bool,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Model {
+    /// From opener to accepter, and back.
+    flows: [Flow; 2],
+    ids: [Option<u32>; 2],
+    /// One side has reset it: bytes may be lost from now on.
+    reset: bool,
+    /// Who was told of its end by a reset, or made it.
+    dead: [bool; 2],
+}
+
+struct World {
+    rng: fastrand::Rng,
+    muxes: [Mux<u16>; 2],
+    wires: [VecDeque<(Header, Payload)>; 2],
+    streams: BTreeMap<u16, Model>,
+    next_tag: u16,
+    pongs: usize,
+}
+
+impl World {
+    fn new(seed: u64, limits: Limits) -> World {
+        World {
+            rng: fastrand::Rng::with_seed(seed),
+            muxes: [Mux::new(Side::Opener, limits), Mux::new(Side::Accepter, limits)],
+            wires: Default::default(),
+            streams: BTreeMap::new(),
+            next_tag: 0,
+            pongs: 0,
+        }
+    }
+
+    fn pick(&mut self) -> Option<u16> {
+        let n = self.streams.len();
+        (n > 0).then(|| *self.streams.keys().nth(self.rng.usize(..n)).expect("within the count"))
+    }
+
+    fn step(&mut self, limits: Limits) {
+        let side = self.rng.usize(..2);
+        match self.rng.u32(..100) {
+            0..8 => self.open(limits),
+            8..30 => self.make(side),
+            30..33 => self.close_source(side),
+            33..35 => self.reset(side),
+            35..60 => self.transmit(side),
+            60..80 => self.receive(side),
+            80..99 => self.deliver(side),
+            _ => self.muxes[side].ping(7),
+        }
+    }
+
+    fn open(&mut self, limits: Limits) {
+        let tag = self.next_tag;
+        let busy = self.muxes[0].streams();
+        match self.muxes[0].open(tag, tag) {
+            Some(id) => {
+                self.next_tag += 1;
+                self.streams.insert(tag, Model { ids: [Some(id), None], ..Model::default() });
+            }
+            None => assert_eq!(busy, usize::from(limits.streams_max), "refused only when full"),
+        }
+    }
+
+    fn make(&mut self, side: usize) {
+        let Some(tag) = self.pick() else { return };
+        let n = self.rng.u64(1..200_000);
+        let stream = self.streams.get_mut(&tag).expect("picked");
+        let (Some(id), flow) = (stream.ids[side], &mut stream.flows[side]) else { return };
+        if !stream.dead[side] && !flow.source_closed {
+            flow.made += n;
+            self.muxes[side].source_ready(id);
+        }
+    }
+
+    fn close_source(&mut self, side: usize) {
+        let Some(tag) = self.pick() else { return };
+        let stream = self.streams.get_mut(&tag).expect("picked");
+        let Some(id) = stream.ids[side] else { return };
+        stream.flows[side].source_closed = true;
+        self.muxes[side].source_ready(id);
+    }
+
+    fn reset(&mut self, side: usize) {
+        let Some(tag) = self.pick() else { return };
+        let stream = self.streams.get_mut(&tag).expect("picked");
+        let Some(id) = stream.ids[side] else { return };
+        (stream.reset, stream.dead[side]) = (true, true);
+        self.muxes[side].reset(id, Reason::SocketReset);
+    }
+
+    fn transmit(&mut self, side: usize) {
+        for _ in 0..self.rng.usize(1..6) {
+            match self.muxes[side].next() {
+                None => break,
+                Some(Output::Control(header, _)) => self.wires[side].push_back((header, None)),
+                Some(Output::Data { id, owner, len_max }) => self.transmit_data(side, id, owner, len_max),
+            }
+        }
+    }
+
+    fn transmit_data(&mut self, side: usize, id: u32, owner: u16, len_max: u32) {
+        let stream = self.streams.get_mut(&owner).expect("the mux names streams we made");
+        assert!(!stream.dead[side], "a dead stream is never asked for bytes");
+        let flow = &mut stream.flows[side];
+        let left = flow.made - flow.sent;
+        if left == 0 && !flow.source_closed {
+            self.muxes[side].dry(id);
+            return;
+        }
+        let n = left.min(u64::from(self.rng.u32(1..=len_max))) as u32;
+        let fin = flow.source_closed && left == u64::from(n);
+        let header = self.muxes[side].sent(id, n, fin, left > u64::from(n));
+        self.wires[side].push_back((header, Some((owner, flow.sent, n))));
+        flow.sent += u64::from(n);
+        flow.fin_sent |= fin;
+        if !fin && left == u64::from(n) && flow.source_closed {
+            self.muxes[side].source_ready(id);
+        }
+    }
+
+    /// `side` sent it, the other side takes it.
+    fn receive(&mut self, side: usize) {
+        let Some((header, payload)) = self.wires[side].pop_front() else { return };
+        let far = 1 - side;
+        match self.muxes[far].on_header(&header).expect("an honest peer never breaks the protocol") {
+            Input::Open { id, aux, .. } => {
+                self.muxes[far].adopt(id, aux);
+                self.streams.get_mut(&aux).expect("opened by us").ids[far] = Some(id);
+            }
+            Input::Data { id, owner, len, fin } => {
+                let (tag, first, n) = payload.expect("DATA has a payload in this wire");
+                let stream = self.streams.get_mut(&owner).expect("owned by us");
+                assert_eq!((tag, n, stream.ids[far]), (owner, len, Some(id)), "bytes of another stream");
+                assert!(!stream.dead[far], "bytes for a dead owner");
+                let flow = &mut stream.flows[side];
+                assert_eq!(first, flow.arrived, "bytes out of order");
+                flow.arrived += u64::from(n);
+                flow.fin_arrived |= fin;
+                assert!(flow.arrived - flow.delivered <= u64::from(WINDOW_BYTES_MAX), "memory of a stream is bounded");
+            }
+            Input::Reset { owner, .. } => self.streams.get_mut(&owner).expect("owned by us").dead[far] = true,
+            Input::Pong { .. } => self.pongs += 1,
+            Input::Nothing | Input::Discard { .. } => {}
+            Input::Control { .. } => unreachable!("none was sent"),
+        }
+    }
+
+    /// The socket at the far end of `side`'s flow takes some bytes.
+    fn deliver(&mut self, side: usize) {
+        let Some(tag) = self.pick() else { return };
+        let stream = self.streams.get_mut(&tag).expect("picked");
+        let flow = &mut stream.flows[side];
+        let held = flow.arrived - flow.delivered;
+        if let (Some(id), 1..) = (stream.ids[1 - side], held) {
+            let n = self.rng.u64(1..=held);
+            flow.delivered += n;
+            self.muxes[1 - side].delivered(id, n as u32);
+        }
+    }
+
+    /// Everybody stops making bytes; whatever is left runs to its end.
+    fn drain(&mut self) {
+        let tags: Vec<u16> = self.streams.keys().copied().collect();
+        for _ in 0..100_000 {
+            let mut rested = true;
+            for &tag in &tags {
+                for side in 0..2 {
+                    let stream = self.streams.get_mut(&tag).expect("known");
+                    let Some(id) = stream.ids[side] else { continue };
+                    let fresh = !std::mem::replace(&mut stream.flows[side].source_closed, true);
+                    if fresh {
+                        rested = false;
+                        self.muxes[side].source_ready(id);
+                    }
+                    let flow = &mut self.streams.get_mut(&tag).expect("known").flows[1 - side];
+                    let held = flow.arrived - flow.delivered;
+                    flow.delivered = flow.arrived;
+                    self.muxes[side].delivered(id, held as u32);
+                }
+            }
+            for side in 0..2 {
+                self.transmit(side);
+                while !self.wires[side].is_empty() {
+                    self.receive(side);
+                }
+            }
+            if rested && !self.muxes[0].has_output() && !self.muxes[1].has_output() {
+                return;
+            }
+        }
+        panic!("the muxes never come to rest");
+    }
+}
+
+/// Whatever opens, sends, stalls, ends and resets in whatever order: no honest peer is blamed, no byte is lost, doubled
+/// or given to another stream unless the stream was reset, and in the end both sides have freed everything.
+#[test]
+fn streams_keep_their_bytes() {
+    for seed in 0..SEEDS {
+        let limits = Limits { streams_max: if seed % 2 == 0 { 3 } else { 200 }, ..Limits::default() };
+        let mut world = World::new(seed, limits);
+        for _ in 0..STEPS {
+            world.step(limits);
+        }
+        world.drain();
+        for (tag, stream) in &world.streams {
+            for flow in &stream.flows {
+                let whole = flow.fin_arrived && flow.arrived == flow.made;
+                assert!(stream.reset || whole, "seed {seed}: stream {tag} lost bytes: {stream:?}");
+            }
+        }
+        assert_eq!((world.muxes[0].streams(), world.muxes[1].streams()), (0, 0), "seed {seed}: streams are left");
+        assert!(world.muxes.iter().all(|m| m.allowance == GROWTH_BYTES_MAX), "seed {seed}: window growth leaked");
+        assert!(world.next_tag > 3 && world.pongs > 0, "seed {seed}: the run tried nothing");
+    }
+}
+
+/// With two streams that always have bytes, neither sends more than a turn while the other waits; alone, a stream gets
+/// whole frames.
+#[test]
+fn turns_are_fair() {
+    let mut mux = Mux::new(Side::Opener, Limits::default());
+    let a = mux.open('a', 0).expect("empty");
+    mux.source_ready(a);
+    assert!(matches!(mux.next(), Some(Output::Control(..))));
+    let Some(Output::Data { len_max, .. }) = mux.next() else { panic!("a is ready") };
+    assert_eq!(len_max, 256 << 10);
+    mux.sent(a, 1000, false, true);
+    let b = mux.open('b', 0).expect("room");
+    mux.source_ready(b);
+    assert!(matches!(mux.next(), Some(Output::Control(..))));
+    let mut owners = String::new();
+    while let Some(Output::Data { id, owner, len_max }) = mux.next() {
+        assert!(len_max <= TURN_BYTES || !owners.contains("ab"), "{owners}: {owner} took {len_max}");
+        owners.push(owner);
+        mux.sent(id, len_max.min(TURN_BYTES), false, true);
+    }
+    assert_eq!(&owners[..6], "ababab");
+}
+
+/// What a peer may not do costs it the carrier, each with its own name.
+#[test]
+fn violations_are_caught() {
+    let mut bridge = Mux::new(Side::Opener, Limits::default());
+    let mut agent = Mux::<u8>::new(Side::Accepter, Limits { streams_max: 2, ..Limits::default() });
+    let id = bridge.open('v', 0).expect("empty");
+    let data = |id, len| Header { len, ..Header::new(Kind::Data, id) };
+    assert_eq!(bridge.on_header(&Header::new(Kind::Open, id)), Err(Violation::Unexpected(Kind::Open)));
+    assert_eq!(bridge.on_header(&data(id, (256 << 10) + 1)), Err(Violation::Length((256 << 10) + 1)));
+    assert!(bridge.on_header(&data(id, 256 << 10)).is_ok());
+    assert_eq!(bridge.on_header(&data(id, 1)), Err(Violation::Window(1)));
+    let granted = Header { credit: u32::MAX, ..Header::new(Kind::Window, id) };
+    assert_eq!(bridge.on_header(&granted), Err(Violation::Credit));
+    assert!(bridge.on_header(&Header { flags: FLAG_FIN, ..data(id, 0) }).is_ok());
+    assert_eq!(bridge.on_header(&data(id, 0)), Err(Violation::AfterFin));
+    assert_eq!(agent.on_header(&Header::new(Kind::Open, 0)), Err(Violation::Slot));
+    assert_eq!(agent.on_header(&Header::new(Kind::Open, 3)), Err(Violation::Slot));
+    assert!(agent.on_header(&Header::new(Kind::Open, 2)).is_ok());
+    assert_eq!(agent.on_header(&Header::new(Kind::Open, 2)), Err(Violation::Slot));
+}
+
+/// A peer that opens and resets without ever reading is cut off at a bounded queue.
+#[test]
+fn unread_answers_are_bounded() {
+    let limits = Limits { streams_max: 2, ..Limits::default() };
+    let mut agent = Mux::<u8>::new(Side::Accepter, limits);
+    let flood = (0..1_000_000).find_map(|i| {
+        let id = (i % 65_536) << 16 | 1;
+        agent.on_header(&Header::new(Kind::Open, id)).expect("the slot is free");
+        agent.on_header(&Header::new(Kind::Rst, id)).err()
+    });
+    assert_eq!(flood, Some(Violation::Flood));
+}
