@@ -151,6 +151,23 @@ impl Socket {
         Ok(socket)
     }
 
+    /// One listening socket per worker on the same address ([`listen`](Socket::listen), shared). Port 0 is chosen once
+    /// for all of them.
+    ///
+    /// # Errors
+    /// As [`listen`](Socket::listen).
+    pub fn listen_group(address: &SocketAddr, backlog: i32, count: usize) -> io::Result<Vec<Socket>> {
+        let first = Socket::listen(address, backlog, count > 1)?;
+        let address = first.local_addr()?;
+        let mut group = vec![first];
+        while group.len() < count {
+            let socket = Socket::tcp(Family::of(&address))?;
+            socket.bind_listen(&address, Some(backlog), true)?;
+            group.push(socket);
+        }
+        Ok(group)
+    }
+
     fn bind_listen(&self, address: &SocketAddr, backlog: Option<i32>, shared: bool) -> io::Result<()> {
         self.set(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1i32)?;
         if shared {
