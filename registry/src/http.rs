@@ -1,63 +1,166 @@
 //! The registry over HTTP: Nacos v1 under /nacos, our own API under /api/v1, metrics at /metrics.
-//! Promise: whatever comes in, a clear answer goes out, within the time and size limits here.
+//! Promise: whatever comes in, a clear answer goes out, within the time and size limits here; a bad request costs its
+//! sender, nobody else.
 //! There is no authentication yet: whoever reaches the port may change everything, so the listener belongs on loopback.
+//! A browser that some other site steers is refused ([`guard`]).
+
+mod api;
+mod metrics;
+mod nacos;
+mod nacos_admin;
+mod params;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub use metrics::ProbeStats;
 
 use crate::service::Registry;
+use crate::table::Refusal;
 use axum::Router;
-use ringspan_engine::outcome::Code;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use metrics::Metrics;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// What /metrics shows of the engine. All counters are cumulative.
-#[derive(Clone, Debug, Default)]
-pub struct ProbeStats {
-    /// Finished probes by outcome.
-    pub by_code: Vec<(Code, u64)>,
-    /// Probes in flight.
-    pub in_flight: u64,
-    /// Starts that were skipped because the probe before was still in flight.
-    pub missed: u64,
-    /// Samples that nobody read in time.
-    pub samples_dropped: u64,
-    /// RTT of successful probes.
-    pub rtt: Quantiles,
-    /// Actual minus scheduled start.
-    pub lateness: Quantiles,
-}
-
-/// A distribution, in nanoseconds.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Quantiles {
-    /// How many values.
-    pub count: u64,
-    /// Their sum, nanoseconds.
-    pub sum_ns: f64,
-    /// Median, nanoseconds.
-    pub p50_ns: u64,
-    /// 90th percentile, nanoseconds.
-    pub p90_ns: u64,
-    /// 99th percentile, nanoseconds.
-    pub p99_ns: u64,
-    /// Largest, nanoseconds.
-    pub max_ns: u64,
-}
 
 /// What the router needs besides the registry.
 #[derive(Clone, Default)]
 pub struct Options {
-    /// Asked at each scrape of /metrics; `None`: no engine, no series of it.
-    pub probe_stats: Option<Arc<dyn Fn() -> ProbeStats + Send + Sync>>,
+    /// Asked at each scrape of /metrics, on a thread that may block ([`Engine::stats`] does, for a millisecond);
+    /// `None`: no engine, no series of it.
+    ///
+    /// [`Engine::stats`]: ringspan_engine::engine::Engine::stats
+    pub probe_stats: Option<ProbeStats>,
 }
 
 /// A request must be read and answered within this: above the time that a submitter may wait for room in the registry's
-/// queue, [`SUBMIT_WAIT_MAX`](crate::service::SUBMIT_WAIT_MAX), so that its clearer answer wins.
+/// queue, so that its clearer answer wins.
 pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
-/// The largest body: a registration is below 4 KiB, a batch of metadata for a thousand instances below this.
-pub const BODY_BYTES_MAX: usize = 256 << 10;
+const _: () = assert!(REQUEST_TIME_MAX.as_millis() > crate::service::SUBMIT_WAIT_MAX.as_millis());
+/// The largest body. A registration has at most 1 KiB of metadata and 1 KiB of names, each character escaped threefold.
+pub const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// What every handler sees.
+#[derive(Clone)]
+struct App {
+    registry: Registry,
+    metrics: Arc<Metrics>,
+}
 
 /// All of the registry's HTTP. The root package may merge routes of its own into it (`Router::merge`), for instance
 /// /api/v1/agents.
 pub fn router(registry: Registry, options: Options) -> Router {
-    let _ = options.probe_stats;
-    Router::new().with_state(registry)
+    let metrics = Arc::new(Metrics::new(registry.clone(), options.probe_stats));
+    let app = App { registry, metrics };
+    Router::new()
+        .merge(nacos::routes())
+        .merge(nacos_admin::routes())
+        .merge(api::routes())
+        .route("/metrics", axum::routing::get(metrics::scrape))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(tower_http::limit::RequestBodyLimitLayer::new(BODY_BYTES_MAX))
+        .layer(middleware::from_fn(guard))
+        .layer(middleware::from_fn(limit_time))
+        .layer(middleware::from_fn_with_state(app.clone(), count))
+        .with_state(app)
+}
+
+/// An answer other than "done": a status and a sentence, as text, which is what Nacos' clients log.
+#[derive(Debug)]
+struct Sorry(StatusCode, String);
+
+impl IntoResponse for Sorry {
+    fn into_response(self) -> Response {
+        (self.0, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], self.1).into_response()
+    }
+}
+
+impl From<Refusal> for Sorry {
+    fn from(refusal: Refusal) -> Sorry {
+        let status = match &refusal {
+            Refusal::Invalid(_)
+            | Refusal::Kind { .. }
+            | Refusal::WrongKind { .. }
+            | Refusal::NoService { .. }
+            | Refusal::ServiceExists { .. }
+            | Refusal::NotEmpty { .. }
+            | Refusal::StillChecked { .. } => StatusCode::BAD_REQUEST,
+            Refusal::NoInstance { .. } => StatusCode::NOT_FOUND,
+            Refusal::OfAgent { .. } | Refusal::StaleSession { .. } => StatusCode::CONFLICT,
+            Refusal::TooMany { .. } => StatusCode::INSUFFICIENT_STORAGE,
+            Refusal::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Refusal::Busy { .. } | Refusal::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Sorry(status, refusal.to_string())
+    }
+}
+
+impl From<crate::model::Invalid> for Sorry {
+    fn from(invalid: crate::model::Invalid) -> Sorry {
+        Refusal::from(invalid).into()
+    }
+}
+
+async fn no_such_path(uri: Uri) -> Sorry {
+    let path = uri.path();
+    let nacos = |what: &str| {
+        let text =
+            format!("{what} is not served here; ringspan speaks Nacos' HTTP v1 naming API. See docs/registry.md");
+        Sorry(StatusCode::NOT_IMPLEMENTED, text)
+    };
+    match path {
+        _ if path.starts_with("/nacos/v1/cs") => nacos("Nacos' configuration management"),
+        _ if path.starts_with("/nacos/v1/auth") => {
+            nacos("login (there are no accounts yet: connect without a user name)")
+        }
+        _ if path.starts_with("/nacos/v2") => nacos("Nacos' HTTP v2 API"),
+        _ if path.starts_with("/nacos/v3") => nacos("Nacos' HTTP v3 API"),
+        _ => Sorry(StatusCode::NOT_FOUND, format!("no such path: {path}. See docs/registry.md")),
+    }
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> Sorry {
+    Sorry(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
+}
+
+/// Refuses a change that a page of some other site asks a visitor's browser for. Such a request carries an `Origin` that
+/// is not the host it goes to; programs send no `Origin` at all.
+async fn guard(request: Request, next: Next) -> Response {
+    if request.method() != Method::GET && is_foreign(request.headers()) {
+        let text = "requests that another site's page makes are refused".to_owned();
+        return Sorry(StatusCode::FORBIDDEN, text).into_response();
+    }
+    next.run(request).await
+}
+
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|v| v.to_str().ok());
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let origin = origin.to_str().ok().and_then(|o| o.split_once("://")).map(|(_, host)| host);
+    origin.is_none() || origin != text(header::HOST)
+}
+
+async fn limit_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIME_MAX, next.run(request)).await {
+        Ok(response) => response,
+        Err(_elapsed) => {
+            let text = format!(
+                "no answer within {} s; whether it was done is not known, look before you repeat it",
+                REQUEST_TIME_MAX.as_secs()
+            );
+            Sorry(StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+    }
+}
+
+async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let method = request.method().clone();
+    let response = next.run(request).await;
+    app.metrics.count(&method, route.as_ref().map(MatchedPath::as_str), response.status());
+    response
 }

@@ -70,6 +70,10 @@ fn check_name(param: &'static str, text: &str, len_max: usize, allowed: fn(char)
     }
 }
 
+fn or_default<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.is_empty() { default } else { text }
+}
+
 fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '_')
 }
@@ -104,14 +108,13 @@ impl ServiceKey {
     /// [`Invalid`] if a name is empty, too long, or has characters that Nacos refuses.
     pub fn new(namespace: &str, group: &str, name: &str) -> Result<ServiceKey, Invalid> {
         let (group, name) = name.split_once(GROUP_SEPARATOR).unwrap_or((group, name));
-        let or = |text, default| if text == "" { default } else { text };
         let name = check_name("serviceName", name, SERVICE_LEN_MAX, is_service)?;
         if name.contains(GROUP_SEPARATOR) {
             return Err(Invalid::new("serviceName", "it should have at most one '@@', between group and name."));
         }
         Ok(ServiceKey {
-            namespace: check_name("namespaceId", or(namespace, NAMESPACE_DEFAULT), NAMESPACE_LEN_MAX, is_word)?,
-            group: check_name("groupName", or(group, GROUP_DEFAULT), GROUP_LEN_MAX, is_group)?,
+            namespace: check_name("namespaceId", or_default(namespace, NAMESPACE_DEFAULT), NAMESPACE_LEN_MAX, is_word)?,
+            group: check_name("groupName", or_default(group, GROUP_DEFAULT), GROUP_LEN_MAX, is_group)?,
             name,
         })
     }
@@ -185,7 +188,7 @@ impl InstanceId {
     /// # Errors
     /// [`Invalid`] if a name is too long or has characters that cannot be in it, or if the port is 0.
     pub fn new(cluster: &str, host: &str, port: u16) -> Result<InstanceId, Invalid> {
-        let cluster = cluster_name(if cluster.is_empty() { CLUSTER_DEFAULT } else { cluster })?;
+        let cluster = cluster_name(or_default(cluster, CLUSTER_DEFAULT))?;
         let host = match host.parse::<IpAddr>() {
             Ok(ip) => Name::from(ip.to_string()),
             Err(_) => check_name("ip", host, HOST_LEN_MAX, is_cluster)?,

@@ -5,10 +5,11 @@
 //! Uses `table`'s changes. No socket, no clock.
 
 use crate::health::{Health, HealthRecord};
-use crate::model::{Instance, InstanceId, Name, ServiceKey, ServiceMeta};
+use crate::model::{Checker, Instance, InstanceId, Name, ServiceKey, ServiceMeta, Vantage};
 use crate::table::{Change, Changes, Table};
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -55,6 +56,13 @@ impl ServiceView {
     /// Share of healthy instances below which Nacos' view shows all of them; 0: never.
     pub fn protect_threshold(&self) -> f64 {
         self.meta.as_ref().map_or(0.0, |m| m.protect_threshold)
+    }
+
+    /// Where the registry probes an instance of this service, if it does.
+    pub fn probed(&self, record: &Instance) -> Option<SocketAddr> {
+        let checker = self.meta.as_ref().map_or(Checker::DEFAULT, |m| m.checker(record.id.cluster()));
+        let ours = record.vantage == Vantage::Registry && !record.ephemeral;
+        checker.address(&record.id).filter(|_| ours)
     }
 
     /// Instances with this health.

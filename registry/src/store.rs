@@ -71,6 +71,8 @@ pub struct StoreStats {
     pub commit_ns: AtomicU64,
 }
 
+/// A key and its value.
+type Pair = (Vec<u8>, Vec<u8>);
 type Open = Box<dyn Fn() -> Result<Database, String> + Send>;
 
 /// An open store. See the module.
@@ -127,16 +129,15 @@ impl Store {
     /// [`OpenError`] if one cannot be read.
     pub fn load(&self, now: Instant, table: &mut Table) -> Result<(), OpenError> {
         let database = self.database.as_ref().expect("a store that was just opened is open");
-        let read =
-            |definition: TableDefinition<'static, &[u8], &[u8]>| -> Result<Vec<(Vec<u8>, Vec<u8>)>, redb::Error> {
-                let stored = database.begin_read()?.open_table(definition)?;
-                let mut all = Vec::new();
-                for pair in stored.iter()? {
-                    let (key, value) = pair?;
-                    all.push((key.value().to_vec(), value.value().to_vec()));
-                }
-                Ok(all)
-            };
+        let read = |definition: TableDefinition<'static, &[u8], &[u8]>| -> Result<Vec<Pair>, redb::Error> {
+            let stored = database.begin_read()?.open_table(definition)?;
+            let mut all = Vec::new();
+            for pair in stored.iter()? {
+                let (key, value) = pair?;
+                all.push((key.value().to_vec(), value.value().to_vec()));
+            }
+            Ok(all)
+        };
         let to_open = |e: redb::Error| OpenError::Open { path: self.path.clone(), problem: e.to_string() };
         let to_record = |key: &[u8], problem| OpenError::Record {
             path: self.path.clone(),

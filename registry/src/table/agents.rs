@@ -7,7 +7,7 @@
 //!                                         └───── up(newer) ◄──────┘
 //! ```
 
-use super::{Agent, Change, Changes, Delta, Entry, Exposed, Refusal, Table};
+use super::{Change, Changes, Delta, Entry, Exposed, Refusal, Table};
 use crate::health::{Health, HealthRecord, Reason};
 use crate::model::{InstanceId, Name, ServiceKey, Vantage, cluster_name};
 use ringspan_engine::time::Instant;
@@ -138,7 +138,7 @@ impl Table {
         match after {
             None => drop(self.agents.remove(agent)),
             Some((session, connected)) => {
-                let known = self.agents.entry(agent.clone()).or_insert_with(Agent::default);
+                let known = self.agents.entry(agent.clone()).or_default();
                 (known.session, known.connected) = (session, connected);
             }
         }

@@ -1,0 +1,172 @@
+//! /metrics: what an operator's graphs are made of, in OpenMetrics text.
+//! Promise: the number of series is bounded by routes, codes and states, never by services or instances.
+
+use super::{App, Sorry};
+use crate::health::{Health, health_str};
+use crate::model::Vantage;
+use crate::service::Registry;
+use axum::extract::State;
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use ringspan_engine::histogram::Histogram;
+use ringspan_engine::outcome::Code;
+use ringspan_engine::stats::{Numbers, Stats};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Where the engine's numbers come from.
+pub type ProbeStats = Arc<dyn Fn() -> Stats + Send + Sync>;
+
+/// All series, and the counters that live between scrapes.
+pub(super) struct Metrics {
+    series: prometheus_client::registry::Registry,
+    requests: Family<Request, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    method: String,
+    route: String,
+    status: u16,
+}
+
+impl Metrics {
+    pub(super) fn new(registry: Registry, probe_stats: Option<ProbeStats>) -> Metrics {
+        let requests = Family::default();
+        let mut series = prometheus_client::registry::Registry::with_prefix("ringspan");
+        series.register("http_requests", "HTTP requests answered, by method, route and status", requests.clone());
+        series.register_collector(Box::new(Scrape { registry, probe_stats }));
+        Metrics { series, requests }
+    }
+
+    /// Counts an answer. Paths that are no route, and methods of the sender's invention, share a series.
+    pub(super) fn count(&self, method: &Method, route: Option<&str>, status: StatusCode) {
+        let known =
+            [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::HEAD, Method::OPTIONS];
+        let method = if known.contains(method) { method.as_str() } else { "other" };
+        let route = route.unwrap_or("other");
+        let labels = Request { method: method.to_owned(), route: route.to_owned(), status: status.as_u16() };
+        self.requests.get_or_create(&labels).inc();
+    }
+}
+
+pub(super) async fn scrape(State(app): State<App>) -> Response {
+    // The engine's numbers are asked for and waited for, and a million instances take a while to count.
+    let encode = move || {
+        let mut body = String::new();
+        text::encode(&mut body, &app.metrics.series).map(|()| body)
+    };
+    match tokio::task::spawn_blocking(encode).await {
+        Ok(Ok(body)) => {
+            let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, content_type)], body).into_response()
+        }
+        Ok(Err(e)) => Sorry(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {e}")).into_response(),
+        Err(e) => Sorry(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {e}")).into_response(),
+    }
+}
+
+/// Reads at scrape time what others count.
+struct Scrape {
+    registry: Registry,
+    probe_stats: Option<ProbeStats>,
+}
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        self.registry_series(&mut encoder)?;
+        match &self.probe_stats {
+            Some(stats) => probe_series(&mut encoder, &stats().total),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Scrape {
+    fn registry_series(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let services = self.registry.snapshot().services();
+        gauge(encoder, "registry_services", "Services in the registry", services.len() as f64)?;
+        const KINDS: [&str; 3] = ["persistent", "ephemeral", "agent"];
+        const HEALTHS: [Health; 3] = [Health::Up, Health::Down, Health::Unknown];
+        let mut counts = [[0_u64; HEALTHS.len()]; KINDS.len()];
+        for instance in services.iter().flat_map(|s| &s.instances) {
+            let kind = match (&instance.record.vantage, instance.record.ephemeral) {
+                (Vantage::Registry, false) => 0,
+                (Vantage::Registry, true) => 1,
+                (Vantage::Agent(_), _) => 2,
+            };
+            let is = instance.health().health;
+            let health = HEALTHS.iter().position(|h| *h == is).expect("every health is listed");
+            counts[kind][health] += 1;
+        }
+        let help = "Instances, by who judges them and what is believed of them";
+        let mut family = encoder.encode_descriptor("registry_instances", help, None, MetricType::Gauge)?;
+        for (kind, counts) in KINDS.iter().zip(counts) {
+            for (health, count) in HEALTHS.iter().zip(counts) {
+                let labels = [("kind", *kind), ("health", health_str(*health))];
+                ConstGauge::new(count as f64).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let agents = self.registry.snapshot().agents();
+        let connected = agents.iter().filter(|a| a.connected).count();
+        gauge(encoder, "registry_agents_connected", "Agents with a session", connected as f64)?;
+        let store = self.registry.store_stats();
+        let of = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        counter(encoder, "registry_store_commits", "Batches stored: one fsync each", of(&store.commits))?;
+        counter(encoder, "registry_store_commands", "Commands in those batches", of(&store.commands))?;
+        counter(encoder, "registry_store_failures", "Batches that could not be stored", of(&store.failures))?;
+        let seconds = of(&store.commit_ns) as f64 / 1e9;
+        let help = "Time spent storing";
+        let family = encoder.encode_descriptor("registry_store_commit_seconds", help, None, MetricType::Counter)?;
+        ConstCounter::new(seconds).encode(family)
+    }
+}
+
+fn probe_series(encoder: &mut DescriptorEncoder<'_>, numbers: &Numbers) -> Result<(), fmt::Error> {
+    let counters = &numbers.counters;
+    let mut family = encoder.encode_descriptor("probes", "Finished probes, by outcome", None, MetricType::Counter)?;
+    for code in Code::ALL {
+        let labels = [("code", code.as_str())];
+        ConstCounter::new(counters.outcome(*code)).encode(family.encode_family(&labels)?)?;
+    }
+    gauge(encoder, "probe_targets", "Addresses that are probed", counters.targets as f64)?;
+    gauge(encoder, "probes_in_flight", "Probes in flight", counters.in_flight as f64)?;
+    counter(encoder, "probes_missed", "Starts skipped: the probe before was not over", counters.missed)?;
+    counter(encoder, "probe_pauses", "Times the prober lacked descriptors or memory", counters.pauses)?;
+    counter(encoder, "probe_stalls", "Times a worker came 5 ms late or more", counters.stalls)?;
+    quantiles(encoder, "probe_rtt_seconds", "Round trips of answered probes, since the start", &numbers.rtt)?;
+    quantiles(encoder, "probe_lateness_seconds", "Actual minus scheduled start, since the start", &numbers.lateness)
+}
+
+/// Of a histogram of microseconds.
+fn quantiles(e: &mut DescriptorEncoder<'_>, name: &str, help: &str, of: &Histogram) -> Result<(), fmt::Error> {
+    let mut family = e.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (label, quantile) in [("0.5", 0.5), ("0.9", 0.9), ("0.99", 0.99), ("0.999", 0.999), ("1", 1.0)] {
+        let seconds = of.value_at_quantile(quantile) as f64 / 1e6;
+        ConstGauge::new(seconds).encode(family.encode_family(&[("quantile", label)])?)?;
+    }
+    Ok(())
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> Result<(), fmt::Error> {
+    let family: MetricEncoder<'_> = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    ConstGauge::new(value).encode(family)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Result<(), fmt::Error> {
+    let family: MetricEncoder<'_> = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    ConstCounter::new(value).encode(family)
+}

@@ -1,0 +1,170 @@
+//! Nacos v1, what clients call: instances, lists, beats.
+
+use super::params::{Params, cluster_or_default, metadata_of};
+use super::view::{self, ServiceInfo};
+use super::{App, Sorry};
+use crate::health::BeatTimes;
+use crate::model::{Instance, InstanceId, ServiceKey, WEIGHT_DEFAULT};
+use crate::table::{Command, Patch, Refusal};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+pub(super) fn routes() -> Router<App> {
+    let instance = get(detail).post(register).delete(deregister).put(update).patch(update);
+    Router::new()
+        .route("/nacos/v1/ns/instance", instance)
+        .route("/nacos/v1/ns/instance/list", get(list))
+        .route("/nacos/v1/ns/instance/beat", put(beat))
+}
+
+async fn register(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+    let instance = Instance {
+        weight: params.parse("weight", "a number")?.unwrap_or(WEIGHT_DEFAULT),
+        enabled: params.flag("enabled")?.or(params.flag("enable")?).unwrap_or(true),
+        ephemeral: params.flag("ephemeral")?.unwrap_or(true),
+        claims_healthy: params.flag("healthy")?.unwrap_or(true),
+        metadata: params.metadata("metadata")?.unwrap_or_default(),
+        ..Instance::new(params.instance()?)
+    };
+    app.registry.submit(Command::Register { service: params.service()?, instance }).await?;
+    Ok("ok")
+}
+
+async fn deregister(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+    let (service, id, ephemeral) = (params.service()?, params.instance()?, params.flag("ephemeral")?);
+    app.registry.submit(Command::Deregister { service, id, ephemeral }).await?;
+    Ok("ok")
+}
+
+/// PUT and PATCH alike change what is named and leave the rest.
+async fn update(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+    let patch = Patch {
+        weight: params.parse("weight", "a number")?,
+        enabled: params.flag("enabled")?.or(params.flag("enable")?),
+        metadata: params.metadata("metadata")?,
+    };
+    app.registry.submit(Command::Update { service: params.service()?, id: params.instance()?, patch }).await?;
+    Ok("ok")
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Detail {
+    service: String,
+    ip: String,
+    port: u16,
+    cluster_name: String,
+    weight: f64,
+    healthy: bool,
+    enabled: bool,
+    ephemeral: bool,
+    instance_id: String,
+    metadata: BTreeMap<String, String>,
+}
+
+async fn detail(State(app): State<App>, params: Params) -> Result<Json<Detail>, Sorry> {
+    let (service, id) = (params.service()?, params.instance()?);
+    let view = app.registry.snapshot().service(&service);
+    let Some(instance) = view.as_ref().and_then(|v| v.instance(&id)) else {
+        return Err(Refusal::NoInstance { service, id }.into());
+    };
+    let record = &instance.record;
+    Ok(Json(Detail {
+        service: service.grouped(),
+        ip: id.host().to_string(),
+        port: id.port(),
+        cluster_name: id.cluster().to_string(),
+        weight: record.weight,
+        healthy: view::is_healthy(instance),
+        enabled: record.enabled,
+        ephemeral: record.ephemeral,
+        instance_id: view::instance_id(&service, record),
+        metadata: record.metadata.clone(),
+    }))
+}
+
+/// A service that is not there has no instances; clients subscribe before servers register.
+async fn list(State(app): State<App>, params: Params) -> Result<Json<ServiceInfo>, Sorry> {
+    let service = params.service()?;
+    let clusters = params.text("clusters").unwrap_or_default();
+    let healthy_only = params.flag("healthyOnly")?.unwrap_or(false);
+    let view = app.registry.snapshot().service(&service);
+    let now = app.registry.unix_ms(app.registry.now());
+    Ok(Json(view::service_info(&service, view.as_deref(), clusters, healthy_only, now)))
+}
+
+/// The beat a client sends as JSON. What a client leaves out is null or absent.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BeatBody {
+    ip: String,
+    port: u16,
+    cluster: Option<String>,
+    weight: Option<f64>,
+    service_name: Option<String>,
+    #[serde(default)]
+    metadata: serde_json::Value,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BeatAnswer {
+    client_beat_interval: u64,
+    code: u32,
+    light_beat_enabled: bool,
+}
+
+/// Nacos' "all is well".
+const BEAT_OK: u32 = 10_200;
+/// Nacos' "register again": the beat is of an instance that is not there, and says too little to register it.
+const BEAT_UNKNOWN: u32 = 20_404;
+
+/// A beat with a body registers an instance that is not there; a light one (names only) is told to register.
+async fn beat(State(app): State<App>, params: Params) -> Result<Json<BeatAnswer>, Sorry> {
+    let full = params.text("beat").map(|text| full_beat(&params, text)).transpose()?;
+    let (service, id) = match &full {
+        Some((service, instance)) => (service.clone(), instance.id.clone()),
+        None => (params.service()?, params.instance()?),
+    };
+    let answer = |interval: std::time::Duration, code| {
+        let client_beat_interval = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        Ok(Json(BeatAnswer { client_beat_interval, code, light_beat_enabled: true }))
+    };
+    match app.registry.submit(Command::Beat { service: service.clone(), id: id.clone() }).await {
+        Ok(_) => {
+            let view = app.registry.snapshot().service(&service);
+            let instance = view.as_ref().and_then(|v| v.instance(&id));
+            let times = instance.map(|i| BeatTimes::of(&i.record.metadata)).unwrap_or_default();
+            answer(times.interval, BEAT_OK)
+        }
+        Err(Refusal::NoInstance { .. }) => match full {
+            Some((service, instance)) => {
+                let interval = BeatTimes::of(&instance.metadata).interval;
+                app.registry.submit(Command::Register { service, instance }).await?;
+                answer(interval, BEAT_OK)
+            }
+            None => answer(BeatTimes::default().interval, BEAT_UNKNOWN),
+        },
+        Err(refusal) => Err(refusal.into()),
+    }
+}
+
+fn full_beat(params: &Params, text: &str) -> Result<(ServiceKey, Instance), Sorry> {
+    let body: BeatBody = serde_json::from_str(text)
+        .map_err(|e| Sorry(StatusCode::BAD_REQUEST, format!("Param 'beat' is illegal, it is no beat in JSON: {e}.")))?;
+    let service = match (params.text("serviceName"), &body.service_name) {
+        (None, Some(name)) => ServiceKey::new(params.namespace(), params.text("groupName").unwrap_or_default(), name)?,
+        _ => params.service()?,
+    };
+    let instance = Instance {
+        weight: body.weight.unwrap_or(WEIGHT_DEFAULT),
+        ephemeral: true,
+        metadata: metadata_of("metadata", body.metadata)?,
+        ..Instance::new(InstanceId::new(cluster_or_default(body.cluster.as_deref()), &body.ip, body.port)?)
+    };
+    Ok((service, instance))
+}

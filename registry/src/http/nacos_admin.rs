@@ -1,0 +1,182 @@
+//! Nacos v1, what operators and consoles call: services, clusters, health by hand, the server's own state.
+
+use super::params::Params;
+use super::{App, Sorry};
+use crate::model::{Checker, Cluster, GROUP_DEFAULT, Invalid, Metadata, NAMESPACE_DEFAULT, Name, cluster_name};
+use crate::snapshot::ServiceView;
+use crate::table::Command;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// The longest page of a list: about a megabyte of names.
+const PAGE_LEN_MAX: usize = 10_000;
+
+pub(super) fn routes() -> Router<App> {
+    let service = get(service).post(create_service).put(update_service).delete(delete_service);
+    let health = put(set_health);
+    Router::new()
+        .route("/nacos/v1/ns/service", service)
+        .route("/nacos/v1/ns/service/list", get(service_list))
+        .route("/nacos/v1/ns/cluster", put(put_cluster))
+        .route("/nacos/v1/ns/health", health.clone())
+        .route("/nacos/v1/ns/health/instance", health)
+        .route("/nacos/v1/ns/health/server", get(server_health))
+        .route("/nacos/v1/ns/health/checkers", get(checkers))
+        .route("/nacos/v1/ns/operator/metrics", get(operator_metrics))
+        .route("/nacos/v1/console/health/readiness", get(ok))
+        .route("/nacos/v1/console/health/liveness", get(ok))
+        .route("/nacos/v1/console/server/state", get(server_state))
+}
+
+async fn ok() -> &'static str {
+    "OK"
+}
+
+async fn service_list(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
+    let page_no: usize = params.parse("pageNo", "a number from 1")?.unwrap_or(1);
+    let page_len = params.parse("pageSize", "a number from 1")?.unwrap_or(20).min(PAGE_LEN_MAX);
+    if page_no == 0 || page_len == 0 {
+        return Err(Invalid::new("pageNo", "pages are counted from 1, and have at least 1 name.").into());
+    }
+    let or = |text: Option<&str>, default: &str| text.unwrap_or(default).to_owned();
+    let namespace = or(params.text("namespaceId"), NAMESPACE_DEFAULT);
+    let group = or(params.text("groupName"), GROUP_DEFAULT);
+    let skip = (page_no - 1).saturating_mul(page_len);
+    let (count, page) = app.registry.snapshot().page(&namespace, &group, skip, page_len);
+    let doms: Vec<&str> = page.iter().map(|v| &**v.key.name()).collect();
+    Ok(Json(json!({ "count": count, "doms": doms })))
+}
+
+async fn service(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
+    let key = params.service()?;
+    let Some(view) = app.registry.snapshot().service(&key) else {
+        let refusal = crate::table::Refusal::NoService { service: key };
+        return Err(Sorry(StatusCode::NOT_FOUND, refusal.to_string()));
+    };
+    Ok(Json(json!({
+        "namespaceId": &**key.namespace(),
+        "groupName": &**key.group(),
+        "name": &**key.name(),
+        "protectThreshold": view.protect_threshold(),
+        "metadata": view.meta.as_ref().map_or_else(Metadata::new, |m| m.metadata.clone()),
+        "selector": { "type": "none", "contextType": "NONE" },
+        "clusters": clusters(&view),
+    })))
+}
+
+fn clusters(view: &ServiceView) -> Vec<Value> {
+    let configured = view.meta.iter().flat_map(|m| m.clusters.keys());
+    let names: BTreeSet<_> = view.instances.iter().map(|i| i.record.id.cluster()).chain(configured).collect();
+    let of = |name: &Name| view.meta.as_ref().and_then(|m| m.clusters.get(name)).cloned().unwrap_or_default();
+    let show = |name: &Name| {
+        let Cluster { checker, metadata } = of(name);
+        let kind = match checker {
+            Checker::Tcp { .. } => "TCP",
+            Checker::None => "NONE",
+        };
+        json!({ "name": &**name, "healthChecker": { "type": kind }, "metadata": metadata })
+    };
+    names.into_iter().map(show).collect()
+}
+
+async fn create_service(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+    put_service(app, params, true).await
+}
+
+async fn update_service(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+    put_service(app, params, false).await
+}
+
+async fn put_service(app: App, params: Params, create: bool) -> Result<&'static str, Sorry> {
+    if let Some(selector) = params.text("selector") {
+        let kind = serde_json::from_str::<Value>(selector).ok().and_then(|v| v["type"].as_str().map(str::to_owned));
+        if kind.is_none_or(|k| !k.eq_ignore_ascii_case("none")) {
+            let text = format!("selector {selector} is not served; only {{\"type\":\"none\"}} is");
+            return Err(Sorry(StatusCode::NOT_IMPLEMENTED, text));
+        }
+    }
+    let command = Command::PutService {
+        service: params.service()?,
+        protect_threshold: params.parse("protectThreshold", "a number from 0 to 1")?,
+        metadata: params.metadata("metadata")?,
+        create,
+    };
+    app.registry.submit(command).await?;
+    Ok("ok")
+}
+
+async fn delete_service(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+    app.registry.submit(Command::DeleteService { service: params.service()? }).await?;
+    Ok("ok")
+}
+
+async fn put_cluster(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+    params.required("clusterName")?;
+    let own_port = params.flag("useInstancePort4Check")?.unwrap_or(true);
+    let check_port: Option<u16> = params.parse("checkPort", "a port, 1 to 65535")?;
+    let checker: Value = match params.text("healthChecker") {
+        None => json!({ "type": "TCP" }),
+        Some(text) => serde_json::from_str(text)
+            .map_err(|e| Invalid::new("healthChecker", format!("it is no JSON object: {e}.")))?,
+    };
+    let checker = match checker["type"].as_str().unwrap_or_default().to_ascii_uppercase().as_str() {
+        "TCP" => match (own_port, check_port) {
+            (true, _) => Checker::Tcp { check_port: None },
+            (false, Some(port)) if port != 0 => Checker::Tcp { check_port: Some(port) },
+            (false, _) => {
+                let text = "it should be 1 to 65535 when useInstancePort4Check is false.";
+                return Err(Invalid::new("checkPort", text).into());
+            }
+        },
+        "NONE" => Checker::None,
+        kind @ ("HTTP" | "MYSQL") => {
+            // Stored but not served, the instances would be probed some other way than their owner believes.
+            let text = format!("healthChecker {kind} is not served yet; TCP and NONE are. Nothing was changed");
+            return Err(Sorry(StatusCode::NOT_IMPLEMENTED, text));
+        }
+        _ => return Err(Invalid::new("healthChecker", "its type should be TCP or NONE.").into()),
+    };
+    let settings = Cluster { checker, metadata: params.metadata("metadata")?.unwrap_or_default() };
+    let cluster = cluster_name(params.cluster())?;
+    app.registry.submit(Command::PutCluster { service: params.service()?, cluster, settings }).await?;
+    Ok("ok")
+}
+
+async fn set_health(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+    let Some(healthy) = params.flag("healthy")?.or(params.flag("valid")?) else {
+        return Err(Sorry(StatusCode::BAD_REQUEST, "Param 'healthy' is required.".into()));
+    };
+    let command = Command::SetHealth { service: params.service()?, id: params.instance()?, healthy };
+    app.registry.submit(command).await?;
+    Ok("ok")
+}
+
+async fn server_health() -> Json<Value> {
+    Json(json!({ "msg": "ringspan's registry is up" }))
+}
+
+/// The checkers that are served.
+async fn checkers() -> Json<Value> {
+    Json(json!({ "TCP": { "type": "TCP" }, "NONE": { "type": "NONE" } }))
+}
+
+async fn operator_metrics(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
+    if params.flag("onlyStatus")?.unwrap_or(true) {
+        return Ok(Json(json!({ "status": "UP" })));
+    }
+    let (services, instances) = app.registry.snapshot().counts();
+    Ok(Json(json!({ "status": "UP", "serviceCount": services, "instanceCount": instances })))
+}
+
+async fn server_state() -> Json<Value> {
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "standalone_mode": "standalone",
+        "function_mode": "naming",
+        "server": "ringspan",
+    }))
+}

@@ -1,0 +1,126 @@
+//! Parameters as Nacos takes them: from the query or from a form body, for every verb; the query wins.
+//! Promise: what a handler gets is of its type and within the model's limits, or the request is answered with 400.
+
+use super::{App, Sorry};
+use crate::model::{CLUSTER_DEFAULT, InstanceId, Invalid, Metadata, ServiceKey};
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::{StatusCode, header};
+use std::collections::HashMap;
+
+/// The parameters of one request.
+pub(super) struct Params(HashMap<String, String>);
+
+impl FromRequest<App> for Params {
+    type Rejection = Sorry;
+
+    async fn from_request(request: Request, app: &App) -> Result<Params, Sorry> {
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+        // A body without a type is taken for a form: some clients send none with PUT and DELETE.
+        let is_form = content_type.is_none_or(|t| t.starts_with("application/x-www-form-urlencoded"));
+        let body = Bytes::from_request(request, app).await;
+        let body = body.map_err(|e| Sorry(e.status(), format!("the body cannot be read: {}", e.body_text())))?;
+        let mut params = parse(query.as_bytes())?;
+        if is_form {
+            params.extend(parse(&body)?);
+        }
+        // The first of several wins.
+        let params = params.into_iter().rev().collect();
+        Ok(Params(params))
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Vec<(String, String)>, Sorry> {
+    serde_urlencoded::from_bytes(bytes)
+        .map_err(|e| Sorry(StatusCode::BAD_REQUEST, format!("the parameters cannot be read: {e}")))
+}
+
+impl Params {
+    /// A parameter that is there and not empty, trimmed.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(|v| v.trim()).filter(|v| !v.is_empty())
+    }
+
+    /// A parameter that must be there.
+    pub(super) fn required(&self, name: &'static str) -> Result<&str, Sorry> {
+        self.text(name).ok_or_else(|| Sorry(StatusCode::BAD_REQUEST, format!("Param '{name}' is required.")))
+    }
+
+    /// A number, or whatever else parses.
+    pub(super) fn parse<T: std::str::FromStr>(&self, name: &'static str, what: &str) -> Result<Option<T>, Invalid> {
+        let read = |text: &str| text.parse().map_err(|_| Invalid::new(name, format!("{text:?} is not {what}.")));
+        self.text(name).map(read).transpose()
+    }
+
+    /// Yes or no. Python's SDK sends `True`; Nacos takes `on`, `yes`, `t` and `y` too.
+    pub(super) fn flag(&self, name: &'static str) -> Result<Option<bool>, Invalid> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "on" | "yes" | "t" | "y" | "1" => Ok(Some(true)),
+            "false" | "off" | "no" | "f" | "n" | "0" => Ok(Some(false)),
+            _ => Err(Invalid::new(name, format!("{text:?} is neither true nor false."))),
+        }
+    }
+
+    /// Pairs: a JSON object, or `k=v,k=v`.
+    pub(super) fn metadata(&self, name: &'static str) -> Result<Option<Metadata>, Invalid> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        if text.starts_with('{') {
+            let value =
+                serde_json::from_str(text).map_err(|e| Invalid::new(name, format!("it is no JSON object: {e}.")))?;
+            return metadata_of(name, value).map(Some);
+        }
+        let pair = |pair: &str| pair.split_once('=').map(|(k, v)| (k.trim().to_owned(), v.trim().to_owned()));
+        let pairs = text.split(',').filter(|p| !p.trim().is_empty()).map(pair).collect::<Option<_>>();
+        pairs.map(Some).ok_or_else(|| Invalid::new(name, "it should be a JSON object, or k=v,k=v."))
+    }
+
+    /// The service that a request is about.
+    pub(super) fn service(&self) -> Result<ServiceKey, Sorry> {
+        let name = self.required("serviceName")?;
+        Ok(ServiceKey::new(self.namespace(), self.text("groupName").unwrap_or_default(), name)?)
+    }
+
+    /// The namespace, empty for the default one.
+    pub(super) fn namespace(&self) -> &str {
+        self.text("namespaceId").unwrap_or_default()
+    }
+
+    /// The cluster that a request names, or the default one.
+    pub(super) fn cluster(&self) -> &str {
+        cluster_or_default(self.text("clusterName").or(self.text("cluster")))
+    }
+
+    /// The instance that a request is about.
+    pub(super) fn instance(&self) -> Result<InstanceId, Sorry> {
+        let host = self.required("ip")?;
+        self.required("port")?;
+        let port = self.parse("port", "a port, 1 to 65535")?.unwrap_or(0);
+        Ok(InstanceId::new(self.cluster(), host, port)?)
+    }
+}
+
+/// Python's SDK 1.x registers an instance without a cluster in one called "None" (its formatted null), but beats and
+/// deregisters without naming any. Both mean the default cluster.
+pub(super) fn cluster_or_default(cluster: Option<&str>) -> &str {
+    match cluster {
+        None | Some("" | "None") => CLUSTER_DEFAULT,
+        Some(cluster) => cluster,
+    }
+}
+
+/// Pairs from a JSON object; values that are no strings are taken as they are written.
+pub(super) fn metadata_of(name: &'static str, value: serde_json::Value) -> Result<Metadata, Invalid> {
+    match value {
+        serde_json::Value::Null => Ok(Metadata::new()),
+        serde_json::Value::Object(pairs) => Ok(pairs
+            .into_iter()
+            .map(|(key, value)| match value {
+                serde_json::Value::String(text) => (key, text),
+                other => (key, other.to_string()),
+            })
+            .collect()),
+        _ => Err(Invalid::new(name, "it should be a JSON object.")),
+    }
+}
