@@ -75,11 +75,26 @@ impl Engine {
         wake: Arc<dyn Wake>,
         mut extra: impl FnMut(&Seat) -> Vec<Box<dyn Resident>>,
     ) -> Result<(Engine, Feed), StartError> {
-        let count = options.workers.clamp(1, TargetId::WORKERS_MAX);
+        let seats = Workers::plan(options.workers.clamp(1, TargetId::WORKERS_MAX))?;
+        let seats = seats.into_iter().map(|seat| (extra(&seat), seat)).map(|(residents, seat)| (seat, residents));
+        Engine::start_on(options, wake, seats.collect())
+    }
+
+    /// As [`start`](Engine::start), on seats that the caller has planned ([`Workers::plan`]; at most 256), because it
+    /// needs all of them before it can say who sits beside the probers. `options.workers` is not looked at.
+    ///
+    /// # Errors
+    /// As [`start`](Engine::start).
+    pub fn start_on(
+        options: &Options,
+        wake: Arc<dyn Wake>,
+        planned: Vec<(Seat, Vec<Box<dyn Resident>>)>,
+    ) -> Result<(Engine, Feed), StartError> {
+        let count = planned.len();
         let (transitions_in, transitions) = mailbox(TRANSITIONS_MAX, wake.clone());
         let (samples_in, samples) = mailbox(options.samples_max, wake);
         let (mut desks, mut seats) = (Vec::new(), Vec::new());
-        for seat in Workers::plan(count)? {
+        for (seat, beside) in planned {
             let rouse: Arc<dyn Wake> = Arc::new(seat.waker.clone());
             let (commands, commands_out) = mailbox(COMMANDS_MAX, rouse.clone());
             let (asks, asks_out) = mailbox(16, rouse);
@@ -91,7 +106,7 @@ impl Engine {
                 targets: AtomicU32::new(0),
             };
             let prober = Prober::new(ProberParts {
-                worker: u8::try_from(seat.index).expect("clamped to 256 workers"),
+                worker: u8::try_from(seat.index).expect("at most 256 workers are planned"),
                 in_flight_max: options.in_flight_max,
                 pace: Pace::new(options.rate_max, count),
                 outbox: Outbox::new(transitions_in.clone(), (options.samples_max > 0).then(|| samples_in.clone())),
@@ -101,7 +116,7 @@ impl Engine {
                 names: desk.names.clone(),
             });
             let mut residents: Vec<Box<dyn Resident>> = vec![Box::new(prober)];
-            residents.extend(extra(&seat));
+            residents.extend(beside);
             desks.push(desk);
             seats.push((seat, residents));
         }
