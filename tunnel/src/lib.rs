@@ -4,11 +4,14 @@
 //! [`routes`].
 
 pub mod address;
+pub mod backoff;
 pub mod fingerprint;
+pub mod health_feed;
 pub mod hello;
 pub mod identity;
 pub mod keys;
 mod private_file;
+pub mod routes;
 pub mod tls;
 pub mod token;
 
