@@ -20,7 +20,9 @@ fn state(health: Health, ms: u64) -> BackendHealth {
 }
 
 /// What must be equal: `since` travels as an age, so only to the millisecond and the delay.
-fn essence(all: &[BackendHealth]) -> Vec<(Health, Option<Code>, Option<u32>)> {
+type Essence = Vec<(Health, Option<Code>, Option<u32>)>;
+
+fn essence(all: &[BackendHealth]) -> Essence {
     all.iter().map(|s| (s.health, s.code, s.rtt_us)).collect()
 }
 
@@ -165,7 +167,7 @@ struct World {
     feed_on: usize,
     generation: u64,
     /// The state after each sequence of the current process; the first is the state at its start.
-    history: Vec<Vec<(Health, Option<Code>, Option<u32>)>>,
+    history: Vec<Essence>,
     ms: u64,
 }
 

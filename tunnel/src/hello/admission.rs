@@ -27,6 +27,7 @@ pub struct AgentRecord {
 }
 
 /// How an agent comes in.
+#[expect(clippy::large_enum_variant, reason = "one per handshake, taken apart at once: a box would only be in the way")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// The bridge knows it.

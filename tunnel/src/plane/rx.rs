@@ -36,7 +36,9 @@ enum Read {
 impl Plane {
     /// Reads until the carrier has nothing more, or its turn is over.
     pub(super) fn rx(&mut self, cx: &mut Cx<'_>, key: Key) {
-        let Some(c) = self.carriers.get(key).filter(|c| c.is_live() && c.readable && !c.read_armed && !c.paused) else { return };
+        let Some(c) = self.carriers.get(key).filter(|c| c.is_live() && c.readable && !c.read_armed && !c.paused) else {
+            return;
+        };
         let plain = c.plain;
         let result = if plain { self.rx_plain(cx, key) } else { self.rx_tls(cx, key) };
         if let Err(lost) = result {
