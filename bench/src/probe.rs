@@ -28,6 +28,7 @@ const HAPROXY_SERVERS: usize = 2000;
 /// Before HAProxy is measured: it spreads the start of its checks.
 const HAPROXY_WARM_UP: Duration = Duration::from_secs(2);
 
+const HAPROXY: &str = "HAProxy tcp check";
 const CPU: &str = "CPU us/probe";
 const RATE: &str = "probes/s";
 const COUNTED: &str = "CPU us/probe, from outside";
@@ -47,6 +48,9 @@ pub(crate) struct Args {
     /// Seconds that HAProxy is watched in one round.
     #[arg(long, default_value_t = 5)]
     haproxy_seconds: u64,
+    /// Only contenders whose name contains this.
+    #[arg(long, value_name = "WORD")]
+    only: Option<String>,
     /// Also: 100,000 targets at 5 s on one core.
     #[arg(long)]
     scale: bool,
@@ -121,6 +125,7 @@ fn saturated(args: &Args, common: &Common, port: u16) -> Result<Section, Failure
     // Due far more often than it can be done, so that the core never waits; a timeout beyond any queueing.
     let load =
         ["--file", &targets, "--count", &count, "--in-flight", &in_flight, "--interval", "100ms", "--timeout", "5s"];
+    let wanted = |name: &str| args.only.as_ref().is_none_or(|word| name.contains(word.as_str()));
     let haproxy = peers::haproxy();
     if haproxy.is_none() {
         section.note("HAProxy is not installed (scripts/setup)");
@@ -128,14 +133,19 @@ fn saturated(args: &Args, common: &Common, port: u16) -> Result<Section, Failure
     for round in 0..args.rounds {
         eprintln!("probe: round {} of {}", round + 1, args.rounds);
         for method in floor::probes() {
-            let figures = run_floor(method, args.count, port)?;
-            section.record(&format!("floor {method}"), &figures);
+            let name = format!("floor {method}");
+            if wanted(&name) {
+                section.record(&name, &run_floor(method, args.count, port)?);
+            }
         }
         for (name, mode, backend) in [
             ("ringspan half-open", "half-open", "io_uring"),
             ("ringspan full", "full", "io_uring"),
             ("ringspan half-open, epoll", "half-open", "epoll"),
         ] {
+            if !wanted(name) {
+                continue;
+            }
             let mut all = load.to_vec();
             all.extend(["--mode", mode, "--backend", backend]);
             let opened = active_opens();
@@ -155,18 +165,18 @@ fn saturated(args: &Args, common: &Common, port: u16) -> Result<Section, Failure
                 ));
             }
         }
-        if let Some(program) = &haproxy {
+        if let Some(program) = haproxy.as_deref().filter(|_| wanted(HAPROXY)) {
             let figures = run_haproxy(program, common, port, Duration::from_secs(args.haproxy_seconds))?;
-            section.record("HAProxy tcp check", &figures);
+            section.record(HAPROXY, &figures);
         }
     }
     for (floor, goal) in [("floor reuse-half", Some(Goal::AtMost(1.25))), ("floor uring", None)] {
         section.compare(CPU, "ringspan half-open", floor, goal);
         section.compare(COUNTED, "ringspan half-open", floor, None);
     }
-    section.compare(CPU, "ringspan half-open", "HAProxy tcp check", Some(Goal::AtMost(0.55)));
+    section.compare(CPU, "ringspan half-open", HAPROXY, Some(Goal::AtMost(0.55)));
     section.compare(CPU, "ringspan full", "floor uring", None);
-    section.compare(CPU, "ringspan full", "HAProxy tcp check", None);
+    section.compare(CPU, "ringspan full", HAPROXY, None);
     section.compare(CPU, "ringspan half-open, epoll", "floor epoll", None);
     let waiting = time_wait();
     section.note(format!("sockets in TIME_WAIT afterwards: {waiting}"));
