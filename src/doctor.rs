@@ -129,13 +129,25 @@ fn judge(facts: &Facts) -> Vec<Finding> {
     all.extend(facts.somaxconn.map(|n| {
         let (mark, remedy) =
             if n >= BACKLOG_GOOD { (Mark::Good, "") } else { (Mark::Costs, "sysctl -w net.core.somaxconn=4096") };
-        finding(mark, "somaxconn", n, "visitors that may wait to be accepted; a burst beyond it retries after 1 s", remedy)
+        finding(
+            mark,
+            "somaxconn",
+            n,
+            "visitors that may wait to be accepted; a burst beyond it retries after 1 s",
+            remedy,
+        )
     }));
     all.extend(facts.conntrack.map(|(count, max)| {
         let value = format!("{count} of {max}");
         let means = "every probe and visitor takes an entry; a full table drops packets, and targets look dead";
         match count * 10 >= max * 8 {
-            true => finding(Mark::Bad, "conntrack", value, means, "sysctl -w net.netfilter.nf_conntrack_max=1048576, or notrack rules"),
+            true => finding(
+                Mark::Bad,
+                "conntrack",
+                value,
+                means,
+                "sysctl -w net.netfilter.nf_conntrack_max=1048576, or notrack rules",
+            ),
             false => finding(Mark::Good, "conntrack", value, means, ""),
         }
     }));
@@ -176,9 +188,13 @@ fn judge_io(facts: &Facts) -> Finding {
     match &facts.io {
         Err(why) => finding(Mark::Bad, "io", "none", why.clone(), "raise the limit on open files"),
         Ok(c) => match c.tier {
-            Tier::Epoll => {
-                finding(Mark::Costs, "io", c, "probes by epoll: about twice the CPU of io_uring; all else works", disabled)
-            }
+            Tier::Epoll => finding(
+                Mark::Costs,
+                "io",
+                c,
+                "probes by epoll: about twice the CPU of io_uring; all else works",
+                disabled,
+            ),
             Tier::Ring510 => finding(
                 Mark::Costs,
                 "io",
@@ -199,7 +215,9 @@ fn judge_nofile(limit: Limit) -> Finding {
     );
     match limit.hard {
         NOFILE_GOOD.. => finding(Mark::Good, "open files", value, means, ""),
-        NOFILE_MIN.. => finding(Mark::Costs, "open files", value, means, "LimitNOFILE=1048576 in the unit, or ulimit -Hn 1048576"),
+        NOFILE_MIN.. => {
+            finding(Mark::Costs, "open files", value, means, "LimitNOFILE=1048576 in the unit, or ulimit -Hn 1048576")
+        }
         _ => finding(Mark::Bad, "open files", value, means, "LimitNOFILE=1048576 in the unit, or ulimit -Hn 1048576"),
     }
 }
@@ -225,7 +243,13 @@ fn judge_memlock(facts: &Facts) -> Option<Finding> {
 fn judge_pipes(facts: &Facts) -> Option<Finding> {
     let pages = facts.pipe_pages_soft?;
     if facts.root || pages == 0 {
-        return Some(finding(Mark::Good, "pipe pages", "no limit for this user", "streams are spliced through pipes of 64 KiB", ""));
+        return Some(finding(
+            Mark::Good,
+            "pipe pages",
+            "no limit for this user",
+            "streams are spliced through pipes of 64 KiB",
+            "",
+        ));
     }
     let pipes = pages / PIPE_PAGES;
     let means = format!("{pipes} pipes of 64 KiB; past that new ones hold 8 KiB, and bulk streams cost more");
@@ -316,7 +340,18 @@ mod tests {
         let (nofile, memlock, pipe_pages_soft, ports) = (None, None, None, None);
         let (somaxconn, conntrack, clock, io_uring_disabled) = (None, None, None, Some(2));
         let io = Ok(Capabilities { tier: Tier::Epoll, why: "EPERM".into() });
-        let facts = Facts { nofile, memlock, pipe_pages_soft, ports, somaxconn, conntrack, clock, io_uring_disabled, io, ..machine() };
+        let facts = Facts {
+            nofile,
+            memlock,
+            pipe_pages_soft,
+            ports,
+            somaxconn,
+            conntrack,
+            clock,
+            io_uring_disabled,
+            io,
+            ..machine()
+        };
         let findings = judge(&facts);
         let io = findings.iter().find(|f| f.what == "io").expect("always judged");
         assert_eq!(io.remedy, "sysctl -w kernel.io_uring_disabled=0");

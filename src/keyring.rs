@@ -4,11 +4,12 @@
 //! Uses redb: one file, `keyring.redb` in the data folder, locked by the process that has it open.
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
-use ringspan_tunnel::identity::{AgentId, AgentName};
-use ringspan_tunnel::keys::PublicKey;
-use ringspan_tunnel::token::{JoinGrant, Scope, TokenId};
-use serde::{Deserialize, Serialize};
+use ringspan_tunnel::hello::{Admission, AgentRecord, Applicant, Refusal, admit};
+use ringspan_tunnel::identity::AgentId;
+use ringspan_tunnel::token::{JoinGrant, TokenId};
+use serde::Serialize;
 use std::fs::DirBuilder;
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -17,25 +18,6 @@ const FILE: &str = "keyring.redb";
 const GRANTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("grants");
 const AGENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("agents");
 
-/// An agent that has joined.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct AgentRecord {
-    /// Derived from its key.
-    pub(crate) id: AgentId,
-    /// The public half of its key.
-    pub(crate) public_key: PublicKey,
-    /// For people.
-    pub(crate) name: AgentName,
-    /// Services it may offer: its token's at the time.
-    pub(crate) scope: Scope,
-    /// The token it joined with.
-    pub(crate) token: TokenId,
-    /// Unix time in seconds.
-    pub(crate) joined_at: u64,
-    /// It stays out.
-    pub(crate) revoked: bool,
-}
-
 /// What was revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Revoked {
@@ -43,21 +25,6 @@ pub(crate) enum Revoked {
     Token(TokenId),
     /// It is to be disconnected now.
     Agent(AgentId),
-}
-
-/// Why an agent may not join.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// The token is not one of ours.
-    UnknownToken,
-    /// The token was revoked.
-    RevokedToken,
-    /// The token's time is over.
-    ExpiredToken,
-    /// As many agents have joined with it as it allows.
-    SpentToken,
-    /// This agent was revoked; a new token does not help, a new identity does.
-    RevokedAgent,
 }
 
 /// Why the keyring cannot be used.
@@ -104,7 +71,7 @@ impl Keyring {
         let path = data_dir.join(FILE);
         let db = Database::create(&path).map_err(|e| match e {
             DatabaseError::DatabaseAlreadyOpen => Error::Locked(data_dir.to_owned()),
-            DatabaseError::Storage(redb::StorageError::Io(why)) => folder(why),
+            DatabaseError::Storage(redb::StorageError::Io(why)) if why.kind() != ErrorKind::InvalidData => folder(why),
             other => Error::Store { path: path.clone(), why: other.to_string() },
         })?;
         let keyring = Keyring { db, path };
@@ -128,44 +95,30 @@ impl Keyring {
     /// All agents, oldest first.
     pub(crate) fn agents(&self) -> Result<Vec<AgentRecord>, Error> {
         let mut all: Vec<AgentRecord> = self.all(AGENTS)?;
-        all.sort_by_key(|a| (a.joined_at, a.id));
+        all.sort_by_key(|a| (a.enrolled_at, a.id));
         Ok(all)
     }
 
-    /// Lets an agent join that has proved that it holds the token and the key. An agent that has joined before gets
-    /// its record again, with the token's services, and costs no use.
-    pub(crate) fn enrol(
-        &self,
-        token: TokenId,
-        key: &PublicKey,
-        name: &AgentName,
-        now: u64,
-    ) -> Result<Result<AgentRecord, Refusal>, Error> {
+    /// Decides whether an agent that has proved its own key may come in ([`admit`] is the rule), and keeps what that
+    /// changes before it answers.
+    pub(crate) fn admit(&self, applicant: &Applicant, now: u64) -> Result<Result<AgentRecord, Refusal>, Error> {
         self.write(|grants, agents| {
-            let id = AgentId::of(key);
-            let Some(mut grant) = get::<JoinGrant>(grants, &token.to_string())? else {
-                return Ok(Err(Refusal::UnknownToken));
+            let id = applicant.agent.to_string();
+            let record = get::<AgentRecord>(agents, &id)?;
+            let grant = match applicant.token {
+                Some(token) => get::<JoinGrant>(grants, &token.to_string())?,
+                None => None,
             };
-            let known = get::<AgentRecord>(agents, &id.to_string())?.filter(|a| a.public_key == *key);
-            match admits(&grant, known.as_ref(), now) {
-                Err(refusal) => return Ok(Err(refusal)),
-                Ok(Admission::Again) => {}
-                Ok(Admission::Anew) => {
-                    grant.uses_left = grant.uses_left.map(|n| n - 1);
-                    put(grants, &token.to_string(), &grant)?;
+            Ok(match (admit(applicant, record.as_ref(), grant.as_ref(), now), record) {
+                (Err(refusal), _) => Err(refusal),
+                (Ok(Admission::Known), Some(record)) => Ok(record),
+                (Ok(Admission::Known), None) => return Err(format!("agent {id} was admitted without a record")),
+                (Ok(Admission::Enrols { record, grant }), _) => {
+                    put(grants, &grant.id.to_string(), &grant)?;
+                    put(agents, &id, &record)?;
+                    Ok(record)
                 }
-            }
-            let record = AgentRecord {
-                id,
-                public_key: *key,
-                name: name.clone(),
-                scope: grant.scope,
-                token,
-                joined_at: known.map_or(now, |a| a.joined_at),
-                revoked: false,
-            };
-            put(agents, &id.to_string(), &record)?;
-            Ok(Ok(record))
+            })
         })
     }
 
@@ -214,33 +167,6 @@ impl Keyring {
     }
 }
 
-/// How an agent comes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Admission {
-    /// It has joined before: no use is spent.
-    Again,
-    /// One use is spent.
-    Anew,
-}
-
-/// The rule. A known agent comes in again with any token of ours that is neither revoked nor expired.
-fn admits(grant: &JoinGrant, known: Option<&AgentRecord>, now: u64) -> Result<Admission, Refusal> {
-    if grant.revoked {
-        return Err(Refusal::RevokedToken);
-    }
-    if known.is_some_and(|a| a.revoked) {
-        return Err(Refusal::RevokedAgent);
-    }
-    if grant.expires_at.is_some_and(|at| now >= at) {
-        return Err(Refusal::ExpiredToken);
-    }
-    match known {
-        Some(agent) if agent.token == grant.id => Ok(Admission::Again),
-        Some(_) | None if grant.uses_left == Some(0) => Err(Refusal::SpentToken),
-        Some(_) | None => Ok(Admission::Anew),
-    }
-}
-
 type Rows<'a> = redb::Table<'a, &'static str, &'static [u8]>;
 
 fn get<T: serde::de::DeserializeOwned>(rows: &Rows<'_>, key: &str) -> Result<Option<T>, String> {
@@ -260,76 +186,74 @@ fn put<T: Serialize>(rows: &mut Rows<'_>, key: &str, value: &T) -> Result<(), St
 mod tests {
     use super::*;
     use ringspan_tunnel::fingerprint::Trust;
-    use ringspan_tunnel::keys::SigningKey;
+    use ringspan_tunnel::hello::{
+        AgentHello, AgentStep, BridgeHello, BridgeStep, Carrier, Expose, Introduction, Kind, RefusalCode, SessionId,
+        VERSIONS,
+    };
+    use ringspan_tunnel::identity::AgentKey;
+    use ringspan_tunnel::tls::Binding;
     use ringspan_tunnel::token::{GrantTerms, JoinToken};
 
-    fn grant(terms: GrantTerms) -> JoinGrant {
-        JoinToken::create("127.0.0.1:8024".parse().expect("an address"), Trust::Plain, terms, 100).1
+    fn token(uses: Option<u32>) -> (JoinToken, JoinGrant) {
+        let terms = GrantTerms { uses, ..GrantTerms::default() };
+        JoinToken::create("127.0.0.1:8024".parse().expect("an address"), Trust::Plain, terms, 100)
     }
 
-    fn name() -> AgentName {
-        "box".to_owned().try_into().expect("a name")
+    fn identity() -> AgentKey {
+        AgentKey::generate("box".to_owned().try_into().expect("a name"))
     }
 
-    /// Every state of a token and of an agent, and who comes in.
-    #[test]
-    fn the_rule() {
-        let fresh = grant(GrantTerms { expires_at: Some(200), uses: Some(1), ..GrantTerms::default() });
-        let other = grant(GrantTerms::default());
-        let key = SigningKey::generate().public();
-        let known = |token: &JoinGrant, revoked| AgentRecord {
-            id: AgentId::of(&key),
-            public_key: key,
-            name: name(),
-            scope: Scope::All,
-            token: token.id,
-            joined_at: 100,
-            revoked,
+    /// What the bridge has of an agent after an honest handshake.
+    fn applicant(identity: &AgentKey, token: Option<&JoinToken>) -> Applicant {
+        let introduction = Introduction {
+            identity: identity.clone(),
+            token: token.cloned(),
+            session: SessionId::generate(),
+            exposes: vec![Expose {
+                service: "web".to_owned().try_into().expect("a name"),
+                address: "127.0.0.1:1".into(),
+                weight: 1,
+            }],
+            software: "test".into(),
         };
-        let spent = JoinGrant { uses_left: Some(0), ..fresh.clone() };
-        let revoked = JoinGrant { revoked: true, ..fresh.clone() };
-        use {Admission::*, Refusal::*};
-        for (grant, agent, now, answer) in [
-            (&fresh, None, 199, Ok(Anew)),
-            (&fresh, None, 200, Err(ExpiredToken)),
-            (&fresh, Some(known(&fresh, false)), 199, Ok(Again)),
-            (&fresh, Some(known(&other, false)), 199, Ok(Anew)),
-            (&fresh, Some(known(&fresh, true)), 199, Err(RevokedAgent)),
-            (&spent, None, 199, Err(SpentToken)),
-            (&spent, Some(known(&fresh, false)), 199, Ok(Again)),
-            (&spent, Some(known(&other, false)), 199, Err(SpentToken)),
-            (&revoked, None, 199, Err(RevokedToken)),
-            (&revoked, Some(known(&fresh, false)), 199, Err(RevokedToken)),
-            (&other, None, u64::MAX, Ok(Anew)),
-        ] {
-            assert_eq!(admits(grant, agent.as_ref(), now), answer, "{grant:?} {agent:?} {now}");
+        let (mut bridge, challenge) = BridgeHello::new(VERSIONS, [7; 32], Binding::NONE, "test");
+        let mut agent = AgentHello::new(introduction, VERSIONS, Carrier { index: 0, count: 1 }, Binding::NONE);
+        let AgentStep::Send(auth) = agent.on_message(Kind::Challenge, &challenge.payload) else { panic!("no answer") };
+        match bridge.on_message(Kind::Auth, &auth.payload) {
+            BridgeStep::Decide(applicant) => *applicant,
+            other => panic!("{other:?}"),
         }
     }
 
-    /// What was answered is still there after a restart; a use is spent once; a second process is kept out.
+    /// What was answered is still there after a restart; a use is spent once; a second process is kept out; revoked
+    /// is revoked.
     #[test]
     fn kept_over_restarts() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (a, b) = (SigningKey::generate().public(), SigningKey::generate().public());
-        let once = grant(GrantTerms { uses: Some(1), ..GrantTerms::default() });
+        let (a, b) = (identity(), identity());
+        let (once, grant) = token(Some(1));
+        let code = |answer: Result<AgentRecord, Refusal>| answer.map(|r| r.id).map_err(|r| r.code);
         {
             let ring = Keyring::open(folder.path()).expect("a new one");
             assert!(matches!(Keyring::open(folder.path()), Err(Error::Locked(_))));
-            ring.add(&once).expect("kept");
-            assert!(ring.enrol(once.id, &a, &name(), 150).expect("stored").is_ok());
+            let early = ring.admit(&applicant(&a, Some(&once)), 150).expect("read");
+            assert_eq!(code(early), Err(RefusalCode::UnknownToken));
+            ring.add(&grant).expect("kept");
+            assert_eq!(code(ring.admit(&applicant(&a, Some(&once)), 150).expect("stored")), Ok(a.id()));
         }
         let ring = Keyring::open(folder.path()).expect("again");
-        assert_eq!(ring.enrol(once.id, &b, &name(), 150).expect("read"), Err(Refusal::SpentToken));
-        assert!(ring.enrol(once.id, &a, &name(), 160).expect("stored").is_ok(), "it has joined before");
+        let ask =
+            |who: &AgentKey, token: Option<&JoinToken>| code(ring.admit(&applicant(who, token), 160).expect("read"));
+        assert_eq!(ask(&b, Some(&once)), Err(RefusalCode::TokenUsedUp));
+        assert_eq!(ask(&b, None), Err(RefusalCode::UnknownAgent));
+        assert_eq!(ask(&a, None), Ok(a.id()), "it has joined before");
         let agents = ring.agents().expect("read");
-        assert_eq!((agents.len(), agents[0].joined_at, agents[0].public_key), (1, 150, a));
-        assert_eq!(ring.revoke(&agents[0].id.to_string()).expect("it is there"), Revoked::Agent(agents[0].id));
-        assert_eq!(ring.enrol(once.id, &a, &name(), 170).expect("read"), Err(Refusal::RevokedAgent));
+        assert_eq!((agents.len(), agents[0].enrolled_at, agents[0].token), (1, 150, once.id));
+        assert_eq!(ring.revoke(&a.id().to_string()).expect("it is there"), Revoked::Agent(a.id()));
+        assert_eq!(ask(&a, Some(&once)), Err(RefusalCode::AgentRevoked));
         assert_eq!(ring.revoke(&once.id.to_string()).expect("it is there"), Revoked::Token(once.id));
-        assert_eq!(ring.enrol(once.id, &b, &name(), 170).expect("read"), Err(Refusal::RevokedToken));
+        assert_eq!(ask(&b, Some(&once)), Err(RefusalCode::TokenRevoked));
         assert!(matches!(ring.revoke("nobody"), Err(Error::NoSuchId(_))));
-        let unknown = grant(GrantTerms::default()).id;
-        assert_eq!(ring.enrol(unknown, &b, &name(), 170).expect("read"), Err(Refusal::UnknownToken));
     }
 
     /// A file that is no keyring is an error that names it, and is left as it was.
@@ -337,8 +261,10 @@ mod tests {
     fn garbage_is_named() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join(FILE);
-        std::fs::write(&path, "not a database, and longer than any header would be ".repeat(200)).expect("written");
+        let garbage = "not a database, and longer than any header would be ".repeat(200);
+        std::fs::write(&path, &garbage).expect("written");
         let error = Keyring::open(folder.path()).err().expect("no keyring").to_string();
-        assert!(error.contains(FILE) || error.contains("data_dir"), "{error}");
+        assert!(error.contains(FILE), "{error}");
+        assert_eq!(std::fs::read(&path).expect("it is there"), garbage.as_bytes());
     }
 }

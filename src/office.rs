@@ -2,9 +2,10 @@
 //! through its admin socket) and for a stopped one (the command opens the keyring itself).
 //! Promise: requests and answers are plain values; secrets are in the answer to `create` alone, once.
 
-use crate::keyring::{AgentRecord, Error, Keyring, Revoked};
+use crate::keyring::{Error, Keyring, Revoked};
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::fingerprint::Trust;
+use ringspan_tunnel::hello::AgentRecord;
 use ringspan_tunnel::identity::AgentId;
 use ringspan_tunnel::token::{GrantTerms, JoinGrant, JoinToken, Scope};
 use serde::{Deserialize, Serialize};

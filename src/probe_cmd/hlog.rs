@@ -71,7 +71,9 @@ impl Hlog {
             }
             Ok::<(), String>(())
         })();
-        written.and_then(|()| self.file.flush().map_err(|e| e.to_string())).map_err(|e| format!("--hlog {}: {e}", self.name))
+        written
+            .and_then(|()| self.file.flush().map_err(|e| e.to_string()))
+            .map_err(|e| format!("--hlog {}: {e}", self.name))
     }
 }
 
@@ -116,7 +118,14 @@ mod tests {
         let late = || Some("lateness".to_owned());
         assert_eq!(
             seen,
-            [(None, 0, 1, 100), (late(), 0, 1, 1), (None, 1, 2, 200), (late(), 1, 1, 2), (None, 2, 3, 300), (late(), 2, 1, 3)]
+            [
+                (None, 0, 1, 100),
+                (late(), 0, 1, 1),
+                (None, 1, 2, 200),
+                (late(), 1, 1, 2),
+                (None, 2, 3, 300),
+                (late(), 2, 1, 3)
+            ]
         );
     }
 }
