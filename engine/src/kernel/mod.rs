@@ -5,9 +5,11 @@
 #![expect(unsafe_code, reason = "system calls; the rest of the project denies it")]
 
 mod epoll;
+pub mod facts;
 #[cfg(feature = "floor")]
 pub mod floor;
 mod open;
+mod ring;
 mod socket;
 mod sys;
 mod tokens;
@@ -36,3 +38,6 @@ fn is_of_the_connection(errno: Errno) -> bool {
             | libc::ENETUNREACH
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 //! newer io_uring code under old numbers (Debian's 5.10.162 and later have 5.15's) and forbid it under new ones.
 
 use super::epoll::Epoll;
+use super::ring::Ring;
 use super::waker::Waker;
 use crate::io::Io;
 use std::fmt;
@@ -133,7 +134,10 @@ pub fn open(backend: Backend, waker: &Waker) -> Result<(Box<dyn Io>, Capabilitie
 pub fn open_tier(best: Tier, waker: &Waker) -> Result<(Box<dyn Io>, Capabilities), OpenError> {
     match best {
         Tier::Epoll => epoll(waker, "asked for".to_owned()),
-        _ => Err(OpenError::Ring("io_uring is not driven yet".to_owned())),
+        _ => {
+            let (ring, capabilities) = Ring::open(best, waker).map_err(OpenError::Ring)?;
+            Ok((Box::new(ring), capabilities))
+        }
     }
 }
 

@@ -1,0 +1,108 @@
+//! Opens a ring by trying: the best flags first, fewer on EINVAL, smaller on ENOMEM.
+
+use crate::kernel::open::Tier;
+use io_uring::{Builder, IoUring, Probe, opcode};
+use std::io;
+
+/// Submission entries. Entries are handed over every few dozen, so this is room for chains, not a batch size.
+const SQ_ENTRIES: u32 = 256;
+/// The smallest submission queue worth having: one batch and a chain.
+const SQ_ENTRIES_MIN: u32 = 64;
+/// Completion entries: 4,096 knocks in flight with two completions each, and as much again for polls and accepts.
+/// More is not lost but waits in the kernel (IORING_FEAT_NODROP). 256 KiB.
+const CQ_ENTRIES: u32 = 16_384;
+
+/// A ring, what it can do, and why it is not better.
+pub(super) struct Opened {
+    pub(super) ring: IoUring,
+    pub(super) tier: Tier,
+    pub(super) why: String,
+}
+
+/// The best ring of tier `best` or below.
+///
+/// # Errors
+/// A sentence with the errno and the remedy.
+pub(super) fn open(best: Tier) -> Result<Opened, String> {
+    let mut why = if best < Tier::Ring61 { format!("held at {best}") } else { String::new() };
+    let tiers = [Tier::Ring61, Tier::Ring519, Tier::Ring515];
+    for tier in tiers.into_iter().filter(|t| *t <= best.max(Tier::Ring515)) {
+        match build(tier) {
+            Ok(ring) => {
+                let tier =
+                    if best <= Tier::Ring510 || !ring.params().is_feature_ext_arg() { Tier::Ring510 } else { tier };
+                check(&ring)?;
+                return Ok(Opened { ring, tier, why });
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                why = format!("this kernel does not know the flags of {tier}");
+            }
+            Err(error) => return Err(refusal(&error)),
+        }
+    }
+    Err("io_uring_setup: EINVAL. This kernel's io_uring is older than 5.10's".to_owned())
+}
+
+fn build(tier: Tier) -> io::Result<IoUring> {
+    let mut entries = SQ_ENTRIES;
+    loop {
+        let mut builder = IoUring::builder();
+        builder.dontfork().setup_clamp().setup_cqsize(entries * (CQ_ENTRIES / SQ_ENTRIES));
+        flags(tier, &mut builder);
+        match builder.build(entries) {
+            // Before 5.12 queues count against RLIMIT_MEMLOCK, as some later kernels do again.
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && entries > SQ_ENTRIES_MIN => entries /= 2,
+            result => return result,
+        }
+    }
+}
+
+fn flags(tier: Tier, builder: &mut Builder) {
+    match tier {
+        Tier::Ring61 => {
+            builder.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun().setup_submit_all();
+        }
+        Tier::Ring519 => {
+            builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
+        }
+        Tier::Ring515 | Tier::Ring510 | Tier::Epoll => {}
+    }
+}
+
+/// What every tier leans on.
+fn check(ring: &IoUring) -> Result<(), String> {
+    let params = ring.params();
+    if !params.is_feature_nodrop() || !params.is_feature_submit_stable() {
+        return Err("io_uring lacks NODROP or SUBMIT_STABLE: this kernel's is older than 5.10's".to_owned());
+    }
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe).map_err(|e| format!("io_uring REGISTER_PROBE: {e}"))?;
+    let needed = [
+        (opcode::Connect::CODE, "CONNECT"),
+        (opcode::Accept::CODE, "ACCEPT"),
+        (opcode::PollAdd::CODE, "POLL_ADD"),
+        (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
+        (opcode::Timeout::CODE, "TIMEOUT"),
+        (opcode::TimeoutRemove::CODE, "TIMEOUT_REMOVE"),
+    ];
+    match needed.iter().find(|(code, _)| !probe.is_supported(*code)) {
+        Some((_, name)) => Err(format!("io_uring has no {name}")),
+        None => Ok(()),
+    }
+}
+
+fn refusal(error: &io::Error) -> String {
+    let remedy = match error.raw_os_error() {
+        Some(libc::EPERM) => match super::super::facts::io_uring_disabled() {
+            Some(value @ 1..) => format!("kernel.io_uring_disabled = {value}. Try: sysctl kernel.io_uring_disabled=0"),
+            _ => "A seccomp profile forbids it (Docker's does). Try: --security-opt seccomp=... with a profile that \
+                  allows io_uring_setup, io_uring_enter and io_uring_register"
+                .to_owned(),
+        },
+        Some(libc::ENOSYS) => "This kernel was built without it, or a sandbox hides it (gVisor, seccomp)".to_owned(),
+        Some(libc::ENOMEM) => "Try: raise the limit on locked memory (ulimit -l)".to_owned(),
+        Some(libc::EMFILE | libc::ENFILE) => "Try: raise the limit on open files (ulimit -n)".to_owned(),
+        _ => "The cause is not known".to_owned(),
+    };
+    format!("io_uring_setup: {error}. {remedy}")
+}
