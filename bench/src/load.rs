@@ -44,11 +44,13 @@ fn serve<F: Future<Output = io::Result<()>>>(future: F) -> Result<(), Failure> {
     tokio_uring::start(future).map_err(|e| format!("load generator: {e}. It needs io_uring"))
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    // std sets SO_REUSEADDR, tokio-uring does not: a second run would meet the first one's TIME_WAIT.
-    let listener = std::net::TcpListener::bind(address)
-        .map_err(|e| io::Error::new(e.kind(), format!("listen on {address}: {e}")))?;
-    Ok(TcpListener::from_std(listener))
+/// A listening socket for [`echo`] or [`sink`].
+///
+/// # Errors
+/// The address cannot be had.
+pub(crate) fn listen(address: SocketAddr) -> Result<std::net::TcpListener, Failure> {
+    // std sets SO_REUSEADDR alone; tokio-uring also SO_REUSEPORT, and would share a port with a forgotten server.
+    std::net::TcpListener::bind(address).map_err(|e| format!("listen on {address}: {e}"))
 }
 
 /// Accepts and closes, on each address, for ever.
@@ -81,10 +83,10 @@ async fn accept_loop(listener: TcpListener) {
 /// Gives back what it reads, and a clean end for a clean end.
 ///
 /// # Errors
-/// The address cannot be had, or the kernel refuses io_uring.
-pub(crate) fn echo(address: SocketAddr) -> Result<(), Failure> {
-    serve(async {
-        let listener = listen(address)?;
+/// The kernel refuses io_uring.
+pub(crate) fn echo(listener: std::net::TcpListener) -> Result<(), Failure> {
+    serve(async move {
+        let listener = TcpListener::from_std(listener);
         loop {
             if let Ok((stream, _)) = listener.accept().await {
                 tokio_uring::spawn(echo_one(stream));
@@ -117,10 +119,10 @@ async fn echo_one(stream: TcpStream) {
 /// The count, not the end of the stream, ends it: so a peer that cannot half-close is measured too.
 ///
 /// # Errors
-/// The address cannot be had, or the kernel refuses io_uring.
-pub(crate) fn sink(address: SocketAddr) -> Result<(), Failure> {
-    serve(async {
-        let listener = listen(address)?;
+/// The kernel refuses io_uring.
+pub(crate) fn sink(listener: std::net::TcpListener) -> Result<(), Failure> {
+    serve(async move {
+        let listener = TcpListener::from_std(listener);
         loop {
             if let Ok((stream, _)) = listener.accept().await {
                 tokio_uring::spawn(async move {
@@ -185,4 +187,36 @@ pub(crate) fn source(address: SocketAddr, bytes: u64) -> Result<Sent, Failure> {
     };
     let sent = tokio_uring::start(run).map_err(|e| format!("source to {address}: {e}"))?;
     if sent.bytes == bytes { Ok(sent) } else { Err(format!("the sink saw {} of {bytes} bytes", sent.bytes)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::visitor;
+
+    fn on_a_thread(server: fn(std::net::TcpListener) -> Result<(), Failure>) -> SocketAddr {
+        let listener = listen(([127, 0, 0, 1], 0).into()).expect("a port");
+        let address = listener.local_addr().expect("bound");
+        thread::spawn(move || server(listener));
+        address
+    }
+
+    /// A sink confirms every byte of a source, whether or not they fill whole blocks.
+    #[test]
+    fn a_sink_counts_what_a_source_sends() {
+        let address = on_a_thread(sink);
+        for bytes in [0, 1, BLOCK_BYTES as u64, 3 * BLOCK_BYTES as u64 + 17] {
+            assert_eq!(source(address, bytes).expect("io_uring is there").bytes, bytes);
+        }
+    }
+
+    /// An echo gives back every byte and the clean end.
+    #[test]
+    fn an_echo_echoes() {
+        let address = on_a_thread(echo);
+        let mut rng = fastrand::Rng::with_seed(1);
+        for _ in 0..50 {
+            visitor::echo(address, &mut rng).expect("all bytes and a clean end");
+        }
+    }
 }

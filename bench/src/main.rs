@@ -88,8 +88,8 @@ fn child(child: Child) -> Result<(), Failure> {
     let print = |json: serde_json::Result<String>| println!("{}", json.expect("plain figures make JSON"));
     match child {
         Child::Accept { listen } => load::accept_and_close(&listen),
-        Child::Echo { listen } => load::echo(listen),
-        Child::Sink { listen } => load::sink(listen),
+        Child::Echo { listen } => load::listen(listen).and_then(load::echo),
+        Child::Sink { listen } => load::listen(listen).and_then(load::sink),
         Child::Source { connect, bytes } => {
             load::source(connect, bytes).map(|sent| print(serde_json::to_string(&sent)))
         }

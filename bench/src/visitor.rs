@@ -231,3 +231,63 @@ impl Drop for Crowd {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    /// A server for one connection: reads until the visitor's clean end, then answers with what `answer` makes of it.
+    fn serve(answer: fn(Vec<u8>) -> Vec<u8>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a visitor");
+            let mut sent = Vec::new();
+            stream.read_to_end(&mut sent).expect("all of it");
+            stream.write_all(&answer(sent)).expect("the visitor listens");
+        });
+        address
+    }
+
+    /// What came back decides: all of it is good, a part is broken, one wrong bit or one byte too many is corrupt.
+    #[test]
+    fn echoes_are_judged_by_their_bytes() {
+        let visit = |answer| echo(serve(answer), &mut fastrand::Rng::with_seed(3));
+        assert!(matches!(visit(|sent| sent), Ok(n) if n > 0));
+        let cut = visit(|mut sent| {
+            sent.pop();
+            sent
+        });
+        assert!(matches!(cut, Err(Trouble::Broken(_))), "{cut:?}");
+        let flipped = visit(|mut sent| {
+            *sent.last_mut().expect("not empty") ^= 1;
+            sent
+        });
+        assert!(matches!(flipped, Err(Trouble::Corrupt(_))), "{flipped:?}");
+        let longer = visit(|mut sent| {
+            sent.push(0);
+            sent
+        });
+        assert!(matches!(longer, Err(Trouble::Corrupt(_))), "{longer:?}");
+    }
+
+    /// A crowd at rest makes no visit, and makes them again afterwards.
+    #[test]
+    fn a_paused_crowd_visits_nobody() {
+        let crowd = Crowd::start(4, 1, Duration::ZERO, |_| Ok(1));
+        let visits = || crowd.tally.good.load(Ordering::Relaxed);
+        let wait_past = |count| {
+            while visits() <= count {
+                thread::yield_now();
+            }
+        };
+        wait_past(0);
+        crowd.pause();
+        let at_rest = visits();
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(visits(), at_rest);
+        crowd.resume();
+        wait_past(at_rest);
+    }
+}
