@@ -114,6 +114,13 @@ reasons! {
     HandshakesMax   20 "handshakes_max"   "Too many unauthenticated connections at once."
 }
 
+impl Reason {
+    /// Whether it says that a backend could not be reached.
+    pub const fn is_dial(self) -> bool {
+        matches!(self, Self::DialRefused | Self::DialTimeout | Self::DialUnreachable | Self::DialLocal)
+    }
+}
+
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())

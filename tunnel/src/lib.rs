@@ -1,23 +1,29 @@
 //! A reverse tunnel: bridge, agents, a multiplexed link that splices.
 //!
+//! ```text
+//! visitor ─▶ bridge ═link (1 to 16 carriers)═▶ agent ─▶ backend
+//!            plane: carriers, streams' sockets, movers ── mux ── credit, frame
+//! ```
 //! Who and how, all of it pure or sans-IO: [`token`], [`identity`], [`tls`], [`hello`], [`backoff`], [`health_feed`],
-//! [`routes`].
+//! [`routes`]. The bytes: [`frame`], [`credit`], [`mux`] (pure) and `plane` (sockets, on the engine's workers). The two
+//! programs: [`bridge`] and [`agent`].
 
 pub mod address;
+pub mod agent;
 pub mod backoff;
+pub mod bridge;
+pub mod credit;
 pub mod fingerprint;
+pub mod frame;
 pub mod health_feed;
 pub mod hello;
 pub mod identity;
 pub mod keys;
-mod private_file;
-pub mod routes;
-pub mod tls;
-pub mod token;
-
-pub mod credit;
-pub mod frame;
 pub mod mux;
 mod plane;
-pub mod slots;
+mod private_file;
+pub mod routes;
+mod slots;
 pub mod stats;
+pub mod tls;
+pub mod token;

@@ -3,11 +3,11 @@
 
 /// Names one thing in a [`Slots`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
+pub(crate) struct Key {
     /// Which place.
-    pub index: u32,
+    pub(crate) index: u32,
     /// Which use of that place.
-    pub generation: u32,
+    pub(crate) generation: u32,
 }
 
 #[derive(Debug)]
@@ -18,7 +18,7 @@ struct Place<T> {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Slots<T> {
+pub(crate) struct Slots<T> {
     places: Vec<Place<T>>,
     free: Vec<u32>,
 }
@@ -31,17 +31,17 @@ impl<T> Default for Slots<T> {
 
 impl<T> Slots<T> {
     /// How many things are in it.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.places.len() - self.free.len()
     }
 
     /// Whether nothing is in it.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Puts a thing in and names it.
-    pub fn insert(&mut self, thing: T) -> Key {
+    pub(crate) fn insert(&mut self, thing: T) -> Key {
         if let Some(index) = self.free.pop() {
             let place = &mut self.places[index as usize];
             place.thing = Some(thing);
@@ -53,19 +53,19 @@ impl<T> Slots<T> {
     }
 
     /// Looks at it.
-    pub fn get(&self, key: Key) -> Option<&T> {
+    pub(crate) fn get(&self, key: Key) -> Option<&T> {
         let place = self.places.get(key.index as usize)?;
         if place.generation == key.generation { place.thing.as_ref() } else { None }
     }
 
     /// Looks at it, to change it.
-    pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         let place = self.places.get_mut(key.index as usize)?;
         if place.generation == key.generation { place.thing.as_mut() } else { None }
     }
 
     /// Takes it out; its key finds nothing from now on.
-    pub fn remove(&mut self, key: Key) -> Option<T> {
+    pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
         let place = self.places.get_mut(key.index as usize)?;
         if place.generation != key.generation {
             return None;
@@ -77,7 +77,7 @@ impl<T> Slots<T> {
     }
 
     /// Everything in it.
-    pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
         self.places.iter().enumerate().filter_map(|(index, place)| {
             let key = Key { index: index as u32, generation: place.generation };
             place.thing.as_ref().map(|thing| (key, thing))
@@ -85,7 +85,7 @@ impl<T> Slots<T> {
     }
 
     /// The keys of everything in it, to walk it while changing it.
-    pub fn keys(&self) -> Vec<Key> {
+    pub(crate) fn keys(&self) -> Vec<Key> {
         self.iter().map(|(key, _)| key).collect()
     }
 }

@@ -170,7 +170,7 @@ impl<K: Copy> Mux<K> {
         self.table.owners()
     }
 
-    /// Whether [`next`](Mux::next) has something.
+    /// Whether [`next_output`](Mux::next_output) has something.
     pub fn has_output(&self) -> bool {
         self.pong.is_some() || !self.control.is_empty() || !self.ready.is_empty()
     }
@@ -300,7 +300,7 @@ impl<K: Copy> Mux<K> {
     /// `n` bytes were taken from the source, and its end if `fin`. Returns the header that goes before them.
     /// `more`: the source may have more.
     pub fn sent(&mut self, id: u32, n: u32, fin: bool, more: bool) -> Header {
-        let stream = self.table.get_mut(id).expect("the stream was named by next() just now");
+        let stream = self.table.get_mut(id).expect("the stream was named by next_output() just now");
         stream.credit.spend(n);
         stream.source_ready = more && !fin;
         stream.send_ended = fin;
@@ -350,7 +350,7 @@ impl<K: Copy> Mux<K> {
     }
 
     /// What goes out next: the control lane first, then the streams in turn.
-    pub fn next(&mut self) -> Option<Output<K>> {
+    pub fn next_output(&mut self) -> Option<Output<K>> {
         if let Some(cookie) = self.pong.take() {
             return Some(Output::Control(Header { credit: cookie, ..Header::new(Kind::Pong, 0) }, Vec::new()));
         }

@@ -116,7 +116,7 @@ impl World {
 
     fn transmit(&mut self, side: usize) {
         for _ in 0..self.rng.usize(1..6) {
-            match self.muxes[side].next() {
+            match self.muxes[side].next_output() {
                 None => break,
                 Some(Output::Control(header, _)) => self.wires[side].push_back((header, None)),
                 Some(Output::Data { id, owner, len_max }) => self.transmit_data(side, id, owner, len_max),
@@ -248,15 +248,15 @@ fn turns_are_fair() {
     let mut mux = Mux::new(Side::Opener, Limits::default());
     let a = mux.open('a', 0).expect("empty");
     mux.source_ready(a);
-    assert!(matches!(mux.next(), Some(Output::Control(..))));
-    let Some(Output::Data { len_max, .. }) = mux.next() else { panic!("a is ready") };
+    assert!(matches!(mux.next_output(), Some(Output::Control(..))));
+    let Some(Output::Data { len_max, .. }) = mux.next_output() else { panic!("a is ready") };
     assert_eq!(len_max, 256 << 10);
     mux.sent(a, 1000, false, true);
     let b = mux.open('b', 0).expect("room");
     mux.source_ready(b);
-    assert!(matches!(mux.next(), Some(Output::Control(..))));
+    assert!(matches!(mux.next_output(), Some(Output::Control(..))));
     let mut owners = String::new();
-    while let Some(Output::Data { id, owner, len_max }) = mux.next() {
+    while let Some(Output::Data { id, owner, len_max }) = mux.next_output() {
         assert!(len_max <= TURN_BYTES || !owners.contains("ab"), "{owners}: {owner} took {len_max}");
         owners.push(owner);
         mux.sent(id, len_max.min(TURN_BYTES), false, true);

@@ -20,6 +20,7 @@ use endpoint::{Armed, Endpoint, Stage, dial_reason};
 use pipes::Pipes;
 
 use crate::frame::{Kind, Reason};
+use crate::hello;
 use crate::mux::{Limits, Mux, Side};
 use crate::slots::{Key, Slots};
 use crate::stats::WorkerStats;
@@ -176,16 +177,6 @@ impl Plane {
         }
     }
 
-    /// Who is at the other end.
-    pub(crate) fn peer(&self, key: Key) -> Option<SocketAddr> {
-        self.carriers.get(key)?.socket.peer_addr().ok()
-    }
-
-    /// Whether the carrier may take visitors.
-    pub(crate) fn is_up(&self, key: Key) -> bool {
-        self.carriers.get(key).is_some_and(|c| c.phase == Phase::Up)
-    }
-
     /// Streams on the carrier.
     pub(crate) fn streams(&self, key: Key) -> usize {
         self.carriers.get(key).map_or(0, |c| c.mux.streams())
@@ -223,13 +214,7 @@ impl Plane {
     ///
     /// # Errors
     /// The visitor back, if the carrier is full or gone.
-    pub(crate) fn add_visitor(
-        &mut self,
-        cx: &mut Cx<'_>,
-        socket: Socket,
-        key: Key,
-        backend: u16,
-    ) -> Result<(), Socket> {
+    pub(crate) fn add_visitor(&mut self, socket: Socket, key: Key, backend: u16) -> Result<(), Socket> {
         let Some(c) = self.carriers.get_mut(key).filter(|c| c.phase == Phase::Up) else { return Err(socket) };
         let endpoint = self.endpoints.insert(Endpoint::new(socket, key, backend, Stage::Open).with_nodelay());
         let Some(id) = c.mux.open(endpoint, backend) else {
@@ -242,7 +227,6 @@ impl Plane {
         self.stats.streams_total.add(1);
         self.stats.streams_open.add(1);
         self.queue(key);
-        let _ = cx;
         Ok(())
     }
 
@@ -315,6 +299,11 @@ impl Plane {
         }
         self.stats.pipes.set(self.pipes.made() as u64);
         self.stats.bytes_held.set(self.held_bytes as u64);
+        !self.work.is_empty()
+    }
+
+    /// Whether something waits for the next turn.
+    pub(crate) fn has_work(&self) -> bool {
         !self.work.is_empty()
     }
 
@@ -531,4 +520,16 @@ impl Plane {
             self.abort(cx, key);
         }
     }
+}
+
+/// The HELLO step that the aux of its frame names.
+pub(crate) fn hello_kind(aux: u16) -> Option<hello::Kind> {
+    use hello::Kind;
+    [Kind::Challenge, Kind::Auth, Kind::Welcome, Kind::Refused].into_iter().find(|kind| *kind as u16 == aux)
+}
+
+/// A sentence of the peer's, fit for a log: no control characters, no more than a line.
+pub(crate) fn tame(bytes: &[u8]) -> String {
+    let text: String = String::from_utf8_lossy(bytes).chars().take(200).collect();
+    text.replace(char::is_control, "?")
 }

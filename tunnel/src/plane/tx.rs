@@ -74,7 +74,7 @@ impl Plane {
                 }
                 continue;
             }
-            match c.mux.next() {
+            match c.mux.next_output() {
                 None => break,
                 Some(Output::Control(header, payload)) => {
                     put(scratch, &mut len, &header);

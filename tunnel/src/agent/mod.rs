@@ -1,0 +1,205 @@
+//! The agent: keeps a link to its bridge and dials the backends that its visitors are for.
+//!
+//! ```text
+//! worker 0: carriers 0, 2, ...  + the health feed      worker 1: carriers 1, 3, ...
+//!     carrier: idle ──backoff──▶ dialing ──▶ TLS, HELLO ──▶ up ──lost──▶ idle
+//! ```
+//! Promises: a link that is lost is tried again for ever, with backoff and jitter; a backend that cannot be reached
+//! costs its visitor at most `dial_timeout`; the bridge knows the health of every backend as soon as a carrier is up,
+//! and each change of it in order.
+
+mod feed;
+mod worker;
+
+use crate::frame::Reason;
+use crate::health_feed::BackendHealth;
+use crate::hello::{Introduction, Refusal, Welcome};
+use crate::slots::Key;
+use crate::stats::{Stats, WorkerStats};
+use crate::tls::ClientTls;
+use arc_swap::ArcSwap;
+use ringspan_engine::mailbox::{Receiver, Sender, Wake, mailbox};
+use ringspan_engine::resident::Resident;
+use ringspan_engine::worker::Seat;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Letters between workers: a few for each carrier that comes or goes.
+const MAIL_MAX: usize = 1024;
+
+/// Events the control plane has not taken yet. Full: the oldest news would be stale anyway; new ones are dropped and
+/// counted, the state itself is in the stats.
+const EVENTS_MAX: usize = 4096;
+
+/// What an agent needs to know to start.
+pub struct AgentOptions {
+    /// The bridge's link port; several addresses are tried in turn. See [`AgentHandle::set_bridge`].
+    pub bridge: Vec<SocketAddr>,
+    /// Its name, for SNI.
+    pub host: String,
+    /// `None`: no TLS.
+    pub tls: Option<ClientTls>,
+    /// Who we are and what we expose. [`Introduction::check`] it first.
+    pub introduction: Introduction,
+    /// Connections to the bridge, 1 to 16. Default 2: one for each of two workers there.
+    pub carriers: u8,
+    /// What to dial for each of the exposed backends, in their order.
+    pub backends: Vec<SocketAddr>,
+    /// A dial that takes longer is a failure. Default 5 s.
+    pub dial_timeout: Duration,
+    /// Streams on one carrier, 1 to 65,535. Default 16,384.
+    pub streams_max: u16,
+}
+
+/// What the control plane hears.
+#[derive(Debug)]
+pub enum AgentEvent {
+    /// A carrier is up.
+    Up {
+        /// Which, from 0.
+        carrier: u8,
+        /// The bridge's words.
+        welcome: Welcome,
+    },
+    /// A carrier ended, or could not be made.
+    Down {
+        /// Which, from 0.
+        carrier: u8,
+        /// Whether it was up.
+        was_up: bool,
+        /// Why.
+        reason: Reason,
+        /// The same for people.
+        detail: String,
+        /// When it is tried again.
+        retry: Duration,
+        /// Whether this is news.
+        tell: bool,
+    },
+    /// The bridge said no.
+    Refused {
+        /// Which, from 0.
+        carrier: u8,
+        /// Why, and what to do.
+        refusal: Refusal,
+        /// When it is tried again.
+        retry: Duration,
+        /// Whether this is news.
+        tell: bool,
+    },
+    /// A backend could not be reached for a visitor.
+    DialFailed {
+        /// Its number.
+        backend: u16,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// Letters between workers, all about the health feed.
+enum Mail {
+    /// To worker 0: a carrier can carry the feed.
+    Up { worker: usize, key: Key, generation: u64 },
+    /// To worker 0: it no longer can.
+    Down { worker: usize, key: Key },
+    /// To worker 0: the bridge asks for a snapshot.
+    Heard { worker: usize, key: Key, payload: Vec<u8> },
+    /// To the carrier's worker.
+    Send { key: Key, payload: Vec<u8> },
+    /// To the carrier's worker: the bridge broke the protocol.
+    Broken { key: Key, detail: String },
+}
+
+struct Shared {
+    bridge: ArcSwap<Vec<SocketAddr>>,
+    mail: Vec<Sender<Mail>>,
+    stats: Vec<Arc<WorkerStats>>,
+    /// News of backends for worker 0: the latest word on each, so it is bounded and loses no state. Not on the data
+    /// path: the worker looks only when `fresh` says so, which is when a verdict changed.
+    health: Mutex<BTreeMap<u16, BackendHealth>>,
+    fresh: AtomicBool,
+}
+
+/// An agent that is not running yet: give the residents to the workers, one per seat in order.
+pub struct Agent {
+    /// One per seat.
+    pub residents: Vec<Box<dyn Resident>>,
+    /// For whoever steers it.
+    pub handle: AgentHandle,
+    /// For whoever listens to it.
+    pub events: AgentEvents,
+}
+
+impl Agent {
+    /// Prepares everything. `wake` is rung when there are events.
+    pub fn new(options: AgentOptions, seats: &[Seat], wake: Arc<dyn Wake>) -> Agent {
+        let (events, receiver) = mailbox(EVENTS_MAX, wake);
+        let wakes = seats.iter().map(|seat| Arc::new(seat.waker.clone()) as Arc<dyn Wake>);
+        let (mail, boxes): (Vec<_>, Vec<_>) = wakes.clone().map(|wake| mailbox(MAIL_MAX, wake)).unzip();
+        let shared = Arc::new(Shared {
+            bridge: ArcSwap::from_pointee(options.bridge.clone()),
+            mail,
+            stats: seats.iter().map(|_| Arc::default()).collect(),
+            health: Mutex::default(),
+            fresh: AtomicBool::new(false),
+        });
+        let options = Arc::new(options);
+        let residents = boxes
+            .into_iter()
+            .enumerate()
+            .map(|(index, mail)| {
+                let own = worker::Own { index, mail, events: events.clone() };
+                Box::new(worker::AgentWorker::new(&options, own, shared.clone())) as Box<dyn Resident>
+            })
+            .collect();
+        let first = wakes.into_iter().next();
+        Agent { residents, handle: AgentHandle { shared, first }, events: AgentEvents { receiver } }
+    }
+}
+
+/// Steers an agent. Clones steer the same one.
+#[derive(Clone)]
+pub struct AgentHandle {
+    shared: Arc<Shared>,
+    first: Option<Arc<dyn Wake>>,
+}
+
+impl AgentHandle {
+    /// A backend's verdict has changed: the bridge will hear of it, in order. Panics if there is no such backend.
+    pub fn set_health(&self, backend: u16, state: BackendHealth) {
+        self.shared.health.lock().unwrap_or_else(PoisonError::into_inner).insert(backend, state);
+        self.shared.fresh.store(true, Ordering::Release);
+        if let Some(wake) = &self.first {
+            wake.wake();
+        }
+    }
+
+    /// Where the bridge is, from the next attempt on: for a name that was resolved again.
+    pub fn set_bridge(&self, addresses: Vec<SocketAddr>) {
+        self.shared.bridge.store(Arc::new(addresses));
+    }
+
+    /// Counters, summed over the workers.
+    pub fn stats(&self) -> Stats {
+        let mut sum = Stats::default();
+        for worker in &self.shared.stats {
+            sum.add(worker);
+        }
+        sum
+    }
+}
+
+/// The agent's events, for one listener.
+pub struct AgentEvents {
+    receiver: Receiver<AgentEvent>,
+}
+
+impl AgentEvents {
+    /// The next event, if there is one.
+    pub fn try_event(&mut self) -> Option<AgentEvent> {
+        self.receiver.try_recv()
+    }
+}

@@ -1,0 +1,339 @@
+//! The agent on one worker: its share of the carriers, and the dialing of backends (which the plane does by itself).
+
+use super::feed::Feed;
+use super::{AgentEvent, AgentOptions, Mail, Shared};
+use crate::backoff::Backoff;
+use crate::frame::{Kind, Reason};
+use crate::hello::{self, AgentHello, AgentStep, VERSIONS};
+use crate::mux::{Limits, Side};
+use crate::plane::{Event, OP_ROLE, Plane, hello_kind, tame};
+use crate::slots::Key;
+use crate::stats::WorkerStats;
+use crate::tls::{Binding, Tls};
+use ringspan_engine::io::{Completion, Errno, Event as IoEvent, Family, Op};
+use ringspan_engine::kernel::Socket;
+use ringspan_engine::mailbox::{Receiver, Sender};
+use ringspan_engine::resident::{Cx, Next, Resident};
+use ringspan_engine::time::Instant;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Connects to the bridge; the index is the carrier's place here.
+const OP_LINK_DIAL: u8 = OP_ROLE;
+
+/// A bridge that does not answer the connect is given up after this.
+const LINK_DIAL_MAX: Duration = Duration::from_secs(10);
+
+/// What one worker of the agent owns from the start.
+pub(super) struct Own {
+    pub(super) index: usize,
+    pub(super) mail: Receiver<Mail>,
+    pub(super) events: Sender<AgentEvent>,
+}
+
+/// One carrier of ours, in whatever state.
+struct Line {
+    number: u8,
+    backoff: Backoff,
+    attempts: usize,
+    state: State,
+}
+
+enum State {
+    Idle { until: Instant },
+    Dialing { socket: Socket, deadline: Instant },
+    Greeting { key: Key, hello: Option<Box<AgentHello>> },
+    Up { key: Key },
+}
+
+pub(super) struct AgentWorker {
+    own: Own,
+    options: Arc<AgentOptions>,
+    shared: Arc<Shared>,
+    stats: Arc<WorkerStats>,
+    plane: Plane,
+    lines: Vec<Line>,
+    /// On worker 0.
+    feed: Option<Feed>,
+    random: fastrand::Rng,
+    stopping: bool,
+}
+
+impl AgentWorker {
+    pub(super) fn new(options: &Arc<AgentOptions>, own: Own, shared: Arc<Shared>) -> AgentWorker {
+        let stats = shared.stats[own.index].clone();
+        let numbers = (0..options.carriers).filter(|number| usize::from(*number) % shared.mail.len() == own.index);
+        let line = |number| Line {
+            number,
+            backoff: Backoff::default(),
+            attempts: 0,
+            state: State::Idle { until: Instant::ZERO },
+        };
+        AgentWorker {
+            plane: Plane::new(Side::Accepter, stats.clone(), options.backends.clone(), options.dial_timeout),
+            lines: numbers.map(line).collect(),
+            own,
+            options: options.clone(),
+            shared,
+            stats,
+            feed: None,
+            random: fastrand::Rng::new(),
+            stopping: false,
+        }
+    }
+
+    fn tell(&self, event: AgentEvent) {
+        if self.own.events.send(event).is_err() {
+            tracing::debug!("the control plane does not listen: an event was dropped");
+        }
+    }
+
+    /// Starts what is due; returns when the next is.
+    fn dial_due(&mut self, cx: &mut Cx<'_>) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        for at in 0..self.lines.len() {
+            let due = match &self.lines[at].state {
+                State::Idle { until } => *until,
+                State::Dialing { deadline, .. } => *deadline,
+                State::Greeting { .. } | State::Up { .. } => continue,
+            };
+            if due > cx.now {
+                next = Some(next.map_or(due, |n| n.min(due)));
+            } else if let State::Dialing { .. } = self.lines[at].state {
+                // The completion says that it was cancelled, and the line goes on from there.
+                let generation = self.lines[at].attempts as u32;
+                cx.io.cancel(cx.token(OP_LINK_DIAL, generation, at as u32));
+            } else {
+                self.dial(cx, at);
+            }
+        }
+        next
+    }
+
+    fn dial(&mut self, cx: &mut Cx<'_>, at: usize) {
+        let bridge = self.shared.bridge.load();
+        let line = &mut self.lines[at];
+        line.attempts += 1;
+        let started = match bridge.get(line.attempts % bridge.len().max(1)) {
+            None => Err("the bridge's address is not known".to_owned()),
+            Some(to) => Socket::tcp(Family::of(to)).map(|socket| (socket, *to)).map_err(|error| error.to_string()),
+        };
+        match started {
+            Ok((socket, to)) => {
+                let fd = socket.fd();
+                let token = cx.token(OP_LINK_DIAL, line.attempts as u32, at as u32);
+                line.state = State::Dialing { socket, deadline: cx.now + LINK_DIAL_MAX };
+                cx.io.submit(token, Op::Connect { fd, to });
+            }
+            Err(detail) => self.retry(cx, at, Reason::DialLocal, detail),
+        }
+    }
+
+    fn on_dialed(&mut self, cx: &mut Cx<'_>, at: usize, result: Result<(), Errno>) {
+        let Some(line) = self.lines.get_mut(at) else { return };
+        let late = matches!(line.state, State::Dialing { deadline, .. } if deadline <= cx.now);
+        let idle = State::Idle { until: cx.now };
+        let State::Dialing { socket, .. } = std::mem::replace(&mut line.state, idle) else { return };
+        if self.stopping {
+            return;
+        }
+        if let Err(errno) = result {
+            let reason = if late { Reason::DialTimeout } else { Reason::LinkLost };
+            let detail = if late { "the bridge does not answer".to_owned() } else { errno.to_string() };
+            return self.retry(cx, at, reason, detail);
+        }
+        let tls = match self.options.tls.as_ref().map(|tls| tls.connect(&self.options.host)) {
+            None => Tls::plain(),
+            Some(Ok(tls)) => tls,
+            Some(Err(error)) => return self.retry(cx, at, Reason::HandshakeBad, error.to_string()),
+        };
+        let key = self.plane.add_carrier(cx, socket, tls);
+        self.lines[at].state = State::Greeting { key, hello: None };
+    }
+
+    /// The line is down: tells, and waits.
+    fn retry(&mut self, cx: &mut Cx<'_>, at: usize, reason: Reason, detail: String) {
+        let line = &mut self.lines[at];
+        let was_up = matches!(line.state, State::Up { .. });
+        let wait = line.backoff.on_lost(cx.now, self.random.u64(..));
+        line.state = State::Idle { until: cx.now + wait.delay };
+        let (carrier, retry, tell) = (line.number, wait.delay, wait.tell);
+        self.tell(AgentEvent::Down { carrier, was_up, reason, detail, retry, tell });
+    }
+
+    fn line_of(&self, key: Key) -> Option<usize> {
+        self.lines.iter().position(|line| match line.state {
+            State::Greeting { key: k, .. } | State::Up { key: k } => k == key,
+            State::Idle { .. } | State::Dialing { .. } => false,
+        })
+    }
+
+    fn on_ready(&mut self, carrier: Key, binding: Binding) {
+        let Some(at) = self.line_of(carrier) else { return };
+        let place = hello::Carrier { index: self.lines[at].number, count: self.options.carriers };
+        if let State::Greeting { hello, .. } = &mut self.lines[at].state {
+            *hello = Some(Box::new(AgentHello::new(self.options.introduction.clone(), VERSIONS, place, binding)));
+        }
+    }
+
+    fn on_hello(&mut self, cx: &mut Cx<'_>, key: Key, aux: u16, payload: &[u8]) {
+        let Some(at) = self.line_of(key) else { return };
+        let State::Greeting { hello: Some(hello), .. } = &mut self.lines[at].state else { return };
+        let step = match hello_kind(aux) {
+            Some(kind) => hello.on_message(kind, payload),
+            None => hello.on_nonsense("unknown HELLO step"),
+        };
+        match step {
+            AgentStep::Send(message) => {
+                self.plane.send(key, Kind::Hello, message.kind as u16, message.payload);
+                self.plane.resume(cx, key);
+            }
+            AgentStep::Welcomed(welcome) => {
+                let frame_bytes_max = welcome.limits.frame_bytes_max;
+                self.lines[at].state = State::Up { key };
+                self.lines[at].backoff.on_welcome(cx.now);
+                self.plane.raise(key, Limits { frame_bytes_max, streams_max: self.options.streams_max });
+                self.stats.carriers_up.add(1);
+                let (worker, generation) = (self.own.index, welcome.generation);
+                self.tell_feed(cx, Mail::Up { worker, key, generation });
+                self.tell(AgentEvent::Up { carrier: self.lines[at].number, welcome });
+                // Now what came right behind the welcome: the first visitors.
+                self.plane.resume(cx, key);
+            }
+            AgentStep::Refused(refusal) => {
+                let line = &mut self.lines[at];
+                let wait = line.backoff.on_refused(&refusal, cx.now, self.random.u64(..));
+                line.state = State::Idle { until: cx.now + wait.delay };
+                let (carrier, retry, tell) = (line.number, wait.delay, wait.tell);
+                let detail = refusal.to_string();
+                self.tell(AgentEvent::Refused { carrier, refusal, retry, tell });
+                self.plane.drop_carrier(cx, key, Reason::Refused, detail);
+            }
+            AgentStep::Over => {}
+        }
+    }
+
+    fn on_lost(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason, detail: String) {
+        let Some(at) = self.line_of(key) else { return };
+        self.stats.count(reason);
+        if let State::Up { .. } = self.lines[at].state {
+            self.stats.carriers_up.sub(1);
+            let worker = self.own.index;
+            self.tell_feed(cx, Mail::Down { worker, key });
+        } else {
+            self.stats.handshakes_failed.add(1);
+        }
+        self.retry(cx, at, reason, detail);
+    }
+
+    fn tell_feed(&mut self, cx: &mut Cx<'_>, mail: Mail) {
+        if self.feed.is_some() {
+            self.on_mail(cx, mail);
+        } else if self.shared.mail[0].send(mail).is_err() {
+            tracing::warn!("worker 0 takes no mail: health reports may be late");
+        }
+    }
+
+    fn on_mail(&mut self, cx: &mut Cx<'_>, mail: Mail) {
+        match (mail, &mut self.feed) {
+            (Mail::Send { key, payload }, _) => self.plane.send(key, Kind::Health, 0, payload),
+            (Mail::Broken { key, detail }, _) => self.plane.dismiss(cx, key, Reason::Protocol, &detail),
+            (Mail::Up { worker, key, generation }, Some(feed)) => feed.on_up(worker, key, generation),
+            (Mail::Down { worker, key }, Some(feed)) => feed.on_down(worker, key),
+            (Mail::Heard { worker, key, payload }, Some(feed)) => {
+                if let Err(error) = feed.on_message(&payload) {
+                    self.send_mail(cx, worker, Mail::Broken { key, detail: error.to_string() });
+                }
+            }
+            (Mail::Up { .. } | Mail::Down { .. } | Mail::Heard { .. }, None) => {
+                unreachable!("feed mail goes to worker 0, which has the feed")
+            }
+        }
+    }
+
+    fn send_mail(&mut self, cx: &mut Cx<'_>, worker: usize, mail: Mail) {
+        if worker == self.own.index {
+            self.on_mail(cx, mail);
+        } else if self.shared.mail[worker].send(mail).is_err() {
+            tracing::warn!(worker, "a worker takes no mail: health reports may be late");
+        }
+    }
+
+    fn run_feed(&mut self, cx: &mut Cx<'_>) {
+        if let Some(feed) = &mut self.feed {
+            feed.take_news(&self.shared);
+        }
+        while let Some((worker, key, payload)) = self.feed.as_mut().and_then(|feed| feed.next(cx.now)) {
+            self.send_mail(cx, worker, Mail::Send { key, payload });
+        }
+    }
+
+    fn on_events(&mut self, cx: &mut Cx<'_>) -> bool {
+        let events = self.plane.take_events();
+        let any = !events.is_empty();
+        for event in events {
+            match event {
+                Event::Ready { carrier, binding } => self.on_ready(carrier, binding),
+                Event::Control { carrier, kind: Kind::Hello, aux, payload } => {
+                    self.on_hello(cx, carrier, aux, &payload)
+                }
+                Event::Control { carrier, kind: Kind::Goaway, aux, payload } => {
+                    self.plane.drop_carrier(cx, carrier, Reason::of(aux), tame(&payload));
+                }
+                Event::Control { carrier, payload, .. } => {
+                    let worker = self.own.index;
+                    self.tell_feed(cx, Mail::Heard { worker, key: carrier, payload });
+                }
+                Event::Lost { carrier, reason, detail } => self.on_lost(cx, carrier, reason, detail),
+                Event::DialFailed { backend, reason } => self.tell(AgentEvent::DialFailed { backend, reason }),
+                Event::StreamReset { .. } | Event::Moved { .. } => {}
+            }
+        }
+        any
+    }
+}
+
+impl Resident for AgentWorker {
+    fn on_start(&mut self, cx: &mut Cx<'_>) {
+        if self.own.index == 0 {
+            self.feed = Some(Feed::new(self.options.backends.len() as u16, cx.now));
+        }
+    }
+
+    fn on_completion(&mut self, cx: &mut Cx<'_>, completion: Completion) {
+        let Completion { token, event } = completion;
+        match (token.op(), event) {
+            (OP_LINK_DIAL, IoEvent::Connected(result)) => self.on_dialed(cx, token.index() as usize, result),
+            (_, event) => self.plane.on_completion(cx, token, event),
+        }
+    }
+
+    fn on_turn(&mut self, cx: &mut Cx<'_>) -> Next {
+        while let Some(mail) = self.own.mail.try_recv() {
+            self.on_mail(cx, mail);
+        }
+        let due = if self.stopping { None } else { self.dial_due(cx) };
+        let busy = self.plane.turn(cx);
+        let busy = self.on_events(cx) || busy;
+        self.run_feed(cx);
+        if busy || self.plane.has_work() {
+            Next::Now
+        } else if self.stopping {
+            let dialing = self.lines.iter().any(|line| matches!(line.state, State::Dialing { .. }));
+            if !dialing && self.plane.is_empty() { Next::Done } else { Next::Event }
+        } else {
+            let tick = self.plane.tick_at();
+            Next::At(due.map_or(tick, |due| due.min(tick)))
+        }
+    }
+
+    fn on_stop(&mut self, cx: &mut Cx<'_>) {
+        self.stopping = true;
+        for at in 0..self.lines.len() {
+            if let State::Dialing { .. } = self.lines[at].state {
+                cx.io.cancel(cx.token(OP_LINK_DIAL, self.lines[at].attempts as u32, at as u32));
+            }
+        }
+        self.plane.stop(cx);
+    }
+}

@@ -1,0 +1,392 @@
+//! The bridge: visitors come to its listeners, agents to its link port, and a visitor's bytes ride a link to a backend.
+//!
+//! ```text
+//!             worker 0          worker 1                 control plane
+//! visitors ─▶ listener          listener   (one SO_REUSEPORT socket each)
+//! agents   ─▶ link port         link port
+//!             plane  ◀─mail─▶   plane      ──events──▶   BridgeEvents
+//!                ▲                 ▲       ◀─mail, snapshots── BridgeHandle
+//! ```
+//! Promises: a visitor gets a stream at once or is reset at once, with the reason counted; a lost agent is used by no
+//! worker from the moment one of them knows (the [`directory`] is a snapshot that the losing worker replaces, before
+//! the control plane has heard); nobody who has not proved who it is holds more than a few KiB for 10 s.
+//!
+//! The control plane decides who may come in ([`BridgeEvent::Hello`] → [`BridgeHandle::decide`]) and where services
+//! live ([`BridgeHandle::set_routes`]); nothing here waits for it.
+
+mod directory;
+mod roster;
+mod worker;
+
+use crate::frame::Reason;
+use crate::health_feed::Change;
+use crate::hello::{Applicant, Refusal, ServiceName, Welcome};
+use crate::identity::AgentId;
+use crate::plane::Carrier;
+use crate::routes::Routes;
+use crate::slots::Key;
+use crate::stats::{Stats, WorkerStats};
+use crate::tls::ServerTls;
+use arc_swap::ArcSwap;
+use directory::Directory;
+use ringspan_engine::kernel::Socket;
+use ringspan_engine::mailbox::{Receiver, Sender, Wake, mailbox};
+use ringspan_engine::resident::Resident;
+use ringspan_engine::time::Instant;
+use ringspan_engine::worker::Seat;
+use roster::{Order, Roster};
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Connections the kernel queues for us while a worker is in the middle of a turn; net.core.somaxconn caps it.
+const BACKLOG: i32 = 4096;
+
+/// Letters between workers and from the control plane: a burst of handed-over visitors. Full: the visitor is refused.
+const MAIL_MAX: usize = 4096;
+
+/// Events the control plane has not taken yet. Full: the worker keeps its own until there is room.
+const EVENTS_MAX: usize = 16_384;
+
+/// What a bridge needs to know to start.
+pub struct BridgeOptions {
+    /// Where agents connect.
+    pub link: SocketAddr,
+    /// `None`: no TLS on the link port.
+    pub tls: Option<ServerTls>,
+    /// Where visitors connect.
+    pub listeners: Vec<Listener>,
+    /// Connections to one worker's link port that have not proved who they are, at once. Default 256; more are closed
+    /// at once and counted.
+    pub handshakes_max: usize,
+    /// Streams on one carrier, 1 to 65,535. Default 16,384.
+    pub streams_max: u16,
+    /// Name and version of this software, told to agents.
+    pub software: String,
+}
+
+/// One public address.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// What people call it.
+    pub name: String,
+    /// Where visitors connect.
+    pub address: SocketAddr,
+    /// What they get.
+    pub service: ServiceName,
+}
+
+/// Why a bridge did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BridgeError {
+    /// An address could not be listened on.
+    #[error("listener \"{listener}\": cannot listen on {address}: {error}{}", remedy(.error))]
+    Bind {
+        /// Its name; `link` for the link port.
+        listener: String,
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => ". Another process has it: stop that one (ss -ltnp shows it), or take another port",
+        io::ErrorKind::PermissionDenied => {
+            ". Ports below 1024 need CAP_NET_BIND_SERVICE, or sysctl net.ipv4.ip_unprivileged_port_start"
+        }
+        io::ErrorKind::AddrNotAvailable => ". This machine has no such address: ip address shows those it has",
+        _ => "",
+    }
+}
+
+/// One connection of an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LinkId {
+    worker: u16,
+    key: Key,
+}
+
+/// What the control plane hears, in order for each agent.
+#[derive(Debug)]
+pub enum BridgeEvent {
+    /// Somebody proved to hold its own key and wants in: answer with [`BridgeHandle::decide`] within 10 s.
+    Hello {
+        /// Whom to answer.
+        link: LinkId,
+        /// From where it connects.
+        peer: Option<SocketAddr>,
+        /// Who it says it is, and what it offers.
+        applicant: Box<Applicant>,
+    },
+    /// The first carrier of an agent's session is up: its backends are in reach, with health unknown.
+    AgentUp {
+        /// Who.
+        agent: AgentId,
+        /// As it introduced itself.
+        applicant: Box<Applicant>,
+        /// The session's number, from the [`Welcome`].
+        generation: u64,
+        /// From where.
+        peer: Option<SocketAddr>,
+    },
+    /// The last carrier of the session is gone: its backends are out of reach. Visitors are no longer sent there.
+    AgentGone {
+        /// Who.
+        agent: AgentId,
+        /// Which session.
+        generation: u64,
+        /// Why the last carrier ended.
+        reason: Reason,
+        /// The same for people.
+        detail: String,
+    },
+    /// One more connection of an agent is up, or one of several is gone; for the log.
+    Carriers {
+        /// Who.
+        agent: AgentId,
+        /// How many it has now.
+        count: u32,
+    },
+    /// Backends of an agent changed their health, in order.
+    Health {
+        /// Who.
+        agent: AgentId,
+        /// Which session.
+        generation: u64,
+        /// What changed.
+        changes: Vec<Change>,
+    },
+    /// An agent could not reach a backend for a visitor.
+    DialFailed {
+        /// Who.
+        agent: AgentId,
+        /// The backend's place in what the agent exposes.
+        backend: u16,
+        /// Why.
+        reason: Reason,
+    },
+    /// Visitors were reset without a stream in the last second.
+    VisitorsRefused {
+        /// The listener's name.
+        listener: String,
+        /// Why.
+        reason: Reason,
+        /// How many.
+        count: u64,
+    },
+    /// Connections to the link port ended before they were up, in the last second.
+    HandshakesFailed {
+        /// Why.
+        reason: Reason,
+        /// How many.
+        count: u64,
+        /// The last one, for people: address and sentence.
+        example: String,
+    },
+}
+
+/// The answer to a [`BridgeEvent::Hello`].
+pub type Decision = Result<Welcome, Refusal>;
+
+enum Mail {
+    Decide { key: Key, decision: Decision },
+    Visitor(Visitor),
+    Carrier(Box<Transfer>),
+    Health { key: Key, payload: Vec<u8> },
+    End { key: Key, detail: String },
+    Disconnect { agent: AgentId, below: u64, sentence: String },
+}
+
+/// A visitor on its way to a worker that has a carrier of the agent.
+struct Visitor {
+    socket: Socket,
+    listener: u32,
+    agent: AgentId,
+    backend: u16,
+}
+
+/// A welcomed carrier on its way to the worker that will own it.
+struct Transfer {
+    body: Box<Carrier>,
+    /// The WELCOME as it is sent.
+    payload: Vec<u8>,
+    welcome: Welcome,
+    applicant: Box<Applicant>,
+    peer: Option<SocketAddr>,
+}
+
+/// What workers report; [`Roster`] makes [`BridgeEvent`]s of it.
+enum Raw {
+    Event(BridgeEvent),
+    Up { applicant: Box<Applicant>, generation: u64, peer: Option<SocketAddr>, at: Instant },
+    Health { link: LinkId, agent: AgentId, generation: u64, payload: Vec<u8>, at: Instant },
+    Down { agent: AgentId, generation: u64, reason: Reason, detail: String },
+}
+
+struct Shared {
+    routes: ArcSwap<Routes>,
+    directory: ArcSwap<Directory>,
+    mail: Vec<Sender<Mail>>,
+    stats: Vec<Arc<WorkerStats>>,
+}
+
+/// A bridge that is bound and not running: give the residents to the workers, one per seat in order.
+pub struct Bridge {
+    /// One per seat.
+    pub residents: Vec<Box<dyn Resident>>,
+    /// For whoever steers it.
+    pub handle: BridgeHandle,
+    /// For whoever listens to it.
+    pub events: BridgeEvents,
+}
+
+impl Bridge {
+    /// Binds everything. `wake` is rung when there are events.
+    ///
+    /// # Errors
+    /// [`BridgeError::Bind`], naming the listener.
+    pub fn new(options: &BridgeOptions, seats: &[Seat], wake: Arc<dyn Wake>) -> Result<Bridge, BridgeError> {
+        let bind = |listener: &str, address| {
+            Socket::listen_group(&address, BACKLOG, seats.len()).map_err(|error| BridgeError::Bind {
+                listener: listener.into(),
+                address,
+                error,
+            })
+        };
+        let mut links = bind("link", options.link)?;
+        let link_address = bound(&links, options.link);
+        let (mut sockets, mut addresses) = (Vec::new(), Vec::new());
+        for listener in &options.listeners {
+            let group = bind(&listener.name, listener.address)?;
+            for socket in &group {
+                // Accepted sockets inherit it (net/ipv4/inet_connection_sock.c clones the listener).
+                let _ = socket.set_nodelay();
+            }
+            addresses.push((listener.name.clone(), bound(&group, listener.address)));
+            sockets.push(group);
+        }
+        let (events, raw) = mailbox(EVENTS_MAX, wake);
+        let (mail, mut boxes): (Vec<_>, VecDeque<_>) =
+            seats.iter().map(|seat| mailbox(MAIL_MAX, Arc::new(seat.waker.clone()) as Arc<dyn Wake>)).unzip();
+        let shared = Arc::new(Shared {
+            routes: ArcSwap::from_pointee(Routes::default()),
+            directory: ArcSwap::default(),
+            mail,
+            stats: seats.iter().map(|_| Arc::default()).collect(),
+        });
+        let mut residents: Vec<Box<dyn Resident>> = Vec::new();
+        for index in 0..seats.len() {
+            let own = worker::Own {
+                index,
+                link: links.remove(0),
+                listeners: sockets.iter_mut().map(|group| group.remove(0)).collect(),
+                mail: boxes.pop_front().expect("one per seat"),
+                events: events.clone(),
+            };
+            residents.push(Box::new(worker::BridgeWorker::new(options, own, shared.clone())));
+        }
+        let handle = BridgeHandle { shared: shared.clone(), link_address, addresses: addresses.into() };
+        Ok(Bridge { residents, handle, events: BridgeEvents { raw, roster: Roster::default(), shared } })
+    }
+}
+
+fn bound(group: &[Socket], asked: SocketAddr) -> SocketAddr {
+    group.first().and_then(|socket| socket.local_addr().ok()).unwrap_or(asked)
+}
+
+/// Steers a bridge. Clones steer the same one.
+#[derive(Clone)]
+pub struct BridgeHandle {
+    shared: Arc<Shared>,
+    link_address: SocketAddr,
+    addresses: Arc<[(String, SocketAddr)]>,
+}
+
+impl BridgeHandle {
+    /// Answers a [`BridgeEvent::Hello`]. Too late is harmless.
+    pub fn decide(&self, link: LinkId, decision: Decision) {
+        self.shared.mail(link, Mail::Decide { key: link.key, decision });
+    }
+
+    /// Where visitors go from now on.
+    pub fn set_routes(&self, routes: Arc<Routes>) {
+        self.shared.routes.store(routes);
+    }
+
+    /// Ends all links of an agent; the sentence is told to it. It may come back, unless it is refused then.
+    pub fn disconnect_agent(&self, agent: AgentId, sentence: &str) {
+        self.shared.disconnect(agent, u64::MAX, sentence);
+    }
+
+    /// Where agents connect, with the real port if 0 was asked for.
+    pub fn link_address(&self) -> SocketAddr {
+        self.link_address
+    }
+
+    /// Where visitors connect: listener names and real addresses.
+    pub fn addresses(&self) -> &[(String, SocketAddr)] {
+        &self.addresses
+    }
+
+    /// Counters, summed over the workers.
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+}
+
+impl Shared {
+    fn mail(&self, link: LinkId, mail: Mail) {
+        if self.mail[usize::from(link.worker)].send(mail).is_err() {
+            tracing::warn!(worker = link.worker, "a worker takes no mail: an agent was not answered");
+        }
+    }
+
+    /// Ends the agent's links whose session is older than `below`.
+    fn disconnect(&self, agent: AgentId, below: u64, sentence: &str) {
+        for mail in &self.mail {
+            if mail.send(Mail::Disconnect { agent, below, sentence: sentence.into() }).is_err() {
+                tracing::warn!(%agent, "a worker takes no mail: an agent's links were not ended");
+            }
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        let mut sum = Stats::default();
+        for worker in &self.stats {
+            sum.add(worker);
+        }
+        sum
+    }
+}
+
+/// The bridge's events, for one listener.
+pub struct BridgeEvents {
+    raw: Receiver<Raw>,
+    roster: Roster,
+    shared: Arc<Shared>,
+}
+
+impl BridgeEvents {
+    /// The next event, if there is one.
+    pub fn try_event(&mut self) -> Option<BridgeEvent> {
+        loop {
+            if let Some(event) = self.roster.next() {
+                return Some(event);
+            }
+            match self.roster.on_raw(self.raw.try_recv()?) {
+                None => {}
+                Some(Order::Replace { agent, below }) => {
+                    self.shared.disconnect(agent, below, "replaced by a newer session of the same agent");
+                }
+                Some(Order::Answer { link, payload }) => {
+                    self.shared.mail(link, Mail::Health { key: link.key, payload });
+                }
+                Some(Order::End { link, detail }) => self.shared.mail(link, Mail::End { key: link.key, detail }),
+            }
+        }
+    }
+}

@@ -1,0 +1,486 @@
+//! The bridge on one worker: takes agents in, sends visitors to where their service lives.
+//!
+//! ```text
+//! link connection:  TLS ─▶ HELLO ─▶ decided by the control plane ─▶ up here, or moved to worker (carrier mod workers)
+//! visitor:          route ─▶ a carrier here │ handed to a worker with one │ reset
+//! ```
+
+use super::{BridgeEvent, BridgeOptions, Decision, Mail, Raw, Shared, Transfer, Visitor, directory};
+use crate::frame::{Kind, Reason};
+use crate::hello::{self, Applicant, BridgeHello, BridgeStep, ServiceName, VERSIONS};
+use crate::identity::AgentId;
+use crate::keys;
+use crate::mux::{Limits, Side};
+use crate::plane::{Event, OP_ROLE, Plane, TICK, hello_kind, tame};
+use crate::routes::{Cursor, NoRoute};
+use crate::slots::Key;
+use crate::stats::WorkerStats;
+use crate::tls::{Binding, ServerTls, Tls};
+use ringspan_engine::io::{Completion, Errno, Event as IoEvent, Op};
+use ringspan_engine::kernel::Socket;
+use ringspan_engine::mailbox::{Full, Receiver, Sender};
+use ringspan_engine::resident::{Cx, Next, Resident};
+use ringspan_engine::time::Instant;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Accepts visitors; the index is the listener's.
+const OP_VISITORS: u8 = OP_ROLE;
+/// Accepts agents.
+const OP_LINKS: u8 = OP_ROLE + 1;
+
+/// What one worker of the bridge owns from the start.
+pub(super) struct Own {
+    pub(super) index: usize,
+    pub(super) link: Socket,
+    pub(super) listeners: Vec<Socket>,
+    pub(super) mail: Receiver<Mail>,
+    pub(super) events: Sender<Raw>,
+}
+
+/// A connection that is not up yet.
+struct Guest {
+    peer: Option<SocketAddr>,
+    hello: Option<BridgeHello>,
+    /// The one the control plane decides about.
+    applicant: Option<Box<Applicant>>,
+    /// Let in, and on the way to another worker.
+    welcome: Option<(Vec<u8>, hello::Welcome)>,
+}
+
+/// A carrier that is up.
+struct Peer {
+    agent: AgentId,
+    generation: u64,
+}
+
+pub(super) struct BridgeWorker {
+    own: Own,
+    shared: Arc<Shared>,
+    stats: Arc<WorkerStats>,
+    plane: Plane,
+    tls: Option<ServerTls>,
+    software: String,
+    services: Vec<(String, ServiceName)>,
+    handshakes_max: usize,
+    streams_max: u16,
+    guests: HashMap<Key, Guest>,
+    peers: HashMap<Key, Peer>,
+    /// The same by agent: what visitors are sent to.
+    links: HashMap<AgentId, Vec<Key>>,
+    /// Whose turn it is, by listener.
+    cursors: Vec<Cursor>,
+    /// Events the control plane had no room for.
+    unsent: VecDeque<Raw>,
+    refused: HashMap<(u32, Reason), u64>,
+    failed: HashMap<Reason, (u64, String)>,
+    /// Accepts that ended (no descriptors) and are tried again.
+    rearm: Vec<(u8, u32)>,
+    accepting: usize,
+    report_at: Instant,
+    stopping: bool,
+}
+
+impl BridgeWorker {
+    pub(super) fn new(options: &BridgeOptions, own: Own, shared: Arc<Shared>) -> BridgeWorker {
+        let index = own.index;
+        let stats = shared.stats[index].clone();
+        BridgeWorker {
+            plane: Plane::new(Side::Opener, stats.clone(), Vec::new(), Duration::ZERO),
+            own,
+            shared,
+            stats,
+            tls: options.tls.clone(),
+            software: options.software.clone(),
+            services: options.listeners.iter().map(|l| (l.name.clone(), l.service.clone())).collect(),
+            handshakes_max: options.handshakes_max,
+            streams_max: options.streams_max,
+            guests: HashMap::new(),
+            peers: HashMap::new(),
+            links: HashMap::new(),
+            cursors: vec![Cursor::starting_at(index); options.listeners.len()],
+            unsent: VecDeque::new(),
+            refused: HashMap::new(),
+            failed: HashMap::new(),
+            rearm: Vec::new(),
+            accepting: 0,
+            report_at: Instant::ZERO,
+            stopping: false,
+        }
+    }
+
+    fn tell(&mut self, raw: Raw) {
+        if !self.unsent.is_empty() {
+            self.unsent.push_back(raw);
+        } else if let Err(Full(raw)) = self.own.events.send(raw) {
+            self.unsent.push_back(raw);
+        }
+    }
+
+    fn accept(&mut self, cx: &mut Cx<'_>, op: u8, index: u32) {
+        let socket = if op == OP_LINKS { &self.own.link } else { &self.own.listeners[index as usize] };
+        self.accepting += 1;
+        cx.io.submit(cx.token(op, 0, index), Op::Accept { fd: socket.fd() });
+    }
+
+    fn on_accepted(&mut self, cx: &mut Cx<'_>, op: u8, index: u32, result: Result<Socket, Errno>) {
+        match result {
+            Ok(socket) if self.stopping => drop(socket),
+            Ok(socket) if op == OP_LINKS => self.on_link(cx, socket),
+            Ok(socket) => self.on_visitor(index, socket),
+            Err(errno) => {
+                self.accepting -= 1;
+                if !self.stopping {
+                    let listener = if op == OP_LINKS { "link" } else { &self.services[index as usize].0 };
+                    tracing::warn!(listener, %errno, "accepting paused for a second; is the limit on open files reached?");
+                    self.rearm.push((op, index));
+                }
+            }
+        }
+    }
+
+    // Agents.
+
+    fn on_link(&mut self, cx: &mut Cx<'_>, socket: Socket) {
+        let peer = socket.peer_addr().ok();
+        if self.guests.len() >= self.handshakes_max {
+            self.failed(Reason::HandshakesMax, peer, Reason::HandshakesMax.sentence());
+            return;
+        }
+        let tls = match self.tls.as_ref().map(ServerTls::accept) {
+            None => Tls::plain(),
+            Some(Ok(tls)) => tls,
+            Some(Err(error)) => return self.failed(Reason::HandshakeBad, peer, &error.to_string()),
+        };
+        let key = self.plane.add_carrier(cx, socket, tls);
+        self.guests.insert(key, Guest { peer, hello: None, applicant: None, welcome: None });
+        self.stats.handshakes_open.set(self.guests.len() as u64);
+    }
+
+    fn failed(&mut self, reason: Reason, peer: Option<SocketAddr>, sentence: &str) {
+        self.stats.handshakes_failed.add(1);
+        self.stats.count(reason);
+        let (count, example) = self.failed.entry(reason).or_default();
+        *count += 1;
+        *example = match peer {
+            Some(peer) => format!("{peer}: {sentence}"),
+            None => sentence.to_owned(),
+        };
+    }
+
+    fn on_ready(&mut self, key: Key, binding: Binding) {
+        let Some(guest) = self.guests.get_mut(&key) else { return };
+        let (hello, challenge) = BridgeHello::new(VERSIONS, keys::random(), binding, &self.software);
+        guest.hello = Some(hello);
+        self.plane.send(key, Kind::Hello, challenge.kind as u16, challenge.payload);
+    }
+
+    fn on_hello(&mut self, cx: &mut Cx<'_>, key: Key, aux: u16, payload: &[u8]) {
+        let Some(guest) = self.guests.get_mut(&key) else { return };
+        let Some(hello) = &mut guest.hello else { return };
+        let step = match hello_kind(aux) {
+            Some(kind) => hello.on_message(kind, payload),
+            None => hello.on_nonsense("unknown HELLO step"),
+        };
+        match step {
+            BridgeStep::Decide(applicant) => {
+                guest.applicant = Some(applicant.clone());
+                let link = super::LinkId { worker: self.own.index as u16, key };
+                let peer = guest.peer;
+                self.tell(Raw::Event(BridgeEvent::Hello { link, peer, applicant }));
+                // Not resumed: nothing more is read until the control plane has decided.
+            }
+            BridgeStep::Refuse(message, refusal) => {
+                self.plane.send(key, Kind::Hello, message.kind as u16, message.payload);
+                self.plane.dismiss(cx, key, Reason::HandshakeBad, &refusal.to_string());
+            }
+            BridgeStep::Over => {}
+        }
+    }
+
+    fn on_decision(&mut self, cx: &mut Cx<'_>, key: Key, decision: &Decision) {
+        let Some(guest) = self.guests.get_mut(&key) else { return };
+        let Some(message) = guest.hello.as_mut().and_then(|hello| hello.on_decision(decision)) else { return };
+        let welcome = match decision {
+            Ok(welcome) => welcome.clone(),
+            Err(refusal) => {
+                self.plane.send(key, Kind::Hello, message.kind as u16, message.payload);
+                self.plane.dismiss(cx, key, Reason::Refused, &refusal.to_string());
+                return;
+            }
+        };
+        let carrier = guest.applicant.as_ref().map_or(0, |a| usize::from(a.carrier.index));
+        let home = carrier % self.shared.mail.len();
+        guest.welcome = Some((message.payload, welcome));
+        if home == self.own.index {
+            self.settle_in(cx, key);
+        } else {
+            self.plane.move_to(cx, key, home);
+        }
+    }
+
+    /// A welcomed carrier is at home: it is told, and takes visitors from now on.
+    fn settle_in(&mut self, cx: &mut Cx<'_>, key: Key) {
+        let Some(Guest { peer, applicant: Some(applicant), welcome: Some((payload, welcome)), .. }) =
+            self.guests.remove(&key)
+        else {
+            return;
+        };
+        self.stats.handshakes_open.set(self.guests.len() as u64);
+        let (agent, generation) = (applicant.agent, welcome.generation);
+        self.plane.send(key, Kind::Hello, hello::Kind::Welcome as u16, payload);
+        let frame_bytes_max = welcome.limits.frame_bytes_max;
+        self.plane.raise(key, Limits { frame_bytes_max, streams_max: self.streams_max });
+        self.plane.resume(cx, key);
+        self.stats.carriers_up.add(1);
+        self.peers.insert(key, Peer { agent, generation });
+        // Only the newest session of an agent gets visitors: an older one may mean other backends by its numbers.
+        let peers = &self.peers;
+        let links = self.links.entry(agent).or_default();
+        links.retain(|key| peers.get(key).is_some_and(|peer| peer.generation >= generation));
+        links.push(key);
+        directory::gain(&self.shared.directory, agent, generation, self.own.index);
+        self.tell(Raw::Up { applicant, generation, peer, at: cx.now });
+    }
+
+    fn on_moved(&mut self, key: Key, body: Box<crate::plane::Carrier>, to: usize) {
+        let Some(Guest { peer, applicant: Some(applicant), welcome: Some((payload, welcome)), .. }) =
+            self.guests.remove(&key)
+        else {
+            return;
+        };
+        self.stats.handshakes_open.set(self.guests.len() as u64);
+        let transfer = Transfer { body, payload, welcome, applicant, peer };
+        if self.shared.mail[to].send(Mail::Carrier(Box::new(transfer))).is_err() {
+            self.failed(Reason::HandoverFull, peer, Reason::HandoverFull.sentence());
+        }
+    }
+
+    fn on_transfer(&mut self, cx: &mut Cx<'_>, transfer: Transfer) {
+        let Transfer { body, payload, welcome, applicant, peer } = transfer;
+        let key = self.plane.adopt_carrier(body);
+        let guest = Guest { peer, hello: None, applicant: Some(applicant), welcome: Some((payload, welcome)) };
+        self.guests.insert(key, guest);
+        self.settle_in(cx, key);
+    }
+
+    fn on_lost(&mut self, key: Key, reason: Reason, detail: String) {
+        if let Some(guest) = self.guests.remove(&key) {
+            self.stats.handshakes_open.set(self.guests.len() as u64);
+            self.failed(reason, guest.peer, &detail);
+        } else if let Some(Peer { agent, generation }) = self.peers.remove(&key) {
+            self.stats.carriers_up.sub(1);
+            self.stats.count(reason);
+            if let Some(links) = self.links.get_mut(&agent) {
+                links.retain(|k| *k != key);
+                if links.is_empty() {
+                    self.links.remove(&agent);
+                }
+            }
+            directory::lose(&self.shared.directory, agent, generation, self.own.index);
+            self.tell(Raw::Down { agent, generation, reason, detail });
+        }
+    }
+
+    fn disconnect(&mut self, cx: &mut Cx<'_>, agent: AgentId, below: u64, sentence: &str) {
+        let keys: Vec<Key> =
+            self.peers.iter().filter(|(_, p)| p.agent == agent && p.generation < below).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.plane.dismiss(cx, key, Reason::Disconnected, sentence);
+        }
+    }
+
+    // Visitors.
+
+    fn on_visitor(&mut self, listener: u32, mut socket: Socket) {
+        let (routes, directory) = (self.shared.routes.load_full(), self.shared.directory.load_full());
+        let (here, links) = (self.own.index, &self.links);
+        let service = self.services[listener as usize].1.as_str();
+        let cursor = &mut self.cursors[listener as usize];
+        let mut tried: Vec<(AgentId, u16)> = Vec::new();
+        let mut why = None;
+        loop {
+            let picked = routes.pick(service, cursor, |b| {
+                let linked = links.contains_key(&b.agent) || directory.worker_of(&b.agent, here).is_some();
+                linked && !tried.contains(&(b.agent, b.index))
+            });
+            let (agent, index) = match picked {
+                Ok(backend) => (backend.agent, backend.index),
+                Err(NoRoute::NoService) => return self.refuse(listener, socket, Reason::NoService),
+                Err(NoRoute::NoBackend) => return self.refuse(listener, socket, why.unwrap_or(Reason::NoBackend)),
+            };
+            let given = match carrier_of(links, &self.plane, &agent) {
+                Some(key) => self.plane.add_visitor(socket, key, index).map_err(|s| (s, Reason::StreamsMax)),
+                None => hand_over(&self.shared, here, Visitor { socket, listener, agent, backend: index }),
+            };
+            match given {
+                Ok(()) => return,
+                Err((back, reason)) => (socket, why) = (back, Some(reason)),
+            }
+            tried.push((agent, index));
+        }
+    }
+
+    /// A visitor that another worker handed over. It is not handed on: the carrier may have gone meanwhile.
+    fn on_handed(&mut self, visitor: Visitor) {
+        let Visitor { socket, listener, agent, backend } = visitor;
+        let rest = match carrier_of(&self.links, &self.plane, &agent) {
+            Some(key) => self.plane.add_visitor(socket, key, backend).map_err(|s| (s, Reason::StreamsMax)),
+            None => Err((socket, Reason::NoBackend)),
+        };
+        if let Err((socket, reason)) = rest {
+            self.refuse(listener, socket, reason);
+        }
+    }
+
+    fn refuse(&mut self, listener: u32, socket: Socket, reason: Reason) {
+        let _ = socket.reset_on_close();
+        self.stats.visitors_refused.add(1);
+        self.stats.count(reason);
+        *self.refused.entry((listener, reason)).or_default() += 1;
+    }
+
+    // The turn.
+
+    fn on_mail(&mut self, cx: &mut Cx<'_>) {
+        while let Some(mail) = self.own.mail.try_recv() {
+            match mail {
+                Mail::Decide { key, decision } => self.on_decision(cx, key, &decision),
+                Mail::Visitor(visitor) => self.on_handed(visitor),
+                Mail::Health { key, payload } => self.plane.send(key, Kind::Health, 0, payload),
+                Mail::End { key, detail } => self.plane.dismiss(cx, key, Reason::Protocol, &detail),
+                Mail::Carrier(transfer) => self.on_transfer(cx, *transfer),
+                Mail::Disconnect { agent, below, sentence } => self.disconnect(cx, agent, below, &sentence),
+            }
+        }
+    }
+
+    fn on_events(&mut self, cx: &mut Cx<'_>) -> bool {
+        let events = self.plane.take_events();
+        let any = !events.is_empty();
+        for event in events {
+            match event {
+                Event::Ready { carrier, binding } => self.on_ready(carrier, binding),
+                Event::Control { carrier, kind: Kind::Hello, aux, payload } => {
+                    self.on_hello(cx, carrier, aux, &payload);
+                }
+                Event::Control { carrier, kind: Kind::Goaway, aux, payload } => {
+                    let detail = tame(&payload);
+                    self.plane.drop_carrier(cx, carrier, Reason::of(aux), detail);
+                }
+                Event::Control { carrier, payload, .. } => self.on_health(cx, carrier, payload),
+                Event::Lost { carrier, reason, detail } => self.on_lost(carrier, reason, detail),
+                Event::Moved { carrier, body, to } => self.on_moved(carrier, body, to),
+                Event::StreamReset { carrier, backend, reason } if reason.is_dial() => {
+                    if let Some(peer) = self.peers.get(&carrier) {
+                        let agent = peer.agent;
+                        self.tell(Raw::Event(BridgeEvent::DialFailed { agent, backend, reason }));
+                    }
+                }
+                Event::StreamReset { .. } | Event::DialFailed { .. } => {}
+            }
+        }
+        any
+    }
+
+    fn on_health(&mut self, cx: &mut Cx<'_>, key: Key, payload: Vec<u8>) {
+        let Some(peer) = self.peers.get(&key) else { return };
+        let (agent, generation) = (peer.agent, peer.generation);
+        if self.unsent.len() > super::EVENTS_MAX {
+            // Lost health would be a lie for ever; a new link begins with a fresh snapshot.
+            self.plane.dismiss(cx, key, Reason::MemoryMax, "the control plane does not keep up with health reports");
+            return;
+        }
+        let link = super::LinkId { worker: self.own.index as u16, key };
+        self.tell(Raw::Health { link, agent, generation, payload, at: cx.now });
+    }
+
+    fn report(&mut self, cx: &mut Cx<'_>) {
+        self.report_at = cx.now + TICK;
+        while let Some(raw) = self.unsent.pop_front() {
+            if let Err(Full(raw)) = self.own.events.send(raw) {
+                self.unsent.push_front(raw);
+                break;
+            }
+        }
+        for ((listener, reason), count) in std::mem::take(&mut self.refused) {
+            let listener = self.services[listener as usize].0.clone();
+            self.tell(Raw::Event(BridgeEvent::VisitorsRefused { listener, reason, count }));
+        }
+        for (reason, (count, example)) in std::mem::take(&mut self.failed) {
+            self.tell(Raw::Event(BridgeEvent::HandshakesFailed { reason, count, example }));
+        }
+        for (op, index) in std::mem::take(&mut self.rearm) {
+            self.accept(cx, op, index);
+        }
+    }
+}
+
+impl Resident for BridgeWorker {
+    fn on_start(&mut self, cx: &mut Cx<'_>) {
+        self.accept(cx, OP_LINKS, 0);
+        for index in 0..self.own.listeners.len() {
+            self.accept(cx, OP_VISITORS, index as u32);
+        }
+    }
+
+    fn on_completion(&mut self, cx: &mut Cx<'_>, completion: Completion) {
+        let Completion { token, event } = completion;
+        match (token.op(), event) {
+            (op @ (OP_LINKS | OP_VISITORS), IoEvent::Accepted(result)) => {
+                self.on_accepted(cx, op, token.index(), result);
+            }
+            (_, event) => self.plane.on_completion(cx, token, event),
+        }
+    }
+
+    fn on_turn(&mut self, cx: &mut Cx<'_>) -> Next {
+        self.on_mail(cx);
+        if cx.now >= self.report_at && !self.stopping {
+            self.report(cx);
+        }
+        let busy = self.plane.turn(cx);
+        let busy = self.on_events(cx) || busy;
+        if busy || self.plane.has_work() {
+            Next::Now
+        } else if self.stopping && self.accepting == 0 && self.plane.is_empty() {
+            Next::Done
+        } else {
+            Next::At(self.plane.tick_at().min(self.report_at))
+        }
+    }
+
+    fn on_stop(&mut self, cx: &mut Cx<'_>) {
+        self.stopping = true;
+        cx.io.cancel(cx.token(OP_LINKS, 0, 0));
+        for index in 0..self.own.listeners.len() {
+            cx.io.cancel(cx.token(OP_VISITORS, 0, index as u32));
+        }
+        self.plane.stop(cx);
+    }
+}
+
+/// The agent's least loaded carrier on this worker.
+fn carrier_of(links: &HashMap<AgentId, Vec<Key>>, plane: &Plane, agent: &AgentId) -> Option<Key> {
+    match links.get(agent)?.as_slice() {
+        [only] => Some(*only),
+        several => several.iter().copied().min_by_key(|key| plane.streams(*key)),
+    }
+}
+
+/// Gives a visitor to a worker that has a carrier of the agent; or back, with the reason.
+fn hand_over(shared: &Shared, here: usize, visitor: Visitor) -> Result<(), (Socket, Reason)> {
+    let Some(worker) = shared.directory.load().worker_of(&visitor.agent, here) else {
+        return Err((visitor.socket, Reason::NoBackend));
+    };
+    match shared.mail[worker].send(Mail::Visitor(visitor)) {
+        Ok(()) => {
+            shared.stats[here].handovers.add(1);
+            Ok(())
+        }
+        Err(Full(Mail::Visitor(visitor))) => Err((visitor.socket, Reason::HandoverFull)),
+        Err(Full(_)) => unreachable!("a mailbox gives back what it was given"),
+    }
+}
