@@ -103,13 +103,15 @@ fn knocked(completions: Vec<Completion>) -> HashMap<u32, Result<(), Errno>> {
     map
 }
 
-/// Somebody who listens on a port of the loopback.
+/// Somebody who listens on a port of the loopback, with room for all that a test makes without accepting any: where it
+/// runs out, SYNs are dropped and come again after a second.
 fn open_target() -> (TcpListener, SocketAddr) {
     open_target_on("127.0.0.1")
 }
 
 fn open_target_on(ip: &str) -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind((ip, 0)).expect("a port");
+    let at = SocketAddr::new(ip.parse().expect("an address"), 0);
+    let listener = TcpListener::from(Socket::listen(&at, 4096, false).expect("a port").fd);
     let address = listener.local_addr().expect("bound");
     (listener, address)
 }

@@ -5,8 +5,7 @@ use super::*;
 #[test]
 fn verdicts_are_right() {
     on_every_io(|rig| {
-        let (open, open_at) = open_target();
-        let acceptor = accept_all(open);
+        let (_open, open_at) = open_target();
         let (_closed, closed_at) = closed_target();
         let (_hole, hole_at) = black_hole();
         for mode in [Mode::HalfOpen, Mode::Full, Mode::Graceful] {
@@ -34,7 +33,6 @@ fn verdicts_are_right() {
                 }
             }
         }
-        stop_accepting(acceptor, open_at);
     });
 }
 
@@ -81,8 +79,7 @@ fn no_time_wait_is_left() {
     const IP: &str = "127.41.0.1";
     on_every_io(|rig| {
         for mode in [Mode::HalfOpen, Mode::Full] {
-            let (listener, at) = open_target_on(IP);
-            let acceptor = (mode == Mode::Full).then(|| accept_all(listener.try_clone().expect("a descriptor")));
+            let (_listener, at) = open_target_on(IP);
             let lanes = rig.lanes(mode, 64);
             for _ in 0..50 {
                 for lane in &lanes {
@@ -91,9 +88,6 @@ fn no_time_wait_is_left() {
                 assert!(knocked(rig.wait_for(64)).values().all(Result::is_ok));
             }
             assert_eq!(time_waits(at), 0, "{mode:?} on {}", rig.tier);
-            if let Some(acceptor) = acceptor {
-                stop_accepting(acceptor, at);
-            }
         }
         let (listener, at) = open_target_on(IP);
         let lane = rig.lanes(Mode::Graceful, 1)[0];
@@ -105,23 +99,6 @@ fn no_time_wait_is_left() {
             std::thread::yield_now();
         }
     });
-}
-
-/// Accepts and closes until told to stop.
-fn accept_all(listener: TcpListener) -> std::thread::JoinHandle<()> {
-    std::thread::spawn(move || {
-        while let Ok((mut stream, _)) = listener.accept() {
-            if std::io::Read::read(&mut stream, &mut [0; 1]).is_ok_and(|n| n == 1) {
-                return;
-            }
-        }
-    })
-}
-
-fn stop_accepting(thread: std::thread::JoinHandle<()>, at: SocketAddr) {
-    let mut stream = TcpStream::connect(at).expect("it listens");
-    std::io::Write::write_all(&mut stream, b"!").expect("it reads");
-    thread.join().expect("it only accepts");
 }
 
 /// A cancel that races with the answer gives one end and one only, the answer or ECANCELED, and a lane that works.
