@@ -76,6 +76,14 @@ fn a_gap_is_asked_about() {
     assert!(matches!(view.on_message(&snapshot, at(3)), Ok(Heard::Changes(_))));
     assert_eq!(essence(view.backends()), essence(source.backends()));
     assert_eq!(view.on_message(&first, at(4)), Ok(Heard::Ignored), "older than the snapshot");
+    // The same with a copy that knows something: number 3 without number 2.
+    source.set(1, state(Health::Up, 4));
+    drop(source.next_message(at(4)));
+    source.set(2, state(Health::Up, 5));
+    let third = source.next_message(at(5)).unwrap();
+    let before = essence(view.backends());
+    assert!(matches!(view.on_message(&third, at(5)), Ok(Heard::Gap(_))));
+    assert_eq!(essence(view.backends()), before);
     // A resync for a session that is over asks for nothing.
     source.on_welcome(2);
     drop(source.next_message(at(5)));
@@ -140,8 +148,9 @@ enum Step {
     Send,
     /// The oldest message under way arrives, on carrier 0 or 1.
     Arrive(bool),
-    /// A carrier dies with what is on it, and the feed moves to the other one.
-    CarrierLost(bool),
+    /// A carrier dies: of what is under way the first so many still arrive some time (the bridge reads late), the rest
+    /// never. The feed moves to the other one.
+    CarrierLost(bool, usize),
     /// The whole link dies; what was under way may still arrive (a late read); a new session begins.
     Reconnect,
     /// The agent process is replaced by a new one.
@@ -153,7 +162,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..BACKENDS, 0u8..3).prop_map(|(b, h)| Step::Set(b, h)),
         3 => Just(Step::Send),
         5 => any::<bool>().prop_map(Step::Arrive),
-        1 => any::<bool>().prop_map(Step::CarrierLost),
+        1 => (any::<bool>(), 0usize..4).prop_map(|(which, arrive)| Step::CarrierLost(which, arrive)),
         1 => Just(Step::Reconnect),
         1 => Just(Step::Restart),
     ]
@@ -205,8 +214,8 @@ impl World {
                     self.hear(&payload);
                 }
             }
-            Step::CarrierLost(which) => {
-                self.carriers[usize::from(which)].clear();
+            Step::CarrierLost(which, arrive) => {
+                self.carriers[usize::from(which)].truncate(arrive);
                 if self.feed_on == usize::from(which) {
                     self.feed_on = 1 - self.feed_on;
                     self.source.on_welcome(self.generation);
