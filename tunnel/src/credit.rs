@@ -8,7 +8,7 @@
 
 use crate::frame::Violation;
 
-/// What every stream may have in flight from the start, before any grant: a request and most answers need no WINDOW
+/// Default of what every stream may have in flight from the start, before any grant: a request and most answers need no WINDOW
 /// frame at all, and 16,384 idle streams cost nothing, since a window is a promise and not a buffer.
 pub const WINDOW_BYTES_INITIAL: u32 = 256 << 10;
 
@@ -22,6 +22,7 @@ pub const GROWTH_BYTES_MAX: u64 = 64 << 20;
 /// The receiving side of one stream.
 #[derive(Clone, Copy, Debug)]
 pub struct RecvWindow {
+    initial: u32,
     window: u32,
     left: u32,
     held: u32,
@@ -29,13 +30,12 @@ pub struct RecvWindow {
     tight: bool,
 }
 
-impl Default for RecvWindow {
-    fn default() -> Self {
-        RecvWindow { window: WINDOW_BYTES_INITIAL, left: WINDOW_BYTES_INITIAL, held: 0, tight: false }
-    }
-}
-
 impl RecvWindow {
+    /// A window of that many bytes, all granted.
+    pub fn new(initial: u32) -> RecvWindow {
+        RecvWindow { initial, window: initial, left: initial, held: 0, tight: false }
+    }
+
     /// Bytes that arrived and have not been written to the far socket.
     pub fn held(&self) -> u32 {
         self.held
@@ -43,7 +43,7 @@ impl RecvWindow {
 
     /// Bytes this window has grown beyond its initial size.
     pub fn growth(&self) -> u64 {
-        u64::from(self.window - WINDOW_BYTES_INITIAL)
+        u64::from(self.window - self.initial)
     }
 
     /// `n` bytes are announced.
@@ -62,7 +62,7 @@ impl RecvWindow {
     /// Returns whether a grant is worth a frame of its own: a quarter of the window.
     pub fn on_delivered(&mut self, n: u32, allowance: &mut u64) -> bool {
         self.held -= n.min(self.held);
-        let growth = self.window.min(WINDOW_BYTES_MAX - self.window);
+        let growth = self.window.min(WINDOW_BYTES_MAX.saturating_sub(self.window));
         if self.tight && self.held == 0 {
             self.tight = false;
             if u64::from(growth) <= *allowance {
@@ -90,13 +90,12 @@ impl RecvWindow {
 #[derive(Clone, Copy, Debug)]
 pub struct SendCredit(u32);
 
-impl Default for SendCredit {
-    fn default() -> Self {
-        SendCredit(WINDOW_BYTES_INITIAL)
-    }
-}
-
 impl SendCredit {
+    /// What the peer grants from the start.
+    pub fn new(initial: u32) -> SendCredit {
+        SendCredit(initial)
+    }
+
     /// Bytes that may be sent.
     pub fn left(self) -> u32 {
         self.0
@@ -127,7 +126,8 @@ mod tests {
         /// exceeds its maximum, and once all is delivered and granted the sender has the whole window.
         #[test]
         fn the_window_holds(steps in prop::collection::vec((0u32..300_000, 0u32..300_000), 1..200)) {
-            let (mut recv, mut send, mut allowance) = (RecvWindow::default(), SendCredit::default(), GROWTH_BYTES_MAX);
+            let (mut recv, mut send) = (RecvWindow::new(WINDOW_BYTES_INITIAL), SendCredit::new(WINDOW_BYTES_INITIAL));
+            let mut allowance = GROWTH_BYTES_MAX;
             for (n, delivered) in steps {
                 let n = n.min(send.left());
                 send.spend(n);
@@ -148,7 +148,7 @@ mod tests {
     /// A sender that takes more than it was granted is caught at the first byte too many.
     #[test]
     fn overdraft_is_a_violation() {
-        let mut recv = RecvWindow::default();
+        let mut recv = RecvWindow::new(WINDOW_BYTES_INITIAL);
         assert_eq!(recv.on_received(WINDOW_BYTES_INITIAL), Ok(()));
         assert_eq!(recv.on_received(1), Err(Violation::Window(1)));
     }

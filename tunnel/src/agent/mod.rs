@@ -50,8 +50,6 @@ pub struct AgentOptions {
     pub backends: Vec<SocketAddr>,
     /// A dial that takes longer is a failure. Default 5 s.
     pub dial_timeout: Duration,
-    /// Streams on one carrier, 1 to 65,535. Default 16,384.
-    pub streams_max: u16,
 }
 
 /// What the control plane hears.

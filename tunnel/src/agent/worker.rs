@@ -189,10 +189,9 @@ impl AgentWorker {
                 self.plane.resume(cx, key);
             }
             AgentStep::Welcomed(welcome) => {
-                let frame_bytes_max = welcome.limits.frame_bytes_max;
                 self.lines[at].state = State::Up { key };
                 self.lines[at].backoff.on_welcome(cx.now);
-                self.plane.raise(key, Limits { frame_bytes_max, streams_max: self.options.streams_max });
+                self.plane.raise(key, Limits::agreed(&welcome.limits, u16::MAX));
                 self.stats.carriers_up.add(1);
                 let (worker, generation) = (self.own.index, welcome.generation);
                 self.tell_feed(cx, Mail::Up { worker, key, generation });

@@ -231,8 +231,7 @@ impl BridgeWorker {
         self.stats.handshakes_open.set(self.guests.len() as u64);
         let (agent, generation) = (applicant.agent, welcome.generation);
         self.plane.send(key, Kind::Hello, hello::Kind::Welcome as u16, payload);
-        let frame_bytes_max = welcome.limits.frame_bytes_max;
-        self.plane.raise(key, Limits { frame_bytes_max, streams_max: self.streams_max });
+        self.plane.raise(key, Limits::agreed(&welcome.limits, self.streams_max));
         self.plane.resume(cx, key);
         self.stats.carriers_up.add(1);
         self.peers.insert(key, Peer { agent, generation });

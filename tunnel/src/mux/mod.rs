@@ -14,8 +14,8 @@
 
 mod table;
 
-use crate::credit::{GROWTH_BYTES_MAX, RecvWindow, SendCredit};
-use crate::frame::{FLAG_FIN, Header, Kind, Reason, Violation};
+use crate::credit::{GROWTH_BYTES_MAX, RecvWindow, SendCredit, WINDOW_BYTES_INITIAL, WINDOW_BYTES_MAX};
+use crate::frame::{FLAG_FIN, FRAME_BYTES_MAX, Header, Kind, Reason, Violation};
 use std::collections::VecDeque;
 use table::{Stream, Table};
 
@@ -37,13 +37,27 @@ pub enum Side {
 pub struct Limits {
     /// Largest DATA payload, 16 KiB to 1 MiB. Default 256 KiB.
     pub frame_bytes_max: u32,
-    /// Most streams at once on one carrier, 1 to 65,535. Default 16,384.
+    /// Credit each stream starts with, 64 KiB to 4 MiB. Default 256 KiB.
+    pub window_bytes: u32,
+    /// Most streams at once on one carrier, 1 to 65,535: the opener's own bound, the accepter takes what comes.
+    /// Default 16,384.
     pub streams_max: u16,
+}
+
+impl Limits {
+    /// What the bridge's welcome says, brought into range the same way at both ends.
+    pub fn agreed(said: &crate::hello::Limits, streams_max: u16) -> Limits {
+        Limits {
+            frame_bytes_max: said.frame_bytes_max.clamp(16 << 10, FRAME_BYTES_MAX),
+            window_bytes: said.window_bytes.clamp(64 << 10, WINDOW_BYTES_MAX),
+            streams_max,
+        }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { frame_bytes_max: 256 << 10, streams_max: 16_384 }
+        Limits { frame_bytes_max: 256 << 10, window_bytes: WINDOW_BYTES_INITIAL, streams_max: 16_384 }
     }
 }
 
@@ -145,7 +159,7 @@ impl<K: Copy> Mux<K> {
         Mux {
             side,
             limits,
-            table: Table::new(limits.streams_max),
+            table: Table::new(&limits),
             control: VecDeque::new(),
             pong: None,
             ready: VecDeque::new(),
@@ -157,7 +171,7 @@ impl<K: Copy> Mux<K> {
     pub fn set_limits(&mut self, limits: Limits) {
         assert!(self.table.len() == 0, "limits are agreed on before the first stream");
         self.limits = limits;
-        self.table = Table::new(limits.streams_max);
+        self.table = Table::new(&limits);
     }
 
     /// How many streams are not free yet.
@@ -433,11 +447,11 @@ fn skip<K>(len: u32) -> Input<K> {
     if len == 0 { Input::Nothing } else { Input::Discard { len } }
 }
 
-fn fresh<K>(owner: Option<K>) -> Stream<K> {
+fn fresh<K>(owner: Option<K>, window_bytes: u32) -> Stream<K> {
     Stream {
         owner,
-        credit: SendCredit::default(),
-        window: RecvWindow::default(),
+        credit: SendCredit::new(window_bytes),
+        window: RecvWindow::new(window_bytes),
         send_ended: false,
         recv_ended: false,
         reset: false,

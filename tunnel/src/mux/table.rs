@@ -1,7 +1,7 @@
 //! The streams of a carrier by id: `generation << 16 | slot`. Slot 0 is the carrier itself and never a stream.
 //! Promise: an id of an earlier use of a slot finds nothing. Both sides index the same slots, so no hashing.
 
-use super::fresh;
+use super::{Limits, fresh};
 use crate::credit::{RecvWindow, SendCredit};
 use crate::frame::Violation;
 
@@ -39,11 +39,13 @@ pub(super) struct Table<K> {
     free: Vec<u16>,
     len: usize,
     streams_max: u16,
+    window_bytes: u32,
 }
 
 impl<K: Copy> Table<K> {
-    pub(super) fn new(streams_max: u16) -> Table<K> {
-        Table { slots: Vec::new(), free: Vec::new(), len: 0, streams_max }
+    pub(super) fn new(limits: &Limits) -> Table<K> {
+        let Limits { streams_max, window_bytes, .. } = *limits;
+        Table { slots: Vec::new(), free: Vec::new(), len: 0, streams_max, window_bytes }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -75,7 +77,7 @@ impl<K: Copy> Table<K> {
         };
         let slot = &mut self.slots[usize::from(number) - 1];
         slot.generation = slot.generation.wrapping_add(1);
-        slot.stream = Some(fresh(Some(owner)));
+        slot.stream = Some(fresh(Some(owner), self.window_bytes));
         self.len += 1;
         Some(u32::from(slot.generation) << 16 | u32::from(number))
     }
@@ -93,7 +95,7 @@ impl<K: Copy> Table<K> {
         if slot.stream.is_some() {
             return Err(Violation::Slot);
         }
-        *slot = Slot { generation: (id >> 16) as u16, stream: Some(fresh(None)) };
+        *slot = Slot { generation: (id >> 16) as u16, stream: Some(fresh(None, self.window_bytes)) };
         self.len += 1;
         Ok(())
     }

@@ -1,0 +1,351 @@
+//! A bridge and an agent in one process, on real workers and real sockets, with a control plane that lets everybody in
+//! and routes by health. Nothing here sleeps: waits are for events, and a wait that lasts a minute fails the test.
+
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use ringspan_engine::health::Health;
+use ringspan_engine::kernel::Backend as IoBackend;
+use ringspan_engine::mailbox::Wake;
+use ringspan_engine::outcome::Code;
+use ringspan_engine::time::Instant as EngineInstant;
+use ringspan_engine::worker::{WorkerOptions, Workers};
+use ringspan_tunnel::agent::{Agent, AgentEvent, AgentHandle, AgentOptions};
+use ringspan_tunnel::bridge::{Bridge, BridgeEvent, BridgeEvents, BridgeHandle, BridgeOptions, Listener};
+use ringspan_tunnel::health_feed::BackendHealth;
+use ringspan_tunnel::hello::{Expose, Introduction, Limits, ServiceName, SessionId, Welcome};
+use ringspan_tunnel::identity::{AgentId, AgentKey, AgentName};
+use ringspan_tunnel::routes::{Backend, Routes};
+use ringspan_tunnel::stats::Stats;
+use ringspan_tunnel::tls::{ClientTls, ServerTls};
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Long enough for a debug build on a busy machine; reached only by a bug.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Rings a thread that waits for events.
+#[derive(Default)]
+pub(crate) struct Bell {
+    rung: Mutex<bool>,
+    cond: Condvar,
+}
+
+impl Wake for Bell {
+    fn wake(&self) {
+        *self.rung.lock().unwrap() = true;
+        self.cond.notify_all();
+    }
+}
+
+impl Bell {
+    fn wait(&self) {
+        let mut rung = self.rung.lock().unwrap();
+        while !*rung {
+            rung = self.cond.wait(rung).unwrap();
+        }
+        *rung = false;
+    }
+}
+
+/// What was logged, for tests to wait on.
+#[derive(Default)]
+pub(crate) struct Log {
+    lines: Mutex<Vec<String>>,
+    cond: Condvar,
+}
+
+impl Log {
+    fn add(&self, line: String) {
+        self.lines.lock().unwrap().push(line);
+        self.cond.notify_all();
+    }
+
+    /// Waits until `n` lines hold the text.
+    pub(crate) fn wait_for(&self, text: &str, n: usize) {
+        let started = Instant::now();
+        let mut lines = self.lines.lock().unwrap();
+        while lines.iter().filter(|line| line.contains(text)).count() < n {
+            assert!(started.elapsed() < PATIENCE, "no {n} lines with {text:?} in {lines:#?}");
+            lines = self.cond.wait_timeout(lines, Duration::from_secs(1)).unwrap().0;
+        }
+    }
+
+    pub(crate) fn count(&self, text: &str) -> usize {
+        self.lines.lock().unwrap().iter().filter(|line| line.contains(text)).count()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) io: IoBackend,
+    pub(crate) tls: bool,
+    pub(crate) workers: usize,
+    pub(crate) carriers: u8,
+    pub(crate) window_bytes: u32,
+}
+
+pub(crate) const RING: Shape =
+    Shape { io: IoBackend::Ring, tls: false, workers: 2, carriers: 2, window_bytes: 256 << 10 };
+pub(crate) const EPOLL: Shape = Shape { io: IoBackend::Epoll, ..RING };
+
+/// Both kinds of `Io`, with and without TLS.
+pub(crate) const SHAPES: [Shape; 4] = [RING, EPOLL, Shape { tls: true, ..RING }, Shape { tls: true, ..EPOLL }];
+
+pub(crate) struct BridgeRig {
+    workers: Option<Workers>,
+    pub(crate) handle: BridgeHandle,
+    pub(crate) log: Arc<Log>,
+    tls: Option<ServerTls>,
+    io: IoBackend,
+    stop: Arc<AtomicBool>,
+    bell: Arc<Bell>,
+    thread: Option<JoinHandle<()>>,
+    _data: tempfile::TempDir,
+}
+
+/// A bridge with one listener for each service.
+pub(crate) fn bridge(shape: Shape, services: &[&str]) -> BridgeRig {
+    let data = tempfile::tempdir().unwrap();
+    let tls = shape.tls.then(|| ServerTls::self_signed(data.path()).unwrap());
+    let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let options = BridgeOptions {
+        link: local,
+        tls: tls.clone(),
+        listeners: services
+            .iter()
+            .map(|name| Listener { name: (*name).into(), address: local, service: service(name) })
+            .collect(),
+        handshakes_max: 64,
+        streams_max: 16_384,
+        software: "test".into(),
+    };
+    let bell = Arc::new(Bell::default());
+    let seats = Workers::plan(shape.workers).unwrap();
+    let Bridge { residents, handle, events } = Bridge::new(&options, &seats, bell.clone()).unwrap();
+    let seats = seats.into_iter().zip(residents).map(|(seat, resident)| (seat, vec![resident])).collect();
+    let workers = Workers::start(&WorkerOptions { backend: shape.io, pin: false }, seats).unwrap();
+    let (log, stop) = (Arc::new(Log::default()), Arc::new(AtomicBool::new(false)));
+    let office = Office {
+        events,
+        handle: handle.clone(),
+        log: log.clone(),
+        window_bytes: shape.window_bytes,
+        generations: HashMap::new(),
+        agents: HashMap::new(),
+    };
+    let thread = {
+        let (bell, stop) = (bell.clone(), stop.clone());
+        std::thread::spawn(move || office.run(&bell, &stop))
+    };
+    BridgeRig { workers: Some(workers), handle, log, tls, io: shape.io, stop, bell, thread: Some(thread), _data: data }
+}
+
+pub(crate) fn service(name: &str) -> ServiceName {
+    ServiceName::try_from(name.to_owned()).unwrap()
+}
+
+/// The control plane.
+struct Office {
+    events: BridgeEvents,
+    handle: BridgeHandle,
+    log: Arc<Log>,
+    window_bytes: u32,
+    generations: HashMap<SessionId, u64>,
+    agents: HashMap<AgentId, (u64, Vec<Expose>, Vec<Health>)>,
+}
+
+impl Office {
+    fn run(mut self, bell: &Bell, stop: &AtomicBool) {
+        while !stop.load(Ordering::Acquire) {
+            while let Some(event) = self.events.try_event() {
+                self.on_event(event);
+            }
+            bell.wait();
+        }
+    }
+
+    fn on_event(&mut self, event: BridgeEvent) {
+        match event {
+            BridgeEvent::Hello { link, applicant, .. } => {
+                let next = self.generations.len() as u64 + 1;
+                let generation = *self.generations.entry(applicant.session).or_insert(next);
+                let limits = Limits { window_bytes: self.window_bytes, frame_bytes_max: 256 << 10 };
+                let welcome = Welcome { agent: applicant.agent, generation, limits, software: "test".into() };
+                self.handle.decide(link, Ok(welcome));
+            }
+            BridgeEvent::AgentUp { agent, applicant, generation, .. } => {
+                let unknown = vec![Health::Unknown; applicant.exposes.len()];
+                self.agents.insert(agent, (generation, applicant.exposes, unknown));
+                self.publish();
+                self.log.add(format!("up {agent}"));
+            }
+            BridgeEvent::AgentGone { agent, generation, reason, detail } => {
+                if self.agents.get(&agent).is_some_and(|known| known.0 == generation) {
+                    self.agents.remove(&agent);
+                }
+                self.publish();
+                self.log.add(format!("gone {agent} {reason} {detail}"));
+            }
+            BridgeEvent::Health { agent, generation, changes } => {
+                if let Some(known) = self.agents.get_mut(&agent).filter(|known| known.0 == generation) {
+                    for change in &changes {
+                        known.2[usize::from(change.backend)] = change.after.health;
+                    }
+                }
+                self.publish();
+                for change in changes {
+                    self.log.add(format!("health {agent} {} {:?}", change.backend, change.after.health));
+                }
+            }
+            BridgeEvent::Carriers { agent, count } => self.log.add(format!("carriers {agent} {count}")),
+            BridgeEvent::DialFailed { backend, reason, .. } => self.log.add(format!("dial failed {backend} {reason}")),
+            BridgeEvent::VisitorsRefused { listener, reason, count } => {
+                for _ in 0..count {
+                    self.log.add(format!("refused {listener} {reason}"));
+                }
+            }
+            BridgeEvent::HandshakesFailed { reason, count, example } => {
+                for _ in 0..count {
+                    self.log.add(format!("handshake {reason} {example}"));
+                }
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let mut services: HashMap<String, Vec<Backend>> = HashMap::new();
+        for (&agent, (_, exposes, health)) in &self.agents {
+            for (index, expose) in exposes.iter().enumerate() {
+                let backend = Backend { agent, index: index as u16, health: health[index], weight: 1 };
+                services.entry(expose.service.as_str().to_owned()).or_default().push(backend);
+            }
+        }
+        self.handle.set_routes(Arc::new(Routes::new(services)));
+    }
+}
+
+impl BridgeRig {
+    pub(crate) fn visit(&self, listener: usize) -> TcpStream {
+        let stream = TcpStream::connect(self.handle.addresses()[listener].1).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// An agent of this bridge, up and with all its backends healthy.
+    pub(crate) fn agent(&self, shape: Shape, backends: &[(&str, SocketAddr)]) -> AgentRig {
+        let agent = self.agent_via(shape, self.handle.link_address(), backends);
+        let id = agent.id;
+        for backend in 0..backends.len() {
+            self.log.wait_for(&format!("health {id} {backend} Up"), 1);
+        }
+        if shape.carriers > 1 {
+            self.log.wait_for(&format!("carriers {id} {}", shape.carriers), 1);
+        }
+        agent
+    }
+
+    /// An agent that connects to another address, and is not waited for.
+    pub(crate) fn agent_via(&self, shape: Shape, bridge: SocketAddr, backends: &[(&str, SocketAddr)]) -> AgentRig {
+        let identity = AgentKey::generate(AgentName::try_from("test".to_owned()).unwrap());
+        let id = identity.id();
+        let exposes = backends
+            .iter()
+            .map(|(name, address)| Expose { service: service(name), address: address.to_string(), weight: 1 })
+            .collect();
+        let options = AgentOptions {
+            bridge: vec![bridge],
+            host: "localhost".into(),
+            tls: self.tls.as_ref().map(|tls| ClientTls::pinned(tls.fingerprint())),
+            introduction: Introduction {
+                identity,
+                token: None,
+                session: SessionId::generate(),
+                exposes,
+                software: "test".into(),
+            },
+            carriers: shape.carriers,
+            backends: backends.iter().map(|(_, address)| *address).collect(),
+            dial_timeout: Duration::from_secs(5),
+        };
+        let bell = Arc::new(Bell::default());
+        let seats = Workers::plan(shape.workers).unwrap();
+        let Agent { residents, handle, mut events } = Agent::new(options, &seats, bell.clone());
+        for backend in 0..backends.len() {
+            let since = EngineInstant::from_ns(1);
+            let up = BackendHealth { health: Health::Up, code: Some(Code::L4Ok), since, rtt_us: None };
+            handle.set_health(backend as u16, up);
+        }
+        let seats = seats.into_iter().zip(residents).map(|(seat, resident)| (seat, vec![resident])).collect();
+        let workers = Workers::start(&WorkerOptions { backend: self.io, pin: false }, seats).unwrap();
+        let (log, stop) = (Arc::new(Log::default()), Arc::new(AtomicBool::new(false)));
+        let thread = {
+            let (bell, stop, log) = (bell.clone(), stop.clone(), log.clone());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Acquire) {
+                    while let Some(event) = events.try_event() {
+                        log.add(agent_line(event));
+                    }
+                    bell.wait();
+                }
+            })
+        };
+        AgentRig { id, workers: Some(workers), handle, log, stop, bell, thread: Some(thread) }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.handle.stats()
+    }
+}
+
+fn agent_line(event: AgentEvent) -> String {
+    match event {
+        AgentEvent::Up { carrier, .. } => format!("up {carrier}"),
+        AgentEvent::Down { carrier, reason, detail, .. } => format!("down {carrier} {reason} {detail}"),
+        AgentEvent::Refused { carrier, refusal, .. } => format!("refused {carrier} {refusal}"),
+        AgentEvent::DialFailed { backend, reason } => format!("dial failed {backend} {reason}"),
+    }
+}
+
+pub(crate) struct AgentRig {
+    pub(crate) id: AgentId,
+    workers: Option<Workers>,
+    pub(crate) handle: AgentHandle,
+    pub(crate) log: Arc<Log>,
+    stop: Arc<AtomicBool>,
+    bell: Arc<Bell>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl AgentRig {
+    pub(crate) fn stop(self) {}
+}
+
+fn end(workers: &mut Option<Workers>, stop: &AtomicBool, bell: &Bell, thread: &mut Option<JoinHandle<()>>) {
+    if let Some(workers) = workers.take() {
+        if !std::thread::panicking() {
+            assert!(workers.is_whole(), "a worker panicked");
+        }
+        workers.stop();
+    }
+    stop.store(true, Ordering::Release);
+    bell.wake();
+    let ended = thread.take().unwrap().join();
+    assert!(ended.is_ok() || std::thread::panicking());
+}
+
+impl Drop for AgentRig {
+    fn drop(&mut self) {
+        end(&mut self.workers, &self.stop, &self.bell, &mut self.thread);
+    }
+}
+
+impl Drop for BridgeRig {
+    fn drop(&mut self) {
+        end(&mut self.workers, &self.stop, &self.bell, &mut self.thread);
+    }
+}
