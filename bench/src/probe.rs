@@ -238,6 +238,9 @@ fn scale(args: &Args, common: &Common, port: u16) -> Result<Section, Failure> {
     let file = write_targets(&common.folder.join("targets-scale"), addresses)?;
     let count = (seconds / 5).max(1).to_string();
     for (name, backend) in [("ringspan", "io_uring"), ("ringspan, epoll", "epoll")] {
+        if args.only.as_ref().is_some_and(|word| !name.contains(word.as_str())) {
+            continue;
+        }
         eprintln!("scale: {name}, {seconds} s");
         let load = ["--file", &file, "--count", &count, "--interval", "5s", "--timeout", "1s", "--backend", backend];
         let (report, finished) = product::probe(&common.ringspan, CORE_PROBER, &load)?;
