@@ -12,6 +12,7 @@ pub mod mailbox;
 pub mod outcome;
 pub mod probe;
 pub mod resident;
+pub mod sim;
 pub mod slab;
 pub mod stats;
 pub mod target;

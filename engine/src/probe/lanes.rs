@@ -89,14 +89,10 @@ impl Lanes {
         self.pools.iter().map(|pool| u64::from(pool.opened)).sum()
     }
 
-    /// Whether somebody is due whose pool has a lane free, or may ask for one.
-    pub(crate) fn is_ready(&self, now: Instant) -> bool {
-        self.pools.iter().any(|pool| !pool.due.is_empty() && pool.may_start(now, self.lanes_max))
-    }
-
-    /// When a pool that waits for the kernel's leave may ask again.
-    pub(crate) fn retry_at(&self) -> Option<Instant> {
-        let waits = |pool: &&Pool| !pool.due.is_empty() && pool.refusal.is_some();
+    /// When a pool whose turn has not come for want of a lane may ask the kernel for one again; always after `now`.
+    pub(crate) fn retry_at(&self, now: Instant) -> Option<Instant> {
+        let waits =
+            |pool: &&Pool| !pool.due.is_empty() && pool.opened < self.lanes_max && !pool.may_start(now, self.lanes_max);
         self.pools.iter().filter(waits).map(|pool| pool.retry_at).min()
     }
 

@@ -80,6 +80,11 @@ pub(crate) struct Prober {
     promised: Option<Instant>,
     /// All stalls so far, summed up.
     stalled: Duration,
+    /// After a stall: how many more turns to only collect answers, before deadlines are believed.
+    hold: u32,
+    held: bool,
+    /// Completions since the last turn.
+    answers: u32,
     fired: Vec<u32>,
     stopping: bool,
 }
@@ -98,6 +103,9 @@ impl Prober {
             names_freed: Vec::new(),
             promised: None,
             stalled: Duration::ZERO,
+            hold: 0,
+            held: false,
+            answers: 0,
             fired: Vec::new(),
             stopping: false,
             parts,
@@ -105,16 +113,21 @@ impl Prober {
     }
 
     /// The numbers as they are now.
-    pub(crate) fn numbers(&self) -> Numbers {
-        let mut numbers = self.numbers.clone();
-        let now = &mut numbers.counters;
-        now.transitions = self.parts.outbox.transitions_made;
-        now.samples_dropped = self.parts.outbox.samples_dropped;
-        now.targets = u64::from(self.watched.len());
-        now.in_flight = u64::from(self.flights.len());
-        now.waiting = self.lanes.waiting() as u64;
-        now.lanes = self.lanes.opened();
-        numbers
+    fn numbers(&self) -> Numbers {
+        Numbers { counters: self.counters(), ..self.numbers.clone() }
+    }
+
+    /// The counters as they are now.
+    pub(crate) fn counters(&self) -> Counters {
+        Counters {
+            transitions: self.parts.outbox.transitions_made,
+            samples_dropped: self.parts.outbox.samples_dropped,
+            targets: u64::from(self.watched.len()),
+            in_flight: u64::from(self.flights.len()),
+            waiting: self.lanes.waiting() as u64,
+            lanes: self.lanes.opened(),
+            ..self.numbers.counters.clone()
+        }
     }
 
     fn count(&mut self) -> &mut Counters {
@@ -193,12 +206,14 @@ impl Prober {
         more
     }
 
-    /// Starts what may start. Returns whether more could start right now.
+    /// Starts what may start. Returns whether to come back at once: because more may start, and because a probe leaves
+    /// only with the next wait. A worker that loses the CPU between the two must see that it has, or the probe's
+    /// timeout would pass before its SYN is sent.
     fn start_due(&mut self, cx: &mut Cx<'_>) -> bool {
         let now = cx.now;
-        for _ in 0..START_BATCH {
+        for started in 0..START_BATCH {
             if self.lanes.waiting() == 0 || self.flights.is_full() || self.parts.pace.blocked_until(now).is_some() {
-                return false;
+                return started > 0;
             }
             match self.lanes.take(now, cx.io) {
                 Turn::Start { target, lane, pool } => self.start(cx, target, lane, pool),
@@ -208,10 +223,10 @@ impl Prober {
                         self.judge(now, target, now, Code::SockErr, Some(errno));
                     }
                 }
-                Turn::Nobody => return false,
+                Turn::Nobody => return started > 0,
             }
         }
-        self.lanes.is_ready(now)
+        true
     }
 
     fn start(&mut self, cx: &mut Cx<'_>, target: Key, lane: u32, pool: u8) {
@@ -317,13 +332,24 @@ impl Prober {
 
     // Turns.
 
-    /// Takes note of how late this turn is.
-    fn on_lag(&mut self, now: Instant) {
+    /// Takes note of how late this turn is. Returns whether deadlines must not be believed in it: after a stall the
+    /// answers that came meanwhile are collected first, some with each wait (io_uring runs about 20 pieces of deferred
+    /// work a call: io_uring/io_uring.c, IO_LOCAL_TW_DEFAULT_MAX). Between two such holds deadlines get one turn.
+    fn on_lag(&mut self, now: Instant) -> bool {
         let lag = self.promised.map_or(Duration::ZERO, |promised| now.since(promised));
+        let answers = std::mem::take(&mut self.answers);
         if lag >= STALL_MIN {
             self.stalled += lag;
             self.count().stalls += 1;
+            if !self.held {
+                self.hold = 2 + self.flights.len() / 16;
+            }
+        } else if answers == 0 {
+            self.hold = 0;
         }
+        self.hold = self.hold.saturating_sub(1);
+        self.held = self.hold > 0;
+        self.held
     }
 
     fn give_names_back(&mut self) {
@@ -344,9 +370,11 @@ impl Prober {
 
     fn turn(&mut self, cx: &mut Cx<'_>) -> Next {
         let now = cx.now;
-        self.on_lag(now);
-        let mut more = self.take_commands(cx);
-        more |= self.on_deadlines(cx);
+        let mut more = self.on_lag(now);
+        if !more {
+            more = self.on_deadlines(cx);
+        }
+        more |= self.take_commands(cx);
         if !self.stopping {
             more |= self.queue_due(now);
             more |= self.start_due(cx);
@@ -361,12 +389,11 @@ impl Prober {
         if more {
             return Next::Now;
         }
-        let mut next = [self.deadlines.next_expiry(), self.parts.outbox.next(now), None, None, None];
+        let mut next = [self.deadlines.next_expiry(), self.parts.outbox.next(now), None, None];
         if !self.stopping {
             next[2] = self.schedule.next_expiry();
             if self.lanes.waiting() > 0 && !self.flights.is_full() {
-                next[3] = self.parts.pace.blocked_until(now);
-                next[4] = self.lanes.retry_at();
+                next[3] = self.parts.pace.blocked_until(now).or_else(|| self.lanes.retry_at(now));
             }
         }
         next.into_iter().flatten().min().map_or(Next::Event, Next::At)
@@ -380,6 +407,7 @@ impl Resident for Prober {
     }
 
     fn on_completion(&mut self, cx: &mut Cx<'_>, completion: Completion) {
+        self.answers += 1;
         let key = Key { index: completion.token.index(), generation: completion.token.generation() };
         match completion.event {
             IoEvent::Knocked(answer) => self.on_answer(cx.now, key, answer),
