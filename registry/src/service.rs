@@ -19,6 +19,7 @@ use crate::snapshot::Snapshot;
 use crate::store::{OpenError, Store, StoreStats};
 use crate::table::{Changes, Command, Delta, Exposed, Limits, Refusal, Table};
 use ringspan_engine::time::Instant;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -53,18 +54,19 @@ struct Inner {
     snapshot: Arc<Snapshot>,
     store: Arc<StoreStats>,
     clock: Clock,
-    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    running: Mutex<Option<Running>>,
+}
+
+/// The writer's thread. It ends when `stop` is dropped.
+struct Running {
+    stop: oneshot::Sender<Infallible>,
+    thread: std::thread::JoinHandle<()>,
 }
 
 /// A command on its way to the table, and where its submitter waits.
 struct Message {
-    work: Work,
+    command: Command,
     reply: oneshot::Sender<Result<Arc<Changes>, Refusal>>,
-}
-
-enum Work {
-    Apply(Command),
-    Stop,
 }
 
 /// One clock for a registry: monotonic inside, wall time for people.
@@ -111,9 +113,10 @@ impl Registry {
         let (volatile, volatile_rx) = mpsc::channel(QUEUE_LEN);
         let stats = store.as_ref().map(Store::stats).unwrap_or_default();
         let writer = writer::Writer::new(table, snapshot.clone(), changes.clone(), clock, store);
-        let thread = writer.spawn(records_rx, volatile_rx).map_err(OpenError::Thread)?;
-        let inner =
-            Inner { records, volatile, changes, snapshot, store: stats, clock, thread: Mutex::new(Some(thread)) };
+        let (stop, stopped) = oneshot::channel();
+        let thread = writer.spawn(records_rx, volatile_rx, stopped).map_err(OpenError::Thread)?;
+        let running = Mutex::new(Some(Running { stop, thread }));
+        let inner = Inner { records, volatile, changes, snapshot, store: stats, clock, running };
         Ok(Registry { inner: Arc::new(inner) })
     }
 
@@ -126,7 +129,7 @@ impl Registry {
     pub async fn submit(&self, command: Command) -> Result<Arc<Changes>, Refusal> {
         let queue = if command.is_volatile() { &self.inner.volatile } else { &self.inner.records };
         let (reply, answer) = oneshot::channel();
-        let message = Message { work: Work::Apply(command), reply };
+        let message = Message { command, reply };
         match tokio::time::timeout(SUBMIT_WAIT_MAX, queue.send(message)).await {
             Ok(Ok(())) => answer.await.unwrap_or(Err(Refusal::Stopped)),
             Ok(Err(_closed)) => Err(Refusal::Stopped),
@@ -199,14 +202,13 @@ impl Registry {
         &self.inner.store
     }
 
-    /// Takes no more commands, finishes those that are under way, closes the store, and joins the threads. Blocks; call
-    /// it last, and not from async code. A second call does nothing.
+    /// Takes no more commands, finishes the batch that is under way, closes the store, and joins the threads. Commands
+    /// that still wait are refused as [`Refusal::Stopped`]. Blocks for as long as the disk does. A second call does
+    /// nothing.
     pub fn stop(&self) {
-        let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(thread) = thread else { return };
-        let (reply, _) = oneshot::channel();
-        // A closed queue means that the writer is over already.
-        let _closed = self.inner.records.blocking_send(Message { work: Work::Stop, reply });
+        let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Running { stop, thread }) = running else { return };
+        drop(stop);
         if thread.join().is_err() {
             tracing::error!("the registry's writer panicked");
         }

@@ -1,15 +1,15 @@
 //! Persistent records in one file: services that somebody configured, and persistent instances.
-//! Promise: when [`Store::commit`] returns `Ok`, the batch is on disk, whole; when it fails, none of it is, and the next
-//! one may succeed. A process killed at any moment leaves a good file.
+//! Promise: when [`Store::commit`] returns `Ok`, the batch is on disk, whole. When it fails, none of it will be there once
+//! a later commit succeeds, and one may: a disk that was full is used again. A process killed at any moment leaves a
+//! good file.
 //! Uses redb (a copy-on-write B-tree, two fsyncs a commit at most). Blocking: belongs on a thread of its own.
 
 mod codec;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::table::{Change, Changes, Table};
-use redb::backends::FileBackend;
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
+use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use ringspan_engine::time::Instant;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,7 +81,24 @@ pub struct Store {
     open: Open,
     /// `None` after a failure: redb refuses to go on then, so it is opened anew.
     database: Option<Database>,
+    /// What undoes the batch that failed last: its last fsync may have failed when all of it was written. Nothing else
+    /// is stored before this is.
+    doubtful: Vec<Write>,
     stats: Arc<StoreStats>,
+}
+
+/// Which of the two tables of records.
+#[derive(Clone, Copy)]
+enum Records {
+    Instances,
+    Services,
+}
+
+/// One record's new value; `None` removes it.
+struct Write {
+    table: Records,
+    key: Vec<u8>,
+    value: Option<Vec<u8>>,
 }
 
 impl Store {
@@ -91,31 +108,22 @@ impl Store {
     /// [`OpenError`] if it cannot be opened, is another process's, or is of another format.
     pub fn open(path: &Path) -> Result<Store, OpenError> {
         let file = path.to_owned();
-        Store::with_backend(path, move || {
-            let mut options = std::fs::File::options();
-            let opened = options.read(true).write(true).create(true).truncate(false).open(&file);
-            let backend =
-                opened.map_err(|e| e.to_string()).and_then(|f| FileBackend::new(f).map_err(|e| e.to_string()));
-            backend.map(|b| Box::new(b) as Box<dyn StorageBackend>)
-        })
+        Store::with_database(path, move || builder().create(&file))
     }
 
-    /// As [`Store::open`], on whatever `backend` gives; it is asked again after each failure.
-    pub(crate) fn with_backend(
+    /// As [`Store::open`], on the database that `open` gives; it is asked again after each failure.
+    pub(crate) fn with_database(
         path: &Path,
-        backend: impl Fn() -> Result<Box<dyn StorageBackend>, String> + Send + 'static,
+        open: impl Fn() -> Result<Database, DatabaseError> + Send + 'static,
     ) -> Result<Store, OpenError> {
-        let open: Open = Box::new(move || {
-            let database = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(Boxed(backend()?));
-            database.map_err(|e| e.to_string())
-        });
+        let open: Open = Box::new(move || open().map_err(|e| e.to_string()));
         let to_error = |problem| OpenError::Open { path: path.to_owned(), problem };
         let database = open().map_err(to_error)?;
         let found = claim(&database).map_err(|e| to_error(e.to_string()))?;
         if found != FORMAT {
             return Err(OpenError::Format { path: path.to_owned(), found });
         }
-        Ok(Store { path: path.to_owned(), open, database: Some(database), stats: Arc::default() })
+        Ok(Store { path: path.to_owned(), open, database: Some(database), doubtful: Vec::new(), stats: Arc::default() })
     }
 
     /// Counters of this store.
@@ -158,10 +166,10 @@ impl Store {
     /// Writes a batch: all the durable changes of these commands, in order.
     ///
     /// # Errors
-    /// What went wrong, for people; nothing is stored then.
+    /// What went wrong, for people.
     pub fn commit(&mut self, batch: &[Arc<Changes>]) -> Result<(), String> {
         let start = std::time::Instant::now();
-        let result = self.database().and_then(|database| write(database, batch).map_err(|e| e.to_string()));
+        let result = self.try_commit(batch);
         match &result {
             Ok(()) => {
                 self.stats.commits.fetch_add(1, Ordering::Relaxed);
@@ -177,6 +185,27 @@ impl Store {
         result
     }
 
+    fn try_commit(&mut self, batch: &[Arc<Changes>]) -> Result<(), String> {
+        if !self.doubtful.is_empty() {
+            let undo = std::mem::take(&mut self.doubtful);
+            let undone = self.write(&undo);
+            if undone.is_err() {
+                self.doubtful = undo;
+                return undone;
+            }
+        }
+        let changes = || batch.iter().flat_map(|c| &c.list);
+        let result = self.write(&changes().filter_map(|c| write_of(c, false)).collect::<Vec<_>>());
+        if result.is_err() {
+            self.doubtful = changes().rev().filter_map(|c| write_of(c, true)).collect();
+        }
+        result
+    }
+
+    fn write(&mut self, writes: &[Write]) -> Result<(), String> {
+        self.database().and_then(|database| write(database, writes).map_err(|e| e.to_string()))
+    }
+
     fn database(&mut self) -> Result<&Database, String> {
         let database = match self.database.take() {
             Some(database) => database,
@@ -184,6 +213,13 @@ impl Store {
         };
         Ok(self.database.insert(database))
     }
+}
+
+/// How every database is opened. A file that something else has damaged is refused, at the price of reading it once.
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder
 }
 
 /// Makes the tables and reads which format they are in.
@@ -206,29 +242,20 @@ fn claim(database: &Database) -> Result<u64, redb::Error> {
     Ok(format)
 }
 
-fn write(database: &Database, batch: &[Arc<Changes>]) -> Result<(), redb::Error> {
+fn write(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
     // redb's default durability: commit returns after fsync.
     let txn = database.begin_write()?;
     {
         let mut instances = txn.open_table(INSTANCES)?;
         let mut services = txn.open_table(SERVICES)?;
-        for change in batch.iter().flat_map(|c| &c.list).filter(|c| c.is_durable()) {
-            match change {
-                Change::Instance { service, id, after, .. } => {
-                    let key = codec::instance_key(service, id);
-                    match after.as_ref().filter(|e| !e.record.ephemeral) {
-                        Some(entry) => drop(instances.insert(&*key, &*codec::instance(&entry.record))?),
-                        None => drop(instances.remove(&*key)?),
-                    }
-                }
-                Change::Service { service, after, .. } => {
-                    let key = codec::service_key(service);
-                    match after {
-                        Some(meta) => drop(services.insert(&*key, &*codec::service(meta))?),
-                        None => drop(services.remove(&*key)?),
-                    }
-                }
-                Change::Health { .. } | Change::Agent { .. } => {}
+        for Write { table, key, value } in writes {
+            let table = match table {
+                Records::Instances => &mut instances,
+                Records::Services => &mut services,
+            };
+            match value {
+                Some(value) => drop(table.insert(&**key, &**value)?),
+                None => drop(table.remove(&**key)?),
             }
         }
     }
@@ -236,27 +263,18 @@ fn write(database: &Database, batch: &[Arc<Changes>]) -> Result<(), redb::Error>
     Ok(())
 }
 
-/// redb wants a sized backend.
-#[derive(Debug)]
-struct Boxed(Box<dyn StorageBackend>);
-
-impl StorageBackend for Boxed {
-    fn len(&self) -> std::io::Result<u64> {
-        self.0.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        self.0.read(offset, out)
-    }
-    fn set_len(&self, len: u64) -> std::io::Result<()> {
-        self.0.set_len(len)
-    }
-    fn sync_data(&self) -> std::io::Result<()> {
-        self.0.sync_data()
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.0.write(offset, data)
-    }
-    fn close(&self) -> std::io::Result<()> {
-        self.0.close()
+/// What a change writes, or what undoes it, if it is of something that is stored.
+fn write_of(change: &Change, undo: bool) -> Option<Write> {
+    match change {
+        Change::Instance { service, id, before, after } if change.is_durable() => {
+            let side = if undo { before } else { after };
+            let value = side.as_ref().filter(|e| !e.record.ephemeral).map(|e| codec::instance(&e.record));
+            Some(Write { table: Records::Instances, key: codec::instance_key(service, id), value })
+        }
+        Change::Service { service, before, after } => {
+            let value = if undo { before } else { after }.as_ref().map(|m| codec::service(m));
+            Some(Write { table: Records::Services, key: codec::service_key(service), value })
+        }
+        Change::Instance { .. } | Change::Health { .. } | Change::Agent { .. } => None,
     }
 }

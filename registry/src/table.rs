@@ -12,7 +12,7 @@ mod beats;
 mod command;
 mod settings;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use command::{Change, Changes, Command, Delta, Entry, Exposed, Limits, Patch, Refusal};
 
@@ -175,20 +175,25 @@ impl Table {
         if before.is_none() {
             self.check_room(1, usize::from(known.is_none()))?;
         }
-        let after = match &before {
-            // The belief stays: it was about the address, and the address is the same. A registration is a beat.
-            Some(entry) => {
-                let ephemeral = instance.ephemeral;
-                let mut entry = Entry { record: Arc::new(instance), ..entry.clone() };
-                if ephemeral {
-                    entry.beat(now);
-                }
-                entry
-            }
-            None => Entry::new(now, Arc::new(instance)),
-        };
         let mut changes = Changes::default();
-        self.replace(service, before, Some(after), &mut changes);
+        let (id, ephemeral, well) = (instance.id.clone(), instance.ephemeral, instance.claims_healthy);
+        match before {
+            Some(before) if !ephemeral && *before.record == instance => {}
+            Some(before) => {
+                let mut after = Entry { record: Arc::new(instance), ..before.clone() };
+                if ephemeral {
+                    after.beat = now;
+                    after.rearm(now);
+                }
+                self.replace(service, Some(before), Some(after), &mut changes);
+            }
+            None => self.replace(service, None, Some(Entry::new(now, Arc::new(instance))), &mut changes),
+        }
+        // What was believed of a persistent instance stays: it was about the address, and the address is the same.
+        if ephemeral {
+            let health = if well { Health::Up } else { Health::Down };
+            self.believe(service, &id, |h| h.heard(now, health, Reason::Beat, 0), &mut changes);
+        }
         Ok(changes)
     }
 
@@ -350,13 +355,6 @@ impl Entry {
         let mut entry = Entry { record, health, beat: now, look_again: None };
         entry.rearm(now);
         entry
-    }
-
-    /// Takes a beat: the instance lives. The deadline stays where it is; whoever meets it looks at the beat again.
-    fn beat(&mut self, now: Instant) {
-        self.beat = now;
-        self.health = self.health.heard(now, Health::Up, Reason::Beat, 0);
-        self.rearm(now);
     }
 
     /// Sets when to look again, from the record's times.

@@ -1,10 +1,11 @@
 //! The thread that owns the table, and the one that waits for the disk.
 
-use super::{Clock, Message, Work};
+use super::{Clock, Message};
 use crate::health::health_str;
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::table::{Change, Changes, Command, Refusal, Table};
+use std::convert::Infallible;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -46,16 +47,17 @@ impl Writer {
         Writer { table, snapshot, changes, clock, store }
     }
 
-    /// Starts the threads. They end after [`Work::Stop`], or when every sender is gone.
+    /// Starts the threads. They end when the other end of `stop` is dropped.
     pub(super) fn spawn(
         mut self,
         records: mpsc::Receiver<Message>,
         volatile: mpsc::Receiver<Message>,
+        stop: oneshot::Receiver<Infallible>,
     ) -> std::io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let disk = self.store.take().map(Disk::start).transpose()?;
         std::thread::Builder::new().name("registry".into()).spawn(move || {
-            runtime.block_on(self.run(records, volatile, disk));
+            runtime.block_on(self.run(records, volatile, stop, disk));
         })
     }
 
@@ -63,6 +65,7 @@ impl Writer {
         mut self,
         mut records: mpsc::Receiver<Message>,
         mut volatile: mpsc::Receiver<Message>,
+        mut stop: oneshot::Receiver<Infallible>,
         mut disk: Option<Disk>,
     ) {
         let mut tick = tokio::time::interval(TICK);
@@ -76,14 +79,10 @@ impl Writer {
                     let batch = under_way.take().expect("the arm is armed only then");
                     self.settle(batch, result);
                 }
-                n = volatile.recv_many(&mut news, BATCH_LEN), if !stopping => {
-                    stopping |= n == 0;
-                    self.apply_volatile(&mut news);
-                }
-                n = records.recv_many(&mut batch, BATCH_LEN), if under_way.is_none() && !stopping => {
-                    stopping |= n == 0;
-                    let (applied, stop) = self.apply_batch(&mut batch);
-                    stopping |= stop;
+                _ = &mut stop, if !stopping => stopping = true,
+                _ = volatile.recv_many(&mut news, BATCH_LEN), if !stopping => self.apply_volatile(&mut news),
+                _ = records.recv_many(&mut batch, BATCH_LEN), if under_way.is_none() && !stopping => {
+                    let applied = self.apply_batch(&mut batch);
                     let durable = applied.iter().flat_map(|w| &w.outcome).any(|c| c.is_durable());
                     match &disk {
                         Some(disk) if durable => {
@@ -105,20 +104,13 @@ impl Writer {
 
     /// Applies a batch in order. The answers wait, also those of commands that changed nothing: they may have changed
     /// nothing because of one before them that is not stored yet.
-    fn apply_batch(&mut self, batch: &mut Vec<Message>) -> (Batch, bool) {
+    fn apply_batch(&mut self, batch: &mut Vec<Message>) -> Batch {
         let now = self.clock.now();
-        let mut applied = Batch::with_capacity(batch.len());
-        let mut stop = false;
-        for Message { work, reply } in batch.drain(..) {
-            match work {
-                Work::Apply(command) => {
-                    let outcome = self.table.apply(now, command.clone()).map(Arc::new);
-                    applied.push(Waiting { command, outcome, reply });
-                }
-                Work::Stop => stop = true,
-            }
-        }
-        (applied, stop)
+        let apply = |Message { command, reply }| {
+            let outcome = self.table.apply(now, command.clone()).map(Arc::new);
+            Waiting { command, outcome, reply }
+        };
+        batch.drain(..).map(apply).collect()
     }
 
     /// The batch is stored, or it is not: tell everybody.
@@ -157,8 +149,7 @@ impl Writer {
 
     fn apply_volatile(&mut self, news: &mut Vec<Message>) {
         let now = self.clock.now();
-        for Message { work, reply } in news.drain(..) {
-            let Work::Apply(command) = work else { continue };
+        for Message { command, reply } in news.drain(..) {
             let outcome = self.table.apply(now, command).map(Arc::new);
             if let Ok(changes) = &outcome {
                 self.publish(changes);

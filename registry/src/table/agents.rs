@@ -81,8 +81,8 @@ impl Table {
         session: u64,
         deltas: &[Delta],
     ) -> Result<Changes, Refusal> {
-        let latest = self.agents.get(agent).filter(|a| a.connected).map_or(0, |a| a.session);
-        if session != latest || latest == 0 {
+        let (latest, connected) = self.agents.get(agent).map_or((0, false), |a| (a.session, a.connected));
+        if session != latest || !connected {
             return Err(Refusal::StaleSession { agent: agent.clone(), session, latest });
         }
         let mut changes = Changes::default();
