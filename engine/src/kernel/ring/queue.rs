@@ -162,15 +162,17 @@ impl Queue {
         Ok(())
     }
 
-    /// Hands over what is queued. What the kernel does not take stays queued.
+    /// Hands over what is queued. What the kernel does not take stays queued. GETEVENTS makes a deferring ring run the
+    /// resets of this batch now, while its sockets are in the cache: a tenth of a knock's cost.
     pub(super) fn flush(&mut self) {
         loop {
             let queued = self.ring.submission().len();
             if queued == 0 {
                 return;
             }
+            let flags = EnterFlags::GETEVENTS.bits();
             // SAFETY: no argument is passed; the entries are those of `push`.
-            let taken = unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued as u32, 0, 0, None) };
+            let taken = unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued as u32, 0, flags, None) };
             match taken {
                 // Before SUBMIT_ALL (5.18) a bad entry ends the batch; its error is a completion like any other.
                 Ok(taken) if taken > 0 => {}
