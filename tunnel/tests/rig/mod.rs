@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub(crate) mod backend;
+
 use ringspan_engine::health::Health;
 use ringspan_engine::kernel::Backend as IoBackend;
 use ringspan_engine::mailbox::Wake;

@@ -1,0 +1,124 @@
+//! Every byte arrives, once and in order: more than a gigabyte in all, in pieces of every size, with readers that stop
+//! and ends in every order, on both kinds of `Io`, with and without TLS. Judged by SHA-256 at both ends.
+
+mod rig;
+
+use rig::backend::{self, Order, Source, ask, finish, read_all};
+use rig::{BridgeRig, EPOLL, RING, SHAPES, Shape};
+use std::net::Shutdown;
+use std::sync::mpsc::Receiver;
+use std::thread;
+
+/// Bytes of one visitor, each way.
+const VISITOR_BYTES: u64 = 24 << 20;
+const VISITORS: u64 = 8;
+
+/// A visitor that sends while it reads what comes back.
+fn echo(bridge: &BridgeRig, seed: u64, bytes: u64) {
+    let mut stream = bridge.visit(0);
+    let mut reader = stream.try_clone().unwrap();
+    let back = thread::spawn(move || read_all(&mut reader, seed));
+    ask(&mut stream, Order::Echo, seed, 0);
+    let mut source = Source::new(seed);
+    source.write(&mut stream, bytes).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(back.join().unwrap(), (bytes, finish(source.digest), None), "seed {seed}");
+}
+
+/// Eight visitors at once send 24 MiB each and get them back: 384 MiB for each of the four shapes, 1.6 GB in all.
+#[test]
+fn every_byte_comes_back() {
+    for shape in SHAPES {
+        let (address, _reports) = backend::start();
+        let bridge = rig::bridge(shape, &["web"]);
+        let agent = bridge.agent(shape, &[("web", address)]);
+        thread::scope(|scope| {
+            for visitor in 0..VISITORS {
+                let bridge = &bridge;
+                scope.spawn(move || echo(bridge, visitor, VISITOR_BYTES));
+            }
+        });
+        let (there, here) = (bridge.stats(), agent.handle.stats());
+        let carried = VISITORS * (VISITOR_BYTES + backend::ORDER_BYTES as u64);
+        assert_eq!((there.bytes_to_link, here.bytes_from_link), (carried, carried), "{shape:?}");
+        let back = VISITORS * VISITOR_BYTES;
+        assert_eq!((here.bytes_to_link, there.bytes_from_link), (back, back), "{shape:?}");
+        assert_eq!(there.bytes_spliced > 0, !shape.tls, "the splice mover is used where it can be: {there:?}");
+    }
+}
+
+/// The backend ends first and goes on reading: its end reaches the visitor while the visitor's bytes still reach it.
+#[test]
+fn either_side_may_end_first() {
+    for shape in SHAPES {
+        let (address, reports): (_, Receiver<_>) = backend::start();
+        let bridge = rig::bridge(shape, &["web"]);
+        let _agent = bridge.agent(shape, &[("web", address)]);
+        for (seed, down, up) in [(1, 0, 0), (2, 1, 1), (3, 3 << 20, 100), (4, 100, 3 << 20), (5, 0, 70_000)] {
+            let mut stream = bridge.visit(0);
+            ask(&mut stream, Order::Send, seed, down);
+            let mut sent = Source::new(seed);
+            regenerate(&mut sent, down);
+            let read = read_all(&mut stream, seed);
+            assert_eq!(read, (down, finish(sent.digest), None), "{shape:?} seed {seed}");
+            // Only now, with the backend's end read, does the visitor send.
+            let mut source = Source::new(seed + 100);
+            source.write(&mut stream, up).unwrap();
+            drop(stream);
+            let report = reports.recv_timeout(rig::PATIENCE).unwrap();
+            assert_eq!((report.bytes, report.error), (up, None), "{shape:?} seed {seed}");
+            assert_eq!(report.digest, finish(source.digest));
+        }
+    }
+}
+
+/// Thousands of short visits, some with no byte at all.
+#[test]
+fn short_visits_are_whole() {
+    for shape in [RING, EPOLL, Shape { carriers: 1, ..RING }, Shape { workers: 1, ..EPOLL }] {
+        let (address, _reports) = backend::start();
+        let bridge = rig::bridge(shape, &["web"]);
+        let agent = bridge.agent(shape, &[("web", address)]);
+        thread::scope(|scope| {
+            for visitor in 0..4u64 {
+                let bridge = &bridge;
+                scope.spawn(move || (0..250).for_each(|n| echo(bridge, visitor << 32 | n, n * n % 5_000)));
+            }
+        });
+        assert_eq!(agent.handle.stats().streams_total, 1000, "{shape:?}");
+    }
+}
+
+/// A visitor that reads nothing, of a backend that never stops, holds at most its window; beside it 64 MiB pass. When
+/// it reads at last, its bytes are all there.
+#[test]
+fn a_stalled_visitor_stops_nobody_else() {
+    for shape in [RING, EPOLL, Shape { tls: true, ..RING }] {
+        let shape = Shape { carriers: 1, workers: 1, ..shape };
+        let (address, _reports) = backend::start();
+        let bridge = rig::bridge(shape, &["web"]);
+        let _agent = bridge.agent(shape, &[("web", address)]);
+        let bytes = 48 << 20;
+        let mut stalled = bridge.visit(0);
+        ask(&mut stalled, Order::Send, 7, bytes);
+        echo(&bridge, 8, 32 << 20);
+        let held = bridge.stats().bytes_held;
+        assert!(held > 0, "{shape:?}: the stalled visitor did not stall");
+        assert!(held <= 4 << 20, "{shape:?}: {held} bytes are held for one visitor");
+        let (read, digest, error) = read_all(&mut stalled, 7);
+        assert_eq!((read, error), (bytes, None), "{shape:?}");
+        let mut sent = Source::new(7);
+        regenerate(&mut sent, bytes);
+        assert_eq!(digest, finish(sent.digest), "{shape:?}");
+        assert_eq!(bridge.stats().bytes_held, 0, "{shape:?}");
+    }
+}
+
+/// What [`Source::write`] would have written.
+fn regenerate(source: &mut Source, count: u64) {
+    let mut left = count;
+    while left > 0 {
+        left -= source.next(left).len() as u64;
+        source.pause();
+    }
+}
