@@ -6,6 +6,7 @@
 pub mod engine;
 pub mod health;
 pub mod histogram;
+pub mod hlog;
 pub mod io;
 pub mod kernel;
 pub mod mailbox;

@@ -1,0 +1,136 @@
+//! An HdrHistogram interval log: what the probers measured, second by second, for the tools that read such logs
+//! (HdrHistogram's log format 1.3, histograms in V2 compressed form; values in µs).
+//!
+//! Each interval writes a line per worker and kind, tagged `rtt-0`, `lateness-0`, `rtt-1`, and so on. Workers with
+//! nothing new are left out.
+
+use crate::histogram::Histogram;
+use crate::stats::{Numbers, Stats};
+use hdrhistogram::serialization::V2DeflateSerializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime};
+
+/// Writes intervals as they end. The log is whole after every [`write`](IntervalLog::write).
+pub struct IntervalLog<W> {
+    out: W,
+    begin: SystemTime,
+    /// What has been written, by worker.
+    before: Vec<Numbers>,
+    /// When the last interval ended, counted from `begin`.
+    until: Duration,
+}
+
+impl<W: Write> IntervalLog<W> {
+    /// Writes the log's head; the first interval begins at `begin`.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn begin(mut out: W, begin: SystemTime) -> io::Result<IntervalLog<W>> {
+        IntervalLogWriterBuilder::new()
+            .add_comment("[ringspan probe log: microseconds]")
+            .with_start_time(begin)
+            .with_base_time(begin)
+            .begin_log_with(&mut out, &mut V2DeflateSerializer::new())?;
+        writeln!(out, "\"StartTimestamp\",\"Interval_Length\",\"Interval_Max\",\"Interval_Compressed_Histogram\"")?;
+        Ok(IntervalLog { out, begin, before: Vec::new(), until: Duration::ZERO })
+    }
+
+    /// Ends an interval at `now`: writes what `stats`, which only grows, has more than at the end of the last one.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&mut self, now: SystemTime, stats: &Stats) -> io::Result<()> {
+        let until = now.duration_since(self.begin).unwrap_or_default().max(self.until);
+        let (start, length) = (self.until, until - self.until);
+        self.before.resize_with(self.before.len().max(stats.workers.len()), Numbers::default);
+        for (worker, (numbers, before)) in stats.workers.iter().zip(&mut self.before).enumerate() {
+            for (kind, current, before) in
+                [("rtt", &numbers.rtt, &mut before.rtt), ("lateness", &numbers.lateness, &mut before.lateness)]
+            {
+                let mut fresh = current.clone();
+                // A worker that was asked in vain reports less than before; its times come with a later interval.
+                if fresh.subtract(&*before).is_err() || fresh.is_empty() {
+                    continue;
+                }
+                write_line(&mut self.out, &format!("{kind}-{worker}"), start, length, &fresh)?;
+                before.clone_from(current);
+            }
+        }
+        self.until = until;
+        self.out.flush()
+    }
+}
+
+/// hdrhistogram's own writer borrows its output for its whole life; a line of its own each lets us keep it.
+fn write_line(
+    out: &mut impl Write,
+    tag: &str,
+    start: Duration,
+    length: Duration,
+    histogram: &Histogram,
+) -> io::Result<()> {
+    let (mut lines, mut serializer) = (Vec::new(), V2DeflateSerializer::new());
+    IntervalLogWriterBuilder::new()
+        .begin_log_with(&mut lines, &mut serializer)?
+        .write_histogram(histogram, start, length, Tag::new(tag))
+        .map_err(|error| io::Error::other(format!("interval log: {error:?}")))?;
+    // The head that the builder writes before the line is a comment.
+    let line = lines.split_inclusive(|byte| *byte == b'\n').find(|line| line.starts_with(b"Tag="));
+    out.write_all(line.expect("the builder has written one tagged line"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hdrhistogram::serialization::Deserializer;
+    use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+
+    fn stats(rtts: &[u64]) -> Stats {
+        let mut numbers = Numbers::default();
+        rtts.iter().for_each(|us| numbers.rtt.record(*us).expect("in range"));
+        Stats::of(vec![numbers, Numbers::default()])
+    }
+
+    /// A reader gets back, by tag and interval, exactly the times that were new in it.
+    #[test]
+    fn a_reader_gets_back_what_was_new() {
+        let begin = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let mut log = IntervalLog::begin(Vec::new(), begin).expect("memory");
+        let second = Duration::from_secs(1);
+        log.write(begin + second, &stats(&[10, 20])).expect("memory");
+        log.write(begin + 2 * second, &stats(&[10, 20])).expect("memory");
+        log.write(begin + 3 * second, &stats(&[10, 20, 500])).expect("memory");
+        let mut seen = Vec::new();
+        for entry in IntervalLogIterator::new(&log.out) {
+            if let LogEntry::Interval(line) = entry.expect("a log that its own reader can read") {
+                let bytes = base64(line.encoded_histogram());
+                let histogram: Histogram = Deserializer::new().deserialize(&mut &bytes[..]).expect("V2");
+                let tag = line.tag().map(|tag| tag.as_str().to_owned());
+                seen.push((tag, line.start_timestamp(), line.duration(), histogram.len(), histogram.max()));
+            }
+        }
+        let tag = Some("rtt-0".to_owned());
+        assert_eq!(seen, [(tag.clone(), Duration::ZERO, second, 2, 20), (tag, 2 * second, second, 1, 500)]);
+    }
+
+    /// Standard base64 (RFC 4648, 4), to read the log without another dependency.
+    fn base64(text: &str) -> Vec<u8> {
+        let digit = |c: u8| match c {
+            b'A'..=b'Z' => c - b'A',
+            b'a'..=b'z' => c - b'a' + 26,
+            b'0'..=b'9' => c - b'0' + 52,
+            b'+' => 62,
+            _ => 63,
+        };
+        let (mut bytes, mut bits, mut count) = (Vec::new(), 0u32, 0);
+        for c in text.bytes().filter(|c| *c != b'=') {
+            (bits, count) = (bits << 6 | u32::from(digit(c)), count + 6);
+            if count >= 8 {
+                count -= 8;
+                bytes.push((bits >> count) as u8);
+            }
+        }
+        bytes
+    }
+}
