@@ -131,7 +131,8 @@ impl Engine {
         self.probes.clone()
     }
 
-    /// What the probers have counted since the start. Asks every worker and waits for its next turn, about a
+    /// What the probers have counted since the start, with every target known that was added before the call. Asks
+    /// every worker and waits for its next turn, about a
     /// millisecond; a worker that has stalled for 500 ms counts as it stood when it last stopped, or as nothing.
     /// After [`stop`](Engine::stop): the final numbers.
     pub fn stats(&self) -> Stats {
@@ -252,3 +253,6 @@ impl Feed {
         into.extend((0..self.samples.len()).map_while(|_| self.samples.try_recv()));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,4 +22,4 @@ pub(crate) use pace::Pace;
 pub(crate) use prober::{Command, Prober, ProberParts};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

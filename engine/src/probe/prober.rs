@@ -86,6 +86,8 @@ pub(crate) struct Prober {
     /// Completions since the last turn.
     answers: u32,
     fired: Vec<u32>,
+    /// Who asked for the numbers and waits.
+    asked: Vec<SyncSender<Numbers>>,
     stopping: bool,
 }
 
@@ -107,6 +109,7 @@ impl Prober {
             held: false,
             answers: 0,
             fired: Vec::new(),
+            asked: Vec::new(),
             stopping: false,
             parts,
         }
@@ -362,7 +365,7 @@ impl Prober {
     }
 
     fn answer_asks(&mut self) {
-        while let Some(to) = self.parts.asks.try_recv() {
+        for to in std::mem::take(&mut self.asked) {
             // Who asked may have gone away.
             let _ = to.try_send(self.numbers());
         }
@@ -374,14 +377,19 @@ impl Prober {
         if !more {
             more = self.on_deadlines(cx);
         }
-        more |= self.take_commands(cx);
+        // The numbers count every command that was sent before they were asked for.
+        self.asked.extend(std::iter::from_fn(|| self.parts.asks.try_recv()));
+        if self.take_commands(cx) {
+            more = true;
+        } else if !self.asked.is_empty() {
+            self.answer_asks();
+        }
         if !self.stopping {
             more |= self.queue_due(now);
             more |= self.start_due(cx);
         }
         self.parts.outbox.flush(now);
         self.give_names_back();
-        self.answer_asks();
         if self.stopping && self.flights.is_empty() {
             self.parts.legacy.store(Some(Arc::new(self.numbers())));
             return Next::Done;

@@ -37,12 +37,12 @@ fn for_seeds(claim: impl Fn(u64)) {
     }
 }
 
-struct Setup {
-    in_flight_max: u32,
-    rate_max: Option<u32>,
-    transitions_max: usize,
-    world: World,
-    faults: Faults,
+pub(crate) struct Setup {
+    pub(crate) in_flight_max: u32,
+    pub(crate) rate_max: Option<u32>,
+    pub(crate) transitions_max: usize,
+    pub(crate) world: World,
+    pub(crate) faults: Faults,
 }
 
 impl Default for Setup {
@@ -58,19 +58,19 @@ impl Default for Setup {
 }
 
 /// A prober in a world, with all that it says written down.
-struct Bench {
+pub(crate) struct Bench {
     sim: Sim<Prober>,
     commands: Sender<Command>,
     names: Arc<Names>,
     changes: Receiver<Transition>,
     taken: Receiver<Sample>,
     /// By the target's key, in order.
-    transitions: Vec<(Instant, Transition)>,
-    samples: Vec<Sample>,
+    pub(crate) transitions: Vec<(Instant, Transition)>,
+    pub(crate) samples: Vec<Sample>,
 }
 
 impl Bench {
-    fn new(seed: u64, setup: Setup) -> Bench {
+    pub(crate) fn new(seed: u64, setup: Setup) -> Bench {
         let (commands, commands_out) = mailbox(1 << 12, Arc::new(NoWake));
         let (_, asks) = mailbox(1, Arc::new(NoWake));
         let (transitions, changes) = mailbox(setup.transitions_max, Arc::new(NoWake));
@@ -91,7 +91,7 @@ impl Bench {
         Bench { sim, commands, names, changes, taken, transitions: Vec::new(), samples: Vec::new() }
     }
 
-    fn add(&self, target: Target) -> Key {
+    pub(crate) fn add(&self, target: Target) -> Key {
         let key = self.names.take().expect("names enough");
         self.send(Command::Add(key, target));
         key
@@ -101,7 +101,7 @@ impl Bench {
         assert!(self.commands.send(command).is_ok(), "room for commands");
     }
 
-    fn run_for(&mut self, time: Duration) {
+    pub(crate) fn run_for(&mut self, time: Duration) {
         let end = self.sim.now() + time;
         while self.sim.now() < end {
             self.sim.turn(end);
