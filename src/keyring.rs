@@ -5,7 +5,6 @@
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use ringspan_tunnel::hello::{Admission, AgentRecord, Applicant, Refusal, admit};
-use ringspan_tunnel::identity::AgentId;
 use ringspan_tunnel::token::{JoinGrant, TokenId};
 use serde::Serialize;
 use std::fs::DirBuilder;
@@ -19,12 +18,21 @@ const GRANTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("grants");
 const AGENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("agents");
 
 /// What was revoked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Revoked {
     /// No further agent joins with it.
     Token(TokenId),
     /// It is to be disconnected now.
-    Agent(AgentId),
+    Agent(Box<AgentRecord>),
+}
+
+/// An agent that may come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Admitted {
+    /// What is kept of it.
+    pub(crate) record: AgentRecord,
+    /// It has just spent a use of its token.
+    pub(crate) enrolled_now: bool,
 }
 
 /// Why the keyring cannot be used.
@@ -100,26 +108,31 @@ impl Keyring {
     }
 
     /// Decides whether an agent that has proved its own key may come in ([`admit`] is the rule), and keeps what that
-    /// changes before it answers.
-    pub(crate) fn admit(&self, applicant: &Applicant, now: u64) -> Result<Result<AgentRecord, Refusal>, Error> {
-        self.write(|grants, agents| {
-            let id = applicant.agent.to_string();
-            let record = get::<AgentRecord>(agents, &id)?;
-            let grant = match applicant.token {
-                Some(token) => get::<JoinGrant>(grants, &token.to_string())?,
-                None => None,
-            };
-            Ok(match (admit(applicant, record.as_ref(), grant.as_ref(), now), record) {
-                (Err(refusal), _) => Err(refusal),
-                (Ok(Admission::Known), Some(record)) => Ok(record),
-                (Ok(Admission::Known), None) => return Err(format!("agent {id} was admitted without a record")),
-                (Ok(Admission::Enrols { record, grant }), _) => {
-                    put(grants, &grant.id.to_string(), &grant)?;
-                    put(agents, &id, &record)?;
-                    Ok(record)
-                }
-            })
-        })
+    /// changes before it answers. One that is known, or refused, costs no write: a thousand agents that come back at
+    /// once do not wait for the disk.
+    pub(crate) fn admit(&self, applicant: &Applicant, now: u64) -> Result<Result<Admitted, Refusal>, Error> {
+        let look = || -> Result<Answer, String> {
+            let tx = self.db.begin_read().map_err(|e| e.to_string())?;
+            let grants = tx.open_table(GRANTS).map_err(|e| e.to_string())?;
+            let agents = tx.open_table(AGENTS).map_err(|e| e.to_string())?;
+            decide(applicant, &grants, &agents, now)
+        };
+        match look().map_err(|why| Error::Store { path: self.path.clone(), why })? {
+            Answer::Refused(refusal) => Ok(Err(refusal)),
+            Answer::Known(record) => Ok(Ok(Admitted { record, enrolled_now: false })),
+            // Asked again where nobody else can change the answer before it is kept.
+            Answer::Enrols(..) => self.write(|grants, agents| {
+                Ok(match decide(applicant, grants, agents, now)? {
+                    Answer::Refused(refusal) => Err(refusal),
+                    Answer::Known(record) => Ok(Admitted { record, enrolled_now: false }),
+                    Answer::Enrols(record, grant) => {
+                        put(grants, &grant.id.to_string(), &grant)?;
+                        put(agents, &record.id.to_string(), &record)?;
+                        Ok(Admitted { record, enrolled_now: true })
+                    }
+                })
+            }),
+        }
     }
 
     /// Revokes the token or the agent with this id.
@@ -133,14 +146,14 @@ impl Keyring {
             if let Some(mut agent) = get::<AgentRecord>(agents, id)? {
                 agent.revoked = true;
                 put(agents, id, &agent)?;
-                return Ok(Some(Revoked::Agent(agent.id)));
+                return Ok(Some(Revoked::Agent(Box::new(agent))));
             }
             Ok(None)
         })?
         .ok_or_else(|| Error::NoSuchId(id.to_owned()))
     }
 
-    fn write<T>(&self, change: impl FnOnce(&mut Rows<'_>, &mut Rows<'_>) -> Result<T, String>) -> Result<T, Error> {
+    fn write<T>(&self, change: impl FnOnce(&mut Table<'_>, &mut Table<'_>) -> Result<T, String>) -> Result<T, Error> {
         let all = || -> Result<T, String> {
             let tx = self.db.begin_write().map_err(|e| e.to_string())?;
             let result = {
@@ -167,23 +180,49 @@ impl Keyring {
     }
 }
 
-type Rows<'a> = redb::Table<'a, &'static str, &'static [u8]>;
+/// What the tables say of an applicant.
+enum Answer {
+    Refused(Refusal),
+    Known(AgentRecord),
+    Enrols(AgentRecord, JoinGrant),
+}
 
-fn get<T: serde::de::DeserializeOwned>(rows: &Rows<'_>, key: &str) -> Result<Option<T>, String> {
+fn decide(applicant: &Applicant, grants: &impl Rows, agents: &impl Rows, now: u64) -> Result<Answer, String> {
+    let record = get::<AgentRecord>(agents, &applicant.agent.to_string())?;
+    let grant = match applicant.token {
+        Some(token) => get::<JoinGrant>(grants, &token.to_string())?,
+        None => None,
+    };
+    match (admit(applicant, record.as_ref(), grant.as_ref(), now), record) {
+        (Err(refusal), _) => Ok(Answer::Refused(refusal)),
+        (Ok(Admission::Known), Some(record)) => Ok(Answer::Known(record)),
+        (Ok(Admission::Known), None) => Err(format!("agent {} was admitted without a record", applicant.agent)),
+        (Ok(Admission::Enrols { record, grant }), _) => Ok(Answer::Enrols(record, grant)),
+    }
+}
+
+/// A table of ids and JSON, open for reading or writing.
+trait Rows: ReadableTable<&'static str, &'static [u8]> {}
+
+impl<T: ReadableTable<&'static str, &'static [u8]>> Rows for T {}
+
+type Table<'a> = redb::Table<'a, &'static str, &'static [u8]>;
+
+fn get<T: serde::de::DeserializeOwned>(rows: &impl Rows, key: &str) -> Result<Option<T>, String> {
     match rows.get(key).map_err(|e| e.to_string())? {
         None => Ok(None),
         Some(bytes) => serde_json::from_slice(bytes.value()).map(Some).map_err(|e| format!("{key}: {e}")),
     }
 }
 
-fn put<T: Serialize>(rows: &mut Rows<'_>, key: &str, value: &T) -> Result<(), String> {
+fn put<T: Serialize>(rows: &mut Table<'_>, key: &str, value: &T) -> Result<(), String> {
     let bytes = serde_json::to_vec(value).expect("strings, numbers and lists are JSON");
     rows.insert(key, bytes.as_slice()).map_err(|e| e.to_string())?;
     Ok(())
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use ringspan_tunnel::fingerprint::Trust;
     use ringspan_tunnel::hello::{
@@ -199,12 +238,12 @@ mod tests {
         JoinToken::create("127.0.0.1:8024".parse().expect("an address"), Trust::Plain, terms, 100)
     }
 
-    fn identity() -> AgentKey {
+    pub(crate) fn identity() -> AgentKey {
         AgentKey::generate("box".to_owned().try_into().expect("a name"))
     }
 
     /// What the bridge has of an agent after an honest handshake.
-    fn applicant(identity: &AgentKey, token: Option<&JoinToken>) -> Applicant {
+    pub(crate) fn applicant(identity: &AgentKey, token: Option<&JoinToken>) -> Applicant {
         let introduction = Introduction {
             identity: identity.clone(),
             token: token.cloned(),
@@ -232,7 +271,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (a, b) = (identity(), identity());
         let (once, grant) = token(Some(1));
-        let code = |answer: Result<AgentRecord, Refusal>| answer.map(|r| r.id).map_err(|r| r.code);
+        let code = |answer: Result<Admitted, Refusal>| answer.map(|a| a.record.id).map_err(|r| r.code);
         {
             let ring = Keyring::open(folder.path()).expect("a new one");
             assert!(matches!(Keyring::open(folder.path()), Err(Error::Locked(_))));
@@ -249,7 +288,8 @@ mod tests {
         assert_eq!(ask(&a, None), Ok(a.id()), "it has joined before");
         let agents = ring.agents().expect("read");
         assert_eq!((agents.len(), agents[0].enrolled_at, agents[0].token), (1, 150, once.id));
-        assert_eq!(ring.revoke(&a.id().to_string()).expect("it is there"), Revoked::Agent(a.id()));
+        let revoked = ring.revoke(&a.id().to_string()).expect("it is there");
+        assert!(matches!(revoked, Revoked::Agent(record) if record.id == a.id()));
         assert_eq!(ask(&a, Some(&once)), Err(RefusalCode::AgentRevoked));
         assert_eq!(ring.revoke(&once.id.to_string()).expect("it is there"), Revoked::Token(once.id));
         assert_eq!(ask(&b, Some(&once)), Err(RefusalCode::TokenRevoked));

@@ -4,12 +4,15 @@
 //! is wrong (clap's own code for usage, too).
 
 mod admin;
+mod bridge_cmd;
 mod check_config;
 mod cli;
 mod config;
-//mod doctor;
+mod doctor;
+mod http_server;
 mod keyring;
 mod logging;
+mod machine;
 mod office;
 mod probe_cmd;
 mod token_cmd;
@@ -61,8 +64,9 @@ fn main() -> ExitCode {
 
 fn run(command: cli::Command) -> Result<Ending, Failure> {
     match command {
+        cli::Command::Bridge(args) => bridge_cmd::run(&args),
         cli::Command::CheckConfig(args) => check_config::run(&args),
-        //cli::Command::Doctor(args) => doctor::run(&args),
+        cli::Command::Doctor(args) => doctor::run(&args),
         cli::Command::Probe(args) => probe_cmd::run(&args),
         cli::Command::Token(command) => token_cmd::run(&command),
         _ => Ok(Ending::Good),

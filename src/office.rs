@@ -2,6 +2,7 @@
 //! through its admin socket) and for a stopped one (the command opens the keyring itself).
 //! Promise: requests and answers are plain values; secrets are in the answer to `create` alone, once.
 
+use crate::bridge_cmd::cluster;
 use crate::keyring::{Error, Keyring, Revoked};
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::fingerprint::Trust;
@@ -91,6 +92,8 @@ pub(crate) trait Floor: Send + Sync {
     fn is_connected(&self, agent: AgentId) -> bool;
     /// Ends the agent's link; whether it had one.
     fn disconnect(&self, agent: AgentId) -> bool;
+    /// Takes the instances of the agent's cluster out of the registry.
+    fn forget(&self, cluster: String);
 }
 
 /// Answers requests.
@@ -145,9 +148,13 @@ impl Office {
                     tracing::info!(token = %id, "token revoked");
                     Answer::RevokedToken
                 }
-                Revoked::Agent(id) => {
-                    let was_connected = self.floor.as_ref().is_some_and(|f| f.disconnect(id));
-                    tracing::info!(agent = %id, was_connected, "agent revoked");
+                Revoked::Agent(record) => {
+                    let agent = record.id;
+                    let was_connected = self.floor.as_ref().is_some_and(|f| f.disconnect(agent));
+                    if let Some(floor) = &self.floor {
+                        floor.forget(cluster(&record.name, agent));
+                    }
+                    tracing::info!(%agent, was_connected, "agent revoked");
                     Answer::RevokedAgent { was_connected }
                 }
             }),

@@ -120,7 +120,8 @@ fn probe_formats() {
 #[test]
 fn probe_ends_on_interrupt() {
     let (listener, up) = open();
-    let mut probe = Running::start(&mut ringspan(&["probe", &up, "--count", "100000", "--mode", "full", "--interval", "100ms"]));
+    let mut probe =
+        Running::start(&mut ringspan(&["probe", &up, "--count", "100000", "--mode", "full", "--interval", "100ms"]));
     // The first probe has been seen: the run is under way.
     let _seen = listener.accept().expect("a probe connects");
     probe.signal("INT");

@@ -33,9 +33,8 @@ impl World {
         // A listener whose queue is full drops SYNs (net/ipv4/tcp_input.c, tcp_conn_request): the silence of a black
         // hole, on loopback and without a firewall.
         let address = SocketAddr::from(([127, 0, 0, 1], port(&full)));
-        let queue: Vec<TcpStream> = (0..70_000)
-            .map_while(|_| TcpStream::connect_timeout(&address, Duration::from_millis(300)).ok())
-            .collect();
+        let queue: Vec<TcpStream> =
+            (0..70_000).map_while(|_| TcpStream::connect_timeout(&address, Duration::from_millis(300)).ok()).collect();
         let ports = [(port(&open), "L4OK"), (port(&closed), "L4CON"), (port(&full), "L4TOUT")];
         World { open, _closed: closed, _full: full, _queue: queue, ports }
     }

@@ -265,7 +265,9 @@ mod tests {
             "  db:2  L4TOUT",
             "io_uring on 2 workers.",
             "p50 1.50 ms",
-        ] {}
+        ] {
+            assert!(text.contains(say), "{say:?} is not in\n{text}");
+        }
         assert!(!summary().all_up());
     }
 }

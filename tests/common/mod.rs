@@ -8,23 +8,24 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything: no claim about speed, only the end of patience on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The binary under test, ready for arguments.
-pub fn ringspan(args: &[&str]) -> Command {
+pub(crate) fn ringspan(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringspan"));
     command.args(args).env_remove("RINGSPAN_LOG").env_remove("RINGSPAN_IO_TIER");
     command
 }
 
 /// Runs to the end. Panics if it takes longer than [`PATIENCE`].
-pub fn run(args: &[&str], folder: &Path) -> Output {
+pub(crate) fn run(args: &[&str], folder: &Path) -> Output {
     run_with(ringspan(args).current_dir(folder), "")
 }
 
 /// As [`run`], with something on stdin.
-pub fn run_with(command: &mut Command, stdin: &str) -> Output {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawned");
+pub(crate) fn run_with(command: &mut Command, stdin: &str) -> Output {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawned");
     // A program that does not read its stdin may be gone already.
     let _ = child.stdin.take().expect("piped").write_all(stdin.as_bytes());
     let read = |from: Option<Box<dyn Read + Send>>| {
@@ -41,7 +42,7 @@ pub fn run_with(command: &mut Command, stdin: &str) -> Output {
 }
 
 /// Exit code, stdout and stderr as text.
-pub fn parts(output: &Output) -> (i32, String, String) {
+pub(crate) fn parts(output: &Output) -> (i32, String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }
@@ -61,7 +62,7 @@ fn wait_exit(child: &mut Child) -> ExitStatus {
 }
 
 /// Asks again and again until there is an answer, or panics with `what` at the deadline.
-pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask() {
@@ -73,15 +74,16 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A long-running process whose lines (stdout and stderr together) can be waited for. Killed on drop.
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
     lines: Arc<(Mutex<Vec<String>>, Condvar)>,
 }
 
 impl Running {
     /// Starts it.
-    pub fn start(command: &mut Command) -> Running {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawned");
+    pub(crate) fn start(command: &mut Command) -> Running {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("spawned");
         let lines = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
         let out: Box<dyn Read + Send> = Box::new(child.stdout.take().expect("piped"));
         let err: Box<dyn Read + Send> = Box::new(child.stderr.take().expect("piped"));
@@ -98,7 +100,7 @@ impl Running {
     }
 
     /// Waits for a line with all of `needles`, from line `from` on; its number and text.
-    pub fn wait_line_from(&self, from: usize, needles: &[&str]) -> (usize, String) {
+    pub(crate) fn wait_line_from(&self, from: usize, needles: &[&str]) -> (usize, String) {
         let deadline = Instant::now() + PATIENCE;
         let mut lines = self.lines.0.lock().expect("no panic");
         loop {
@@ -113,39 +115,39 @@ impl Running {
     }
 
     /// Waits for a line with all of `needles`.
-    pub fn wait_line(&self, needles: &[&str]) -> String {
+    pub(crate) fn wait_line(&self, needles: &[&str]) -> String {
         self.wait_line_from(0, needles).1
     }
 
     /// How many lines there are by now.
-    pub fn line_count(&self) -> usize {
+    pub(crate) fn line_count(&self) -> usize {
         self.lines.0.lock().expect("no panic").len()
     }
 
     /// All lines so far.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.lines.0.lock().expect("no panic").join("\n")
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Sends a signal by name, as in "INT".
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
         assert!(sent.expect("kill is there").success());
     }
 
     /// SIGKILL, and reaps it.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     /// Waits for its end; the exit code, -1 for a signal.
-    pub fn wait(&mut self) -> i32 {
+    pub(crate) fn wait(&mut self) -> i32 {
         wait_exit(&mut self.child).code().unwrap_or(-1)
     }
 }

@@ -1,0 +1,94 @@
+//! Serves a router over HTTP/1.1 on one address, with the bounds that axum's own loop has not: a cap on connections
+//! and a time within which a request's head must have come.
+//! Promise: idle and slow clients cost themselves; the accept loop never ends on an error.
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+/// Connections at a time: more wait in the listen queue until one ends. Each costs a descriptor and some KiB.
+const CONNECTIONS_MAX: usize = 8192;
+/// From the end of one answer (or the connect) to the end of the next request's head; past it the connection is closed.
+/// Nacos' clients beat each 5 s on a kept connection.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
+/// Requests under way when the server stops have this long.
+const STOP_MAX: Duration = Duration::from_secs(2);
+/// After a failed accept (no descriptors): time for some to come free.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A bound server.
+pub(crate) struct HttpServer {
+    listener: TcpListener,
+}
+
+impl HttpServer {
+    /// Binds. Needs a runtime.
+    pub(crate) fn bind(address: SocketAddr) -> io::Result<HttpServer> {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(HttpServer { listener: TcpListener::from_std(listener)? })
+    }
+
+    /// Where it listens, with the real port if 0 was asked for.
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` says true, then finishes what is under way.
+    pub(crate) async fn serve(self, router: Router, mut stop: watch::Receiver<bool>) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = stopped(&mut stop) => break,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "http: accept. Try: raise the limit on open files");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let (router, stop) = (router.clone(), stop.clone());
+            tokio::spawn(async move {
+                serve_one(stream, router, stop).await;
+                drop(place);
+            });
+        }
+        // Every place that comes back is a connection that has ended.
+        let all = u32::try_from(CONNECTIONS_MAX).expect("it fits");
+        let _ = tokio::time::timeout(STOP_MAX, places.acquire_many(all)).await;
+    }
+}
+
+async fn serve_one(stream: tokio::net::TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
+    let _ = stream.set_nodelay(true);
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX);
+    let mut connection =
+        std::pin::pin!(server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stopped(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::trace!(%error, "http: connection");
+    }
+}
+
+/// Ends when the flag says true, or nobody can raise it any more.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}

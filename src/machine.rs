@@ -1,0 +1,41 @@
+//! What every long-running subcommand asks of the machine: descriptors, a runtime, signals.
+
+use crate::Failure;
+use ringspan_engine::kernel::facts;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Threads of the control plane: HTTP, store and admin leave the cores to the workers.
+const CONTROL_THREADS: usize = 2;
+/// Open files below which it is worth a warning.
+const NOFILE_WARN: u64 = 4096;
+
+/// Raises the limit on open files as far as we may.
+pub(crate) fn prepare() {
+    match facts::raise_nofile() {
+        Ok(limit) if limit.soft < NOFILE_WARN => {
+            tracing::warn!(nofile = limit.soft, "few open files are allowed. Try: ringspan doctor");
+        }
+        Ok(limit) => tracing::debug!(nofile = limit.soft, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit on open files cannot be raised. Try: ringspan doctor"),
+    }
+}
+
+/// The control plane's runtime.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::Run(format!("no threads for the control plane: {e}. Try: ringspan doctor")))
+}
+
+/// Ends with SIGINT or SIGTERM.
+pub(crate) async fn stop_signal() {
+    let stream = |kind| signal(kind).expect("a runtime with signals can listen for them");
+    let (mut interrupt, mut terminate) = (stream(SignalKind::interrupt()), stream(SignalKind::terminate()));
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
