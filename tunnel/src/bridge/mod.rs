@@ -57,8 +57,8 @@ pub struct BridgeOptions {
     pub tls: Option<ServerTls>,
     /// Where visitors connect.
     pub listeners: Vec<Listener>,
-    /// Connections to one worker's link port that have not proved who they are, at once. Default 256; more are closed
-    /// at once and counted.
+    /// Connections to one worker's link port that have not proved who they are, at once. Default 256; for one more
+    /// the one that has been silent longest is closed and counted.
     pub handshakes_max: usize,
     /// Streams on one carrier, 1 to 65,535. Default 16,384.
     pub streams_max: u16,

@@ -42,6 +42,7 @@ pub(super) struct Own {
 
 /// A connection that is not up yet.
 struct Guest {
+    since: Instant,
     peer: Option<SocketAddr>,
     hello: Option<BridgeHello>,
     /// The one the control plane decides about.
@@ -145,9 +146,16 @@ impl BridgeWorker {
 
     fn on_link(&mut self, cx: &mut Cx<'_>, socket: Socket) {
         let peer = socket.peer_addr().ok();
-        if self.guests.len() >= self.handshakes_max {
-            self.failed(Reason::HandshakesMax, peer, Reason::HandshakesMax.sentence());
-            return;
+        while self.guests.len() >= self.handshakes_max {
+            // The one that has been silent longest makes room: an honest agent needs a few round trips, so a crowd of
+            // idlers does not keep it out.
+            let silent = self.guests.iter().filter(|(_, guest)| guest.applicant.is_none());
+            let Some((&oldest, &Guest { peer: its, .. })) = silent.min_by_key(|(_, guest)| guest.since) else {
+                return self.failed(Reason::HandshakesMax, peer, Reason::HandshakesMax.sentence());
+            };
+            self.guests.remove(&oldest);
+            self.failed(Reason::HandshakesMax, its, Reason::HandshakesMax.sentence());
+            self.plane.drop_carrier(cx, oldest, Reason::HandshakesMax, String::new());
         }
         let tls = match self.tls.as_ref().map(ServerTls::accept) {
             None => Tls::plain(),
@@ -155,7 +163,7 @@ impl BridgeWorker {
             Some(Err(error)) => return self.failed(Reason::HandshakeBad, peer, &error.to_string()),
         };
         let key = self.plane.add_carrier(cx, socket, tls);
-        self.guests.insert(key, Guest { peer, hello: None, applicant: None, welcome: None });
+        self.guests.insert(key, Guest { since: cx.now, peer, hello: None, applicant: None, welcome: None });
         self.stats.handshakes_open.set(self.guests.len() as u64);
     }
 
@@ -260,7 +268,8 @@ impl BridgeWorker {
     fn on_transfer(&mut self, cx: &mut Cx<'_>, transfer: Transfer) {
         let Transfer { body, payload, welcome, applicant, peer } = transfer;
         let key = self.plane.adopt_carrier(body);
-        let guest = Guest { peer, hello: None, applicant: Some(applicant), welcome: Some((payload, welcome)) };
+        let guest =
+            Guest { since: cx.now, peer, hello: None, applicant: Some(applicant), welcome: Some((payload, welcome)) };
         self.guests.insert(key, guest);
         self.settle_in(cx, key);
     }
