@@ -144,7 +144,10 @@ impl World {
         if !heard.contains_key("nginx-0") || !heard.contains_key("nginx-1") {
             return Err(format!("web is answered by {heard:?} alone"));
         }
-        self.registered()
+        match self.tunnel.agents()? {
+            (2, 2) => self.registered(),
+            (known, linked) => Err(format!("the bridge knows {known} agents and has links with {linked}, not 2 and 2")),
+        }
     }
 
     /// A persistent instance for each number, by the API that Nacos' clients speak.
@@ -221,8 +224,8 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Section, Failure> {
 
     let (mut world, file) = World::new(common, &mut rng)?;
     let story = |world: &World, what: &str, e: &str| format!("seed {seed}, {what}: {e}\n{}", world.logs());
-    wait_well(&mut world, &mut rng).map_err(|e| story(&world, "before any death", &e))?;
     world.register().map_err(|e| story(&world, "registering", &e))?;
+    wait_well(&mut world, &mut rng).map_err(|e| story(&world, "before any death", &e))?;
     let (echo, web) = (world.echo, world.web);
     let half = args.visitors.div_ceil(2);
     let crowds = [

@@ -163,6 +163,19 @@ impl Tunnel {
         write(&self.folder.join(format!("{name}.toml")), &text)
     }
 
+    /// The agents that the bridge knows, and how many of them have a link.
+    ///
+    /// # Errors
+    /// The bridge does not say.
+    pub(crate) fn agents(&self) -> Result<(usize, usize), Failure> {
+        let args = ["token", "list", "--format", "json", "--config", &self.path("bridge.toml")];
+        let text = process::run("ringspan token list", process::command(&self.program, &args, None), &[0])?.stdout;
+        let list: serde_json::Value =
+            serde_json::from_str(&text).map_err(|e| format!("ringspan token list: {e}: {text}"))?;
+        let agents = list["agents"].as_array().ok_or("ringspan token list shows no agents")?;
+        Ok((agents.len(), agents.iter().filter(|a| a["connected"] == true).count()))
+    }
+
     /// Starts an agent that was enrolled before.
     ///
     /// # Errors
