@@ -38,7 +38,8 @@ pub struct Backoff {
 pub struct Wait {
     /// Try again after this long.
     pub delay: Duration,
-    /// Whether to log it: a refusal that only a person can cure is told once, not every ten seconds.
+    /// Whether to log it: the loss of a link always, failed attempts the 1st, 2nd, 4th, 8th ... time in a row, and a
+    /// refusal that only a person can cure once.
     pub tell: bool,
 }
 
@@ -51,12 +52,14 @@ impl Backoff {
 
     /// The connection failed, or a link that was up is lost. `random` is uniform over all of u64.
     pub fn on_lost(&mut self, now: Instant, random: u64) -> Wait {
-        if self.up_since.take().is_some_and(|since| now.since(since) >= STABLE_AFTER) {
+        let was_up = self.up_since.take();
+        if was_up.is_some_and(|since| now.since(since) >= STABLE_AFTER) {
             self.failures = 0;
         }
         let ceiling = self.ceiling();
         self.failures = self.failures.saturating_add(1);
-        Wait { delay: jittered(DELAY_MIN, ceiling, random), tell: true }
+        let tell = was_up.is_some() || self.failures.is_power_of_two();
+        Wait { delay: jittered(DELAY_MIN, ceiling, random), tell }
     }
 
     /// The bridge said no. What only a person can cure goes to [`DELAY_MAX`] at once: an agent goes on knocking, since
@@ -68,7 +71,7 @@ impl Backoff {
         }
         wait.delay = wait.delay.max(refusal.retry_after());
         // Another sentence of the same code is news too: it names another service or version.
-        wait.tell = refusal.retry || self.told.as_ref() != Some(refusal);
+        wait.tell = if refusal.retry { wait.tell } else { self.told.as_ref() != Some(refusal) };
         self.told = Some(refusal.clone());
         wait
     }
@@ -134,9 +137,12 @@ mod tests {
         assert_eq!(first, Wait { delay: DELAY_MAX / 2, tell: true });
         assert!(!backoff.on_refused(&revoked, at(10), u64::MAX).tell);
         assert!(backoff.on_refused(&Refusal::of(RefusalCode::UnknownAgent), at(20), 3).tell);
-        assert!(backoff.on_refused(&busy, at(30), 3).tell && backoff.on_refused(&busy, at(31), 3).tell);
+        let mut told = (4..40).map(|_| backoff.on_refused(&busy, at(30), 3).tell);
+        assert_eq!(told.by_ref().filter(|tell| *tell).count(), 4, "the 4th, 8th, 16th and 32nd");
         backoff.on_welcome(at(40));
         assert!(backoff.on_refused(&revoked, at(50), 3).tell);
+        backoff.on_welcome(at(51));
+        assert!(backoff.on_lost(at(52), 3).tell, "a link was lost");
         let later = Refusal { retry_after_ms: 30_000, ..busy };
         assert_eq!(backoff.on_refused(&later, at(60), 3).delay, Duration::from_secs(30));
     }
