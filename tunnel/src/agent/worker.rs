@@ -178,7 +178,9 @@ impl AgentWorker {
 
     fn on_hello(&mut self, cx: &mut Cx<'_>, key: Key, aux: u16, payload: &[u8]) {
         let Some(at) = self.line_of(key) else { return };
-        let State::Greeting { hello: Some(hello), .. } = &mut self.lines[at].state else { return };
+        let State::Greeting { hello: Some(hello), .. } = &mut self.lines[at].state else {
+            return self.plane.dismiss(cx, key, Reason::Protocol, "HELLO after the welcome");
+        };
         let step = match hello_kind(aux) {
             Some(kind) => hello.on_message(kind, payload),
             None => hello.on_nonsense("unknown HELLO step"),

@@ -186,7 +186,9 @@ impl BridgeWorker {
     }
 
     fn on_hello(&mut self, cx: &mut Cx<'_>, key: Key, aux: u16, payload: &[u8]) {
-        let Some(guest) = self.guests.get_mut(&key) else { return };
+        let Some(guest) = self.guests.get_mut(&key) else {
+            return self.plane.dismiss(cx, key, Reason::Protocol, "HELLO after the welcome");
+        };
         let Some(hello) = &mut guest.hello else { return };
         let step = match hello_kind(aux) {
             Some(kind) => hello.on_message(kind, payload),

@@ -44,17 +44,18 @@ pub const EXPOSES_MAX: usize = 256;
 /// Most carriers of one link.
 pub const CARRIERS_MAX: u8 = 16;
 
-/// The four messages. The framing gives each a frame type of its own.
+/// The four messages. The number is the `aux` of their HELLO frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
 pub enum Kind {
     /// Bridge: versions and nonce.
-    Challenge,
+    Challenge = 0,
     /// Agent: who it is, and the proof.
-    Auth,
+    Auth = 1,
     /// Bridge: come in.
-    Welcome,
+    Welcome = 2,
     /// Bridge: stay out, and why.
-    Refused,
+    Refused = 3,
 }
 
 /// One message to send: a control frame with this payload.

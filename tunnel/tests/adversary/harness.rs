@@ -27,7 +27,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How long anything is waited for before a test gives up. No test depends on how long it takes.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
 /// Rung by a worker, waited for by the control plane.
 #[derive(Default)]
@@ -54,7 +54,7 @@ impl Bell {
 
 /// What has happened, as text, to wait for.
 #[derive(Default)]
-pub struct Journal {
+pub(crate) struct Journal {
     lines: Mutex<Vec<String>>,
     more: Condvar,
 }
@@ -66,7 +66,7 @@ impl Journal {
     }
 
     /// The first line after `from` that holds all the words, and the place after it.
-    pub fn wait_from(&self, from: usize, words: &[&str]) -> (String, usize) {
+    pub(crate) fn wait_from(&self, from: usize, words: &[&str]) -> (String, usize) {
         let lines = self.lines.lock().unwrap();
         let find = |lines: &[String]| {
             let found = lines.iter().skip(from).position(|line| words.iter().all(|word| line.contains(word)));
@@ -77,15 +77,15 @@ impl Journal {
         find(&lines).expect("the wait ended because it is there")
     }
 
-    pub fn wait(&self, words: &[&str]) -> String {
+    pub(crate) fn wait(&self, words: &[&str]) -> String {
         self.wait_from(0, words).0
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.lines.lock().unwrap().len()
     }
 
-    pub fn holds(&self, words: &[&str]) -> bool {
+    pub(crate) fn holds(&self, words: &[&str]) -> bool {
         self.lines.lock().unwrap().iter().any(|line| words.iter().all(|word| line.contains(word)))
     }
 }
@@ -128,10 +128,10 @@ impl Drop for Helper {
 }
 
 /// A running bridge.
-pub struct World {
-    pub handle: BridgeHandle,
-    pub tls: Option<ServerTls>,
-    pub journal: Arc<Journal>,
+pub(crate) struct World {
+    pub(crate) handle: BridgeHandle,
+    pub(crate) tls: Option<ServerTls>,
+    pub(crate) journal: Arc<Journal>,
     keyring: Arc<Mutex<Keyring>>,
     // In the order they end.
     _workers: Workers,
@@ -141,7 +141,7 @@ pub struct World {
 
 impl World {
     /// Two workers, one listener for the service `echo`.
-    pub fn new(with_tls: bool) -> World {
+    pub(crate) fn new(with_tls: bool) -> World {
         let folder = tempfile::tempdir().unwrap();
         let tls = with_tls.then(|| ServerTls::self_signed(folder.path()).unwrap());
         let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
@@ -170,22 +170,22 @@ impl World {
         World { handle, tls, journal, keyring, _workers: workers, _control: control, _folder: folder }
     }
 
-    pub fn link(&self) -> SocketAddr {
+    pub(crate) fn link(&self) -> SocketAddr {
         self.handle.link_address()
     }
 
-    pub fn public(&self) -> SocketAddr {
+    pub(crate) fn public(&self) -> SocketAddr {
         self.handle.addresses()[0].1
     }
 
-    pub fn token(&self, terms: GrantTerms) -> JoinToken {
+    pub(crate) fn token(&self, terms: GrantTerms) -> JoinToken {
         let trust = self.tls.as_ref().map_or(Trust::Plain, |tls| Trust::Pinned(tls.fingerprint()));
         let (token, grant) = JoinToken::create(Address::from(self.link()), trust, terms, 1);
         self.keyring.lock().unwrap().grants.insert(grant.id, grant);
         token
     }
 
-    pub fn introduction(&self, name: &str) -> Introduction {
+    pub(crate) fn introduction(&self, name: &str) -> Introduction {
         Introduction {
             identity: AgentKey::generate(name.to_owned().try_into().unwrap()),
             token: Some(self.token(GrantTerms::default())),
@@ -196,7 +196,7 @@ impl World {
     }
 
     /// An honest agent with an echo behind it, up and routable.
-    pub fn agent(&self, name: &str) -> Honest {
+    pub(crate) fn agent(&self, name: &str) -> Honest {
         let introduction = self.introduction(name);
         let id = introduction.identity.id().to_string();
         let from = self.journal.len();
@@ -209,7 +209,7 @@ impl World {
     }
 
     /// A visitor with a stream that works.
-    pub fn visitor(&self) -> Visitor {
+    pub(crate) fn visitor(&self) -> Visitor {
         let socket = TcpStream::connect(self.public()).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -219,7 +219,7 @@ impl World {
     }
 }
 
-pub fn service(name: &str) -> ServiceName {
+pub(crate) fn service(name: &str) -> ServiceName {
     name.to_owned().try_into().unwrap()
 }
 
@@ -247,6 +247,7 @@ fn on_event(keyring: &mut Keyring, journal: &Journal, bridge: &BridgeHandle, eve
         }
         BridgeEvent::AgentGone { agent, reason, detail, .. } => {
             keyring.present.remove(&agent);
+            publish(keyring, bridge);
             journal.note(format!("gone {agent} {reason} {detail}"));
         }
         BridgeEvent::Health { agent, changes, .. } => {
@@ -276,16 +277,16 @@ fn publish(keyring: &Keyring, bridge: &BridgeHandle) {
 }
 
 /// A running agent.
-pub struct Honest {
-    pub handle: AgentHandle,
-    pub journal: Arc<Journal>,
+pub(crate) struct Honest {
+    pub(crate) handle: AgentHandle,
+    pub(crate) journal: Arc<Journal>,
     _workers: Workers,
     _control: Helper,
 }
 
 impl Honest {
     /// Whatever it pins; it need not come up.
-    pub fn start(
+    pub(crate) fn start(
         world: &World,
         introduction: Introduction,
         pin: Option<ringspan_tunnel::fingerprint::Fingerprint>,
@@ -335,14 +336,14 @@ fn echo() -> SocketAddr {
 }
 
 /// One visitor's stream through the tunnel.
-pub struct Visitor {
+pub(crate) struct Visitor {
     socket: TcpStream,
     count: u64,
 }
 
 impl Visitor {
     /// Says something new and hears it back: the very stream of before is alive and whole.
-    pub fn ask(&mut self) {
+    pub(crate) fn ask(&mut self) {
         self.count += 1;
         let sent = [self.count.to_le_bytes(), (!self.count).to_le_bytes()].concat();
         self.socket.write_all(&sent).unwrap();

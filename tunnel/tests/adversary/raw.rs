@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 /// A bare connection to somewhere.
-pub fn connect(to: SocketAddr) -> TcpStream {
+pub(crate) fn connect(to: SocketAddr) -> TcpStream {
     let socket = TcpStream::connect(to).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -16,7 +16,7 @@ pub fn connect(to: SocketAddr) -> TcpStream {
 }
 
 /// Reads until the other side ends the connection, in whatever way. Panics if it never does.
-pub fn until_closed(socket: &mut TcpStream) {
+pub(crate) fn until_closed(socket: &mut TcpStream) {
     let mut sink = vec![0; 64 << 10];
     loop {
         match socket.read(&mut sink) {
@@ -31,14 +31,14 @@ pub fn until_closed(socket: &mut TcpStream) {
 }
 
 /// A carrier to the bridge, with TLS if it wants that.
-pub struct Raw {
-    pub socket: TcpStream,
-    pub tls: Tls,
+pub(crate) struct Raw {
+    pub(crate) socket: TcpStream,
+    pub(crate) tls: Tls,
 }
 
 impl Raw {
     /// As far as TLS.
-    pub fn connect(world: &World) -> Raw {
+    pub(crate) fn connect(world: &World) -> Raw {
         let tls = match &world.tls {
             None => Tls::plain(),
             Some(server) => ClientTls::pinned(server.fingerprint()).connect("127.0.0.1").unwrap(),
@@ -55,7 +55,7 @@ impl Raw {
     }
 
     /// All the way: a welcomed carrier of a hostile agent.
-    pub fn enrol(world: &World, introduction: &Introduction) -> (Raw, Welcome) {
+    pub(crate) fn enrol(world: &World, introduction: &Introduction) -> (Raw, Welcome) {
         let mut raw = Raw::connect(world);
         let binding = raw.tls.binding().expect("TLS is through");
         let mut hello = AgentHello::new(introduction.clone(), VERSIONS, Carrier { index: 0, count: 1 }, binding);
@@ -70,18 +70,18 @@ impl Raw {
         }
     }
 
-    pub fn hello(&mut self, message: &hello::Message) {
+    pub(crate) fn hello(&mut self, message: &hello::Message) {
         self.send(Header { aux: message.kind as u16, ..Header::new(Kind::Hello, 0) }, &message.payload).unwrap();
     }
 
     /// A frame with an honest length.
-    pub fn send(&mut self, header: Header, payload: &[u8]) -> io::Result<()> {
+    pub(crate) fn send(&mut self, header: Header, payload: &[u8]) -> io::Result<()> {
         let header = Header { len: payload.len() as u32, ..header };
         self.write(&[&header.encode(), payload].concat())
     }
 
     /// Any bytes, inside the cipher.
-    pub fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let n = self.tls.write(bytes).map_err(io::Error::other)?;
             bytes = &bytes[n..];
@@ -105,7 +105,7 @@ impl Raw {
     }
 
     /// The next frame; `None` if the bridge ended the connection.
-    pub fn frame(&mut self) -> io::Result<Option<(Header, Vec<u8>)>> {
+    pub(crate) fn frame(&mut self) -> io::Result<Option<(Header, Vec<u8>)>> {
         let Some(head) = self.exactly(HEADER_BYTES)? else { return Ok(None) };
         let header = Header::decode(&head.try_into().unwrap()).map_err(io::Error::other)?;
         let Some(payload) = self.exactly(header.len as usize)? else { return Ok(None) };
@@ -129,7 +129,7 @@ impl Raw {
     }
 
     /// What the bridge still says, as far as it is text, until it ends the connection. Panics if it never does.
-    pub fn last_words(&mut self) -> String {
+    pub(crate) fn last_words(&mut self) -> String {
         let mut words = String::new();
         while let Ok(Some((header, payload))) = self.frame() {
             if matches!(header.kind, Kind::Hello | Kind::Goaway) {
@@ -140,7 +140,7 @@ impl Raw {
     }
 }
 
-pub fn hello_kind(aux: u16) -> hello::Kind {
+pub(crate) fn hello_kind(aux: u16) -> hello::Kind {
     use hello::Kind::{Auth, Challenge, Refused, Welcome};
     [Challenge, Auth, Welcome, Refused].into_iter().find(|kind| *kind as u16 == aux).expect("a known step")
 }
