@@ -4,6 +4,7 @@
 //! is wrong (clap's own code for usage, too).
 
 mod admin;
+mod agent_cmd;
 mod bridge_cmd;
 mod check_config;
 mod cli;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
 
 fn run(command: cli::Command) -> Result<Ending, Failure> {
     match command {
+        cli::Command::Agent(args) => agent_cmd::run(&args),
         cli::Command::Bridge(args) => bridge_cmd::run(&args),
         cli::Command::CheckConfig(args) => check_config::run(&args),
         cli::Command::Doctor(args) => doctor::run(&args),
