@@ -26,6 +26,10 @@ pub const CONTROL_BYTES_MAX: u32 = 64 << 10;
 /// The last frame of its direction: the sender writes no more on this stream.
 pub const FLAG_FIN: u8 = 1;
 
+/// How a TLS connection begins (RFC 8446 §5.1: handshake record, legacy version 3.x). As a frame it would be a PONG with
+/// flags that do not exist.
+const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
+
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -173,6 +177,9 @@ impl Header {
     /// [`Violation`] for another version, an unknown kind or a length over the cap: the peer is not one of ours, and
     /// nothing after this can be trusted.
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Header, Violation> {
+        if bytes[..2] == TLS_HANDSHAKE {
+            return Err(Violation::Tls);
+        }
         if bytes[0] >> 4 != VERSION {
             return Err(Violation::Version(bytes[0] >> 4));
         }
@@ -199,6 +206,9 @@ pub enum Violation {
     /// Another protocol version, or no ringspan at all.
     #[error("frame of version {0}, not {VERSION}")]
     Version(u8),
+    /// A TLS handshake.
+    #[error("the peer speaks TLS, and this end does not: is tls = \"off\" at one end only?")]
+    Tls,
     /// A frame type this version does not have.
     #[error("unknown frame type {0}")]
     Kind(u8),

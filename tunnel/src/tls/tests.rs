@@ -156,45 +156,67 @@ fn certificate_files() {
     assert!(error(&cert, &other.path().join("link-key.pem")).contains("cannot serve"));
 }
 
+/// A client made of rustls alone, with one cipher suite: what ours is compared with.
+struct Oracle(rustls::ClientConnection);
+
+impl Oracle {
+    fn new(server: &ServerTls, suite: rustls::SupportedCipherSuite) -> Oracle {
+        let mut provider = rustls::crypto::ring::default_provider();
+        provider.cipher_suites = vec![suite];
+        let mut config = rustls::ClientConfig::builder_with_provider(provider.into())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        config.dangerous().set_certificate_verifier(config::pin_for_tests(server.fingerprint()));
+        Oracle(rustls::ClientConnection::new(config.into(), "x".try_into().unwrap()).unwrap())
+    }
+
+    /// All that either has to say, both ways. Returns what the oracle has read.
+    fn exchange(&mut self, bridge: &mut Tls) -> Vec<u8> {
+        use std::io::{Read, Write};
+        let mut wire = Vec::new();
+        while self.0.wants_write() {
+            self.0.write_tls(&mut wire).unwrap();
+        }
+        let mut wire = wire.as_slice();
+        while !wire.is_empty() {
+            let n = bridge.receive_space().write(wire).unwrap();
+            bridge.on_received(n).unwrap();
+            wire = &wire[n..];
+        }
+        let mut read = Vec::new();
+        while !bridge.outgoing().is_empty() {
+            let n = self.0.read_tls(&mut bridge.outgoing()).unwrap();
+            bridge.on_sent(n);
+            self.0.process_new_packets().unwrap();
+            let _ = self.0.reader().read_to_end(&mut read);
+        }
+        read
+    }
+
+    fn shake_hands(&mut self, bridge: &mut Tls) {
+        while self.0.is_handshaking() || bridge.is_handshaking() {
+            self.exchange(bridge);
+        }
+    }
+}
+
+fn suites() -> Vec<rustls::SupportedCipherSuite> {
+    let all = rustls::crypto::ring::default_provider().cipher_suites;
+    all.into_iter().filter(|suite| suite.tls13().is_some()).collect()
+}
+
 /// Our exporter against rustls' own at the other end, for each cipher suite; and it differs per connection.
 #[test]
 fn the_binding_is_rfc_9266() {
-    use rustls::ClientConnection;
-    use std::sync::Arc;
     let (_folder, server) = server();
     let mut seen = Vec::new();
-    for suite in rustls::crypto::ring::default_provider().cipher_suites {
-        if suite.tls13().is_none() {
-            continue;
-        }
-        let mut provider = rustls::crypto::ring::default_provider();
-        provider.cipher_suites = vec![suite];
-        let roots = rustls::RootCertStore::empty();
-        let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.dangerous().set_certificate_verifier(config::pin_for_tests(server.fingerprint()));
-        let mut oracle = ClientConnection::new(Arc::new(config), "x".try_into().unwrap()).unwrap();
-        let mut bridge = server.accept().unwrap();
+    for suite in suites() {
+        let (mut oracle, mut bridge) = (Oracle::new(&server, suite), server.accept().unwrap());
         assert!(bridge.binding().is_none());
-        while oracle.is_handshaking() || bridge.is_handshaking() {
-            let mut wire = Vec::new();
-            while oracle.wants_write() {
-                oracle.write_tls(&mut wire).unwrap();
-            }
-            bridge.receive_space()[..wire.len()].copy_from_slice(&wire);
-            bridge.on_received(wire.len()).unwrap();
-            let reply = bridge.outgoing().to_vec();
-            bridge.on_sent(reply.len());
-            let mut reply = reply.as_slice();
-            while !reply.is_empty() {
-                oracle.read_tls(&mut reply).unwrap();
-                oracle.process_new_packets().unwrap();
-            }
-        }
-        let expected = oracle.export_keying_material([0u8; 32], b"EXPORTER-Channel-Binding", Some(&[])).unwrap();
+        oracle.shake_hands(&mut bridge);
+        let expected = oracle.0.export_keying_material([0u8; 32], b"EXPORTER-Channel-Binding", Some(&[])).unwrap();
         let got = bridge.binding().unwrap();
         assert_eq!(got.0, expected, "{suite:?}");
         assert!(!seen.contains(&got) && got != Binding::NONE);
@@ -204,6 +226,39 @@ fn the_binding_is_rfc_9266() {
     let (agent, bridge) = pair(&server, 10);
     assert_eq!(agent.binding(), bridge.binding());
     assert_eq!(Tls::plain().binding(), Some(Binding::NONE));
+}
+
+/// The peer may change its keys in the middle of anything (RFC 8446 §4.6.3), and asks us to: bytes go on both ways. One
+/// that does nothing else is cut off.
+#[test]
+fn keys_may_change_at_any_time() {
+    use std::io::Write;
+    let (_folder, server) = server();
+    for suite in suites() {
+        let (mut oracle, mut bridge) = (Oracle::new(&server, suite), server.accept().unwrap());
+        oracle.shake_hands(&mut bridge);
+        for round in 0..50u8 {
+            oracle.0.writer().write_all(&[round; 3000]).unwrap();
+            oracle.0.refresh_traffic_keys().unwrap();
+            oracle.0.writer().write_all(&[round; 20_000]).unwrap();
+            assert_eq!(bridge.write(&[round; 5000]).unwrap(), 5000);
+            let back = oracle.exchange(&mut bridge);
+            assert_eq!(back, [round; 5000]);
+            assert_eq!(bridge.plaintext(), [round; 23_000]);
+            bridge.consume(23_000);
+        }
+    }
+    let (mut oracle, mut bridge) = (Oracle::new(&server, suites()[0]), server.accept().unwrap());
+    oracle.shake_hands(&mut bridge);
+    let ended = (0..1000).any(|_| {
+        oracle.0.refresh_traffic_keys().unwrap();
+        let mut wire = Vec::new();
+        oracle.0.write_tls(&mut wire).unwrap();
+        bridge.receive_space()[..wire.len()].copy_from_slice(&wire);
+        assert!(bridge.outgoing().len() <= OUTGOING_BYTES_MAX + 64 * 1024);
+        bridge.on_received(wire.len()).is_err()
+    });
+    assert!(ended, "1000 key updates and nothing else");
 }
 
 /// A clean end is seen as one, after the data before it.

@@ -99,6 +99,7 @@ fn the_wrong_bridge_gets_nothing() {
     let plain = World::new(false);
     let confused = Honest::start(&plain, plain.introduction("confused"), Some(other.fingerprint()));
     confused.journal.wait(&["down", "does not speak TLS"]);
+    plain.journal.wait(&["HandshakesFailed", "the peer speaks TLS, and this end does not"]);
     scene.is_undisturbed();
 }
 
