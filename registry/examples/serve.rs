@@ -27,7 +27,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         tokio::spawn(prober::run(registry.clone(), (probes, feed), bell, prober::policy_default()));
         let listener = tokio::net::TcpListener::bind(&listen).await?;
         println!("listening on http://{}", listener.local_addr()?);
-        axum::serve(listener, router).with_graceful_shutdown(async { drop(tokio::signal::ctrl_c().await) }).await
+        let stop = async { drop(tokio::signal::ctrl_c().await) };
+        axum::serve(listener, router).with_graceful_shutdown(stop).await
     })?;
     registry.stop();
     Ok(())

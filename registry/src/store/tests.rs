@@ -133,6 +133,30 @@ fn every_failure_is_survived() {
     }
 }
 
+/// The power goes at the first operation of a commit, then at the second, and so on, and chance decides which unsynced
+/// writes are left: all that was acknowledged is there, and the batch that was not is there whole or not at all.
+#[test]
+fn acknowledged_survives_a_loss_of_power() {
+    for (fail_at, seed) in (0..14).flat_map(|f| (0..16).map(move |s| (f, s))) {
+        let disk = Disk::default();
+        let (mut store, mut table) = (disk.store(), Table::default());
+        let mut change = |command| Arc::new(table.apply(Instant::ZERO, command).unwrap());
+        let first: Vec<_> = (1..20).map(|port| change(register("a", port))).collect();
+        store.commit(&first).unwrap();
+        disk.fail_after(fail_at);
+        let second: Vec<_> = (20..40).map(|port| change(register("a", port))).collect();
+        let acknowledged = store.commit(&second).is_ok();
+        disk.lose_power(seed);
+        // The process is gone with the power: what it would have written on its way out never was.
+        let found = load(&disk).instance_count();
+        let good: &[usize] = if acknowledged { &[39] } else { &[19, 39] };
+        assert!(
+            good.contains(&found),
+            "power lost at operation {fail_at}, seed {seed}: {found} instances, not {good:?}"
+        );
+    }
+}
+
 /// A file of another format is refused by name, and left alone.
 #[test]
 fn another_format_is_refused() {

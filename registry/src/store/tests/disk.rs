@@ -1,8 +1,7 @@
-//! A disk in memory that fails, or hangs, when told to.
+//! A disk in memory that fails, hangs, or loses power when told to.
 
 use super::super::{OpenError, Store};
 use redb::StorageBackend;
-use redb::backends::InMemoryBackend;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
@@ -10,8 +9,18 @@ use std::sync::{Arc, Condvar, Mutex};
 /// Clones are the same disk; what is on it outlives the stores that use it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
-    bytes: Arc<InMemoryBackend>,
+    bytes: Arc<Mutex<Bytes>>,
     trouble: Arc<(Mutex<Trouble>, Condvar)>,
+}
+
+#[derive(Debug, Default)]
+struct Bytes {
+    /// What a reader sees.
+    now: Vec<u8>,
+    /// What a loss of power leaves for sure.
+    synced: Vec<u8>,
+    /// Writes since the last sync: each may or may not be left.
+    since: Vec<(usize, Vec<u8>)>,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +59,27 @@ impl Disk {
         self.trouble.1.notify_all();
     }
 
+    /// Takes the power away and gives it back: of the writes since the last sync, chance decides which are there, and
+    /// of the last one how much.
+    pub(crate) fn lose_power(&self, seed: u64) {
+        let mut chance = seed;
+        let mut coin = |sides: usize| {
+            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (chance >> 33) as usize % sides
+        };
+        let mut bytes = self.bytes.lock().unwrap();
+        let Bytes { now, synced, since } = &mut *bytes;
+        synced.resize(now.len(), 0);
+        let last = since.len().saturating_sub(1);
+        for (i, (offset, data)) in since.drain(..).enumerate() {
+            let left = if i == last { coin(data.len() + 1) } else { data.len() * coin(2) };
+            synced[offset..offset + left].copy_from_slice(&data[..left]);
+        }
+        now.clone_from(synced);
+        drop(bytes);
+        self.mend();
+    }
+
     /// Makes it hang at the next write or sync.
     pub(crate) fn hang(&self) {
         self.trouble.0.lock().unwrap().hangs = true;
@@ -83,21 +113,35 @@ impl Disk {
 
 impl StorageBackend for Disk {
     fn len(&self) -> io::Result<u64> {
-        self.bytes.len()
+        Ok(self.bytes.lock().unwrap().now.len() as u64)
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.bytes.read(offset, out)
+        let offset = usize::try_from(offset).unwrap();
+        out.copy_from_slice(&self.bytes.lock().unwrap().now[offset..offset + out.len()]);
+        Ok(())
     }
+    /// A journalling file system has a new length at once or not at all; here: at once.
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.operate()?;
-        self.bytes.set_len(len)
+        let mut bytes = self.bytes.lock().unwrap();
+        let len = usize::try_from(len).unwrap();
+        bytes.now.resize(len, 0);
+        bytes.since.retain(|(offset, data)| offset + data.len() <= len);
+        Ok(())
     }
     fn sync_data(&self) -> io::Result<()> {
         self.operate()?;
-        self.bytes.sync_data()
+        let mut bytes = self.bytes.lock().unwrap();
+        bytes.synced = bytes.now.clone();
+        bytes.since.clear();
+        Ok(())
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.operate()?;
-        self.bytes.write(offset, data)
+        let mut bytes = self.bytes.lock().unwrap();
+        let offset = usize::try_from(offset).unwrap();
+        bytes.now[offset..offset + data.len()].copy_from_slice(data);
+        bytes.since.push((offset, data.to_vec()));
+        Ok(())
     }
 }
