@@ -71,9 +71,9 @@ impl Command {
     pub(crate) fn log_level(&self) -> &'static str {
         match self {
             Command::Bridge(_) | Command::Agent(_) => "info",
-            Command::Demo(_) | Command::Token(_) | Command::Probe(_) | Command::Doctor(_) | Command::CheckConfig(_) => {
-                "warn"
-            }
+            Command::Token(_) | Command::Probe(_) | Command::Doctor(_) | Command::CheckConfig(_) => "warn",
+            // It tells its story itself.
+            Command::Demo(_) => "error",
         }
     }
 }
@@ -82,8 +82,8 @@ impl Command {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  ringspan demo --seconds 20; echo $?      0 only if all went as promised")]
 pub(crate) struct Demo {
-    /// Stop after this many seconds. Without it: until Ctrl-C. The story needs about 10.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(5..=86_400))]
+    /// Stop after this many seconds. Without it: until Ctrl-C. The story needs about 8. 8 to 86400.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(8..=86_400))]
     pub(crate) seconds: Option<u64>,
 }
 

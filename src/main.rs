@@ -9,6 +9,7 @@ mod bridge_cmd;
 mod check_config;
 mod cli;
 mod config;
+mod demo;
 mod doctor;
 mod http_server;
 mod keyring;
@@ -71,6 +72,6 @@ fn run(command: cli::Command) -> Result<Ending, Failure> {
         cli::Command::Doctor(args) => doctor::run(&args),
         cli::Command::Probe(args) => probe_cmd::run(&args),
         cli::Command::Token(command) => token_cmd::run(&command),
-        _ => Ok(Ending::Good),
+        cli::Command::Demo(args) => demo::run(&args),
     }
 }

@@ -16,6 +16,7 @@ use crate::token_cmd::{protection, public_address};
 use crate::{Ending, Failure, admin, cli, machine};
 use pump::{Bell, Hall};
 use ringspan_engine::engine::{Engine, Options as EngineOptions};
+use ringspan_engine::health::Health;
 use ringspan_engine::kernel::Capabilities;
 use ringspan_engine::worker::Workers;
 use ringspan_registry::prober;
@@ -74,6 +75,7 @@ pub(crate) struct BridgeServer {
     capabilities: Capabilities,
     handle: BridgeHandle,
     registry: Registry,
+    hall: Arc<Hall>,
     office: Arc<Office>,
     http_address: SocketAddr,
     stop: watch::Sender<bool>,
@@ -136,11 +138,12 @@ impl BridgeServer {
         let router = http::router(registry.clone(), http::Options { probe_stats: Some(probe_stats) });
         let http = tokio::spawn(http_server.serve(router, stopping));
         let tasks = vec![
-            tokio::spawn(pump::run(hall, events, link_bell)),
+            tokio::spawn(pump::run(hall.clone(), events, link_bell)),
             tokio::spawn(prober::run(registry.clone(), (probes, feed), probe_bell, prober::policy_default())),
             tokio::spawn(admin.serve(office.clone())),
         ];
-        let server = BridgeServer { engine, capabilities, handle, registry, office, http_address, stop, http, tasks };
+        let server =
+            BridgeServer { engine, capabilities, handle, registry, hall, office, http_address, stop, http, tasks };
         server.tell(config);
         Ok(server)
     }
@@ -171,6 +174,16 @@ impl BridgeServer {
     /// Where visitors connect, by listener.
     pub(crate) fn listener_address(&self, name: &str) -> Option<SocketAddr> {
         self.handle.addresses().iter().find(|(n, _)| n == name).map(|(_, address)| *address)
+    }
+
+    /// Which interface to the kernel runs.
+    pub(crate) fn io(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// What is believed of a service's backend at this address; `None`: no agent with a link exposes it.
+    pub(crate) fn health(&self, service: &str, address: SocketAddr) -> Option<Health> {
+        self.hall.health(service, address)
     }
 
     /// Answers what `ringspan token` asks.

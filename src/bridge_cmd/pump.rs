@@ -61,6 +61,11 @@ impl Hall {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is believed of a service's backend at this address.
+    pub(super) fn health(&self, service: &str, address: SocketAddr) -> Option<Health> {
+        self.sessions().health(service, &address.to_string())
+    }
+
     /// Ends the links of a revoked agent.
     fn throw_out(&self, agent: AgentId) {
         self.handle.disconnect_agent(agent, &Refusal::of(RefusalCode::AgentRevoked).sentence);

@@ -133,6 +133,17 @@ impl Sessions {
         self.agents.get(&agent)?.exposes.get(usize::from(index))
     }
 
+    /// What is believed of a service's backend at this address; of several agents' the best.
+    pub(super) fn health(&self, service: &str, address: &str) -> Option<Health> {
+        let rank = |health: &Health| match health {
+            Health::Down => 0,
+            Health::Unknown => 1,
+            Health::Up => 2,
+        };
+        let all = self.agents.values().flat_map(|s| s.exposes.iter().zip(s.health.iter().copied()));
+        all.filter(|(e, _)| e.service.as_str() == service && e.address == address).map(|(_, h)| h).max_by_key(rank)
+    }
+
     /// Whether the agent has a link.
     pub(super) fn is_connected(&self, agent: AgentId) -> bool {
         self.agents.contains_key(&agent)
