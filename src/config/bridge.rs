@@ -151,11 +151,11 @@ struct RawListener {
 /// Checks a whole document.
 pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
     let raw: Raw = doc.parse()?;
-    let mut bridge = Bridge::default();
-    bridge.data_dir = match &raw.data_dir {
+    let data_dir = match &raw.data_dir {
         Some(dir) => doc.value(dir, |text| Ok(doc.path_of(text)), "\"/var/lib/ringspan\"")?,
         None => doc.path_of(DATA_DIR_DEFAULT),
     };
+    let mut bridge = Bridge { data_dir, ..Bridge::default() };
     let mut taken = Taken { doc, by: HashMap::new() };
     if let Some(listen) = raw.http.and_then(|http| http.listen) {
         bridge.http_listen = doc.value(&listen, unit::address, "\"127.0.0.1:8848\"")?;

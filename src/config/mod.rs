@@ -16,9 +16,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 
-/// What is wrong with a file, where, and what would be right.
+/// What is wrong with a file, where, and what would be right. Boxed: it is rare, and the good way stays small.
 #[derive(Debug)]
-pub(crate) struct Error {
+pub(crate) struct Error(Box<Details>);
+
+#[derive(Debug)]
+struct Details {
     file: PathBuf,
     /// Counted from 1; 0: the file as a whole.
     line: usize,
@@ -35,18 +38,19 @@ impl std::error::Error for Error {}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
-        if self.line > 0 {
-            write!(f, ":{}", self.line)?;
+        let Details { file, line, key, value, problem, remedy } = &*self.0;
+        write!(f, "{}", file.display())?;
+        if *line > 0 {
+            write!(f, ":{line}")?;
         }
-        match (self.key.is_empty(), self.value.is_empty()) {
+        match (key.is_empty(), value.is_empty()) {
             (true, true) => {}
-            (true, false) => write!(f, ": {}", self.value)?,
-            (false, true) => write!(f, ": {}", self.key)?,
-            (false, false) => write!(f, ": {} = {}", self.key, self.value)?,
+            (true, false) => write!(f, ": {value}")?,
+            (false, true) => write!(f, ": {key}")?,
+            (false, false) => write!(f, ": {key} = {value}")?,
         }
-        write!(f, ": {}", self.problem)?;
-        if self.remedy.is_empty() { Ok(()) } else { write!(f, ". Try: {}", self.remedy) }
+        write!(f, ": {problem}")?;
+        if remedy.is_empty() { Ok(()) } else { write!(f, ". Try: {remedy}") }
     }
 }
 
@@ -84,25 +88,17 @@ impl Document {
     /// An error about a value.
     pub(crate) fn wrong(&self, span: Range<usize>, problem: impl Into<String>, remedy: impl Into<String>) -> Error {
         let place = place::of_value(&self.text, span.start);
-        Error {
-            file: self.path.clone(),
-            line: place.line,
-            key: place.key,
-            value: place::shown(&self.text, &span),
-            problem: problem.into(),
-            remedy: remedy.into(),
-        }
+        self.error(place, place::shown(&self.text, &span), problem.into(), remedy.into())
     }
 
     /// An error about the file as a whole.
     pub(crate) fn lacking(&self, problem: impl Into<String>, remedy: &str) -> Error {
-        let (key, value) = (String::new(), String::new());
-        Error { file: self.path.clone(), line: 0, key, value, problem: problem.into(), remedy: remedy.into() }
+        self.error(place::Place { line: 0, key: String::new() }, String::new(), problem.into(), remedy.into())
     }
 
     /// An error about a secret: the value is not shown.
     pub(crate) fn wrong_secret(&self, span: Range<usize>, problem: impl Into<String>, remedy: &str) -> Error {
-        Error { value: "***".into(), ..self.wrong(span, problem, remedy) }
+        self.error(place::of_value(&self.text, span.start), "***".into(), problem.into(), remedy.into())
     }
 
     /// A path in the file: relative ones start at the folder the file is in.
@@ -184,7 +180,12 @@ impl Document {
         } else {
             (place::of_line(&self.text, span.start), String::new(), message.clone(), String::new())
         };
-        Error { file: self.path.clone(), line: place.line, key: place.key, value, problem, remedy }
+        self.error(place, value, problem, remedy)
+    }
+
+    fn error(&self, place: place::Place, value: String, problem: String, remedy: String) -> Error {
+        let (file, place::Place { line, key }) = (self.path.clone(), place);
+        Error(Box::new(Details { file, line, key, value, problem, remedy }))
     }
 }
 

@@ -52,7 +52,7 @@ impl std::fmt::Display for Shown {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ms = self.0.as_millis();
         for (unit, ms_each) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)] {
-            if ms != 0 && ms % ms_each == 0 {
+            if ms != 0 && ms.is_multiple_of(ms_each) {
                 return write!(f, "{}{unit}", ms / ms_each);
             }
         }
