@@ -336,7 +336,9 @@ fn living_targets_are_never_down() {
         let mut rng = Rng::with_seed(seed);
         let faults = Faults { stall: 0.05, ..any_faults(&mut rng) };
         let mut bench = Bench::new(seed, Setup { in_flight_max: rng.u32(1..200), faults, ..Setup::default() });
-        for key in 0..100 {
+        // Alone, a target's probes are all that could tell its prober the time.
+        let (targets, seconds) = rng.choice([(1, 1000), (3, 300), (100, 60)]).expect("three");
+        for key in 0..targets {
             let timeout_ms = rng.u64(100..2000);
             let target = Target {
                 address: address(key, &mut rng),
@@ -349,9 +351,65 @@ fn living_targets_are_never_down() {
             bench.sim.io.world.set(target.address, Behaviour::Open(1..timeout_ms * 250));
             bench.add(target);
         }
-        bench.run_for(Duration::from_secs(60));
+        bench.run_for(Duration::from_secs(seconds));
         assert!(bench.transitions.is_empty(), "{:?}", bench.transitions);
         assert!(bench.counters().finished() > 0);
+    });
+}
+
+/// An answer that is there when the prober looks again wins over a deadline that has passed meanwhile, even where the
+/// kernel hands out 16 answers at a time.
+#[test]
+fn an_answer_that_is_there_wins() {
+    for_seeds(|seed| {
+        let mut rng = Rng::with_seed(seed);
+        let faults = Faults { collect_max: Some(16), ..Faults::default() };
+        let mut bench = Bench::new(seed, Setup { faults, ..Setup::default() });
+        for key in 0..300 {
+            let target = Target {
+                address: address(key, &mut rng),
+                check: Check::Tcp(Mode::HalfOpen),
+                policy: policy(100, 100, 1, 1),
+                initial: Health::Up,
+                count: None,
+                key,
+            };
+            bench.sim.io.world.set(target.address, Behaviour::Open(60_000..99_000));
+            bench.add(target);
+        }
+        for _ in 0..50 {
+            bench.run_for(Duration::from_millis(rng.u64(50..150)));
+            bench.sim.io.sleep(Duration::from_millis(45));
+        }
+        let counters = bench.counters();
+        assert_eq!(counters.outcome(Code::L4Timeout), 0, "{counters:?}");
+        assert!(counters.stalls > 0 && counters.outcome(Code::L4Ok) > 5000, "{counters:?}");
+    });
+}
+
+/// Where there are some sockets, but fewer than targets due, those wait for their turn and get a true answer.
+#[test]
+fn few_sockets_are_shared() {
+    for_seeds(|seed| {
+        let mut rng = Rng::with_seed(seed);
+        let faults = Faults { lanes_max: Some(3), ..Faults::default() };
+        let mut bench = Bench::new(seed, Setup { faults, ..Setup::default() });
+        for key in 0..20 {
+            let target = Target {
+                address: ([127, 0, 0, 1], 1000 + key as u16).into(),
+                check: Check::Tcp(Mode::HalfOpen),
+                policy: policy(1000, 1000, 1, 1),
+                initial: Health::Up,
+                count: None,
+                key,
+            };
+            bench.sim.io.world.set(target.address, Behaviour::Open(1..rng.u64(2..200_000)));
+            bench.add(target);
+        }
+        bench.run_for(Duration::from_secs(20));
+        let counters = bench.counters();
+        assert_eq!(counters.finished(), counters.outcome(Code::L4Ok), "{counters:?}");
+        assert!(counters.finished() > 100 && bench.sim.io.in_flight_most() == 3, "{counters:?}");
     });
 }
 

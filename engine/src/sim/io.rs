@@ -96,6 +96,11 @@ impl SimIo {
         self.lanes.iter().filter(|lane| lane.busy).count()
     }
 
+    /// The worker is not given the CPU for so long, here and now.
+    pub fn sleep(&mut self, time: Duration) {
+        self.now = self.now + time;
+    }
+
     fn stall(&mut self) {
         if self.rng.f64() < self.faults.stall {
             let us = self.rng.u64(self.faults.stall_us.clone());
