@@ -30,9 +30,9 @@ use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// Places in the table of registered files, for the first lanes: what 5.10 allows (IORING_MAX_FIXED_FILES). Lanes
-/// beyond it work by descriptor, a little dearer.
-const FIXED_MAX: u32 = 32_768;
+/// Places in the table of registered files, for the first lanes: four pools of the default size, 128 KiB. 5.10 allows
+/// twice as many (IORING_MAX_FIXED_FILES). Lanes beyond it work by descriptor, a little dearer.
+const FIXED_MAX: u32 = 16_384;
 /// How long a dropped ring waits for its operations to end, so that ports and descriptors are free when it is gone.
 const DROP_MAX: Duration = Duration::from_millis(200);
 /// In a token's place: the operation is a knock, and the rest is its lane.
@@ -60,7 +60,7 @@ pub(super) struct Ring {
     waker_armed: bool,
     lanes: Vec<LaneSlot>,
     lanes_busy: usize,
-    /// Places in the table of registered files; 0 until the first lane.
+    /// Places in the table of registered files.
     fixed_count: u32,
     slots: Slots,
     tokens: TokenTable,
@@ -92,13 +92,18 @@ impl Ring {
     /// A sentence with the errno and the remedy.
     pub(super) fn open(best: Tier, waker: &Waker) -> Result<(Ring, Capabilities), String> {
         let setup::Opened { ring, tier, why } = setup::open(best)?;
+        let queue = Queue::new(ring, tier >= Tier::Ring515);
+        // Now or never: before 5.13 IORING_REGISTER_FILES waits until nothing is in flight, and the waker's poll always
+        // is. Without a table lanes work by descriptor.
+        let count = super::facts::nofile().map_or(FIXED_MAX, |limit| limit.soft.min(u64::from(FIXED_MAX)) as u32);
+        let fixed_count = if queue.register_files(count).is_ok() { count } else { 0 };
         let ring = Ring {
-            queue: Queue::new(ring, tier >= Tier::Ring515),
+            queue,
             waker: waker.clone(),
             waker_armed: false,
             lanes: Vec::new(),
             lanes_busy: 0,
-            fixed_count: 0,
+            fixed_count,
             slots: Slots::default(),
             tokens: TokenTable::default(),
             backlog: VecDeque::new(),
@@ -386,11 +391,6 @@ impl Io for Ring {
     }
 
     fn open_lanes(&mut self, mode: Mode, family: Family, count: u32) -> io::Result<Range<u32>> {
-        if self.fixed_count == 0 {
-            let count = super::facts::nofile().map_or(FIXED_MAX, |limit| limit.soft.min(u64::from(FIXED_MAX)) as u32);
-            // Without a table lanes work by descriptor.
-            self.fixed_count = if self.queue.register_files(count).is_ok() { count } else { 0 };
-        }
         let first = self.lanes.len() as u32;
         for number in first..first.saturating_add(count).min(LANES_MAX) {
             let mut lane = LaneSlot::new(mode, family);

@@ -4,13 +4,11 @@ use crate::kernel::open::Tier;
 use io_uring::{Builder, IoUring, Probe, opcode};
 use std::io;
 
-/// Submission entries. Entries are handed over every few dozen, so this is room for chains, not a batch size.
-const SQ_ENTRIES: u32 = 256;
-/// The smallest submission queue worth having: one batch and a chain.
-const SQ_ENTRIES_MIN: u32 = 64;
-/// Completion entries: 4,096 knocks in flight with two completions each, and as much again for polls and accepts.
-/// More is not lost but waits in the kernel (IORING_FEAT_NODROP). 256 KiB.
-const CQ_ENTRIES: u32 = 16_384;
+/// Sizes to try, submission and completion entries. Submissions are handed over every few dozen, so theirs is room for
+/// chains, not a batch size. Completions: 4,096 knocks in flight with two each, and as much again for polls and accepts
+/// (256 KiB); what overflows is not lost but waits in the kernel (IORING_FEAT_NODROP). The small ones are for kernels
+/// that count queues against RLIMIT_MEMLOCK, before 5.12 and again of late: the last takes 16 KiB of 5.10's 64.
+const SIZES: [(u32, u32); 4] = [(256, 16_384), (256, 4_096), (128, 1_024), (64, 256)];
 
 /// A ring, what it can do, and why it is not better.
 pub(super) struct Opened {
@@ -44,17 +42,18 @@ pub(super) fn open(best: Tier) -> Result<Opened, String> {
 }
 
 fn build(tier: Tier) -> io::Result<IoUring> {
-    let mut entries = SQ_ENTRIES;
-    loop {
+    let mut result = Err(io::Error::from_raw_os_error(libc::ENOMEM));
+    for (entries, completions) in SIZES {
         let mut builder = IoUring::builder();
-        builder.dontfork().setup_clamp().setup_cqsize(entries * (CQ_ENTRIES / SQ_ENTRIES));
+        builder.dontfork().setup_clamp().setup_cqsize(completions);
         flags(tier, &mut builder);
-        match builder.build(entries) {
-            // Before 5.12 queues count against RLIMIT_MEMLOCK, as some later kernels do again.
-            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && entries > SQ_ENTRIES_MIN => entries /= 2,
-            result => return result,
+        result = builder.build(entries);
+        match &result {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {}
+            _ => break,
         }
     }
+    result
 }
 
 fn flags(tier: Tier, builder: &mut Builder) {
