@@ -238,8 +238,8 @@ fn garbage_costs_its_own_connection() {
     }
 }
 
-/// Silent connections to the link port are capped, the excess is closed at once and counted, and agents still get in
-/// when the crowd is gone.
+/// Silent connections to the link port are capped, those that have been silent longest are closed at once and counted,
+/// and agents still get in past the crowd.
 #[test]
 fn strangers_are_capped() {
     let shape = Shape { workers: 1, ..RING };
@@ -247,14 +247,15 @@ fn strangers_are_capped() {
     let mut crowd: Vec<TcpStream> =
         (0..100).map(|_| TcpStream::connect(bridge.handle.link_address()).unwrap()).collect();
     bridge.log.wait_for("handshake handshakes_max", 100 - 64);
-    for stream in &mut crowd[64..] {
+    for stream in &mut crowd[..100 - 64] {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         // Closed at once: the end, or a reset.
         assert!(matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_)));
     }
-    drop(crowd);
     let (address, _reports) = backend::start();
-    let _agent = bridge.agent(shape, &[("web", address)]);
+    let agent = bridge.agent(shape, &[("web", address)]);
+    assert_eq!(agent.log.count("down"), 0);
+    drop(crowd);
 }
 
 /// Five thousand visitors that say nothing, and one that does.

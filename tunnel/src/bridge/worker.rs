@@ -42,7 +42,8 @@ pub(super) struct Own {
 
 /// A connection that is not up yet.
 struct Guest {
-    since: Instant,
+    /// Its number among those that came: the lowest has been here longest.
+    arrival: u64,
     peer: Option<SocketAddr>,
     hello: Option<BridgeHello>,
     /// The one the control plane decides about.
@@ -68,6 +69,8 @@ pub(super) struct BridgeWorker {
     handshakes_max: usize,
     streams_max: u16,
     guests: HashMap<Key, Guest>,
+    /// Guests that have come so far.
+    arrivals: u64,
     peers: HashMap<Key, Peer>,
     /// The same by agent: what visitors are sent to.
     links: HashMap<AgentId, Vec<Key>>,
@@ -99,6 +102,7 @@ impl BridgeWorker {
             handshakes_max: options.handshakes_max,
             streams_max: options.streams_max,
             guests: HashMap::new(),
+            arrivals: 0,
             peers: HashMap::new(),
             links: HashMap::new(),
             cursors: vec![Cursor::starting_at(index); options.listeners.len()],
@@ -150,7 +154,7 @@ impl BridgeWorker {
             // The one that has been silent longest makes room: an honest agent needs a few round trips, so a crowd of
             // idlers does not keep it out.
             let silent = self.guests.iter().filter(|(_, guest)| guest.applicant.is_none());
-            let Some((&oldest, &Guest { peer: its, .. })) = silent.min_by_key(|(_, guest)| guest.since) else {
+            let Some((&oldest, &Guest { peer: its, .. })) = silent.min_by_key(|(_, guest)| guest.arrival) else {
                 return self.failed(Reason::HandshakesMax, peer, Reason::HandshakesMax.sentence());
             };
             self.guests.remove(&oldest);
@@ -163,7 +167,8 @@ impl BridgeWorker {
             Some(Err(error)) => return self.failed(Reason::HandshakeBad, peer, &error.to_string()),
         };
         let key = self.plane.add_carrier(cx, socket, tls);
-        self.guests.insert(key, Guest { since: cx.now, peer, hello: None, applicant: None, welcome: None });
+        self.arrivals += 1;
+        self.guests.insert(key, Guest { arrival: self.arrivals, peer, hello: None, applicant: None, welcome: None });
         self.stats.handshakes_open.set(self.guests.len() as u64);
     }
 
@@ -270,8 +275,13 @@ impl BridgeWorker {
     fn on_transfer(&mut self, cx: &mut Cx<'_>, transfer: Transfer) {
         let Transfer { body, payload, welcome, applicant, peer } = transfer;
         let key = self.plane.adopt_carrier(body);
-        let guest =
-            Guest { since: cx.now, peer, hello: None, applicant: Some(applicant), welcome: Some((payload, welcome)) };
+        let guest = Guest {
+            arrival: self.arrivals,
+            peer,
+            hello: None,
+            applicant: Some(applicant),
+            welcome: Some((payload, welcome)),
+        };
         self.guests.insert(key, guest);
         self.settle_in(cx, key);
     }
