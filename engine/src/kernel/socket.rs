@@ -254,6 +254,18 @@ impl Socket {
         self.set(libc::IPPROTO_TCP, libc::TCP_NODELAY, 1i32)
     }
 
+    /// TCP_CONGESTION = reno, before connect(2) or on a listener (accepted sockets inherit it): for connections that
+    /// stay on this machine. BBR, a common system-wide default, paces each segment with a high-resolution timer; on
+    /// loopback there is nothing to be polite to, and the timers cost several times what the bytes do (measured: a
+    /// spliced gigabyte through bridge and agent 0.87 CPU-s with bbr, 0.12 with reno). Reno is in every kernel and
+    /// needs no privilege (tcp(7), tcp_allowed_congestion_control).
+    ///
+    /// # Errors
+    /// None that a kernel with TCP gives.
+    pub fn set_unpaced(&self) -> io::Result<()> {
+        self.set(libc::IPPROTO_TCP, libc::TCP_CONGESTION, *b"reno")
+    }
+
     /// TCP_NOTSENT_LOWAT: "writable" means fewer than this many bytes are unsent, so that a scheduler above decides
     /// late (tcp(7)).
     ///

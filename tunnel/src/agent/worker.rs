@@ -6,11 +6,11 @@ use crate::backoff::Backoff;
 use crate::frame::{Kind, Reason};
 use crate::hello::{self, AgentHello, AgentStep, VERSIONS};
 use crate::mux::{Limits, Side};
-use crate::plane::{Event, OP_ROLE, Plane, hello_kind, tame};
+use crate::plane::{Event, OP_ROLE, Plane, dialer, hello_kind, tame};
 use crate::slots::Key;
 use crate::stats::WorkerStats;
 use crate::tls::{Binding, Tls};
-use ringspan_engine::io::{Completion, Errno, Event as IoEvent, Family, Op};
+use ringspan_engine::io::{Completion, Errno, Event as IoEvent, Op};
 use ringspan_engine::kernel::Socket;
 use ringspan_engine::mailbox::{Receiver, Sender};
 use ringspan_engine::resident::{Cx, Next, Resident};
@@ -116,7 +116,7 @@ impl AgentWorker {
         line.attempts += 1;
         let started = match bridge.get(line.attempts % bridge.len().max(1)) {
             None => Err("the bridge's address is not known".to_owned()),
-            Some(to) => Socket::tcp(Family::of(to)).map(|socket| (socket, *to)).map_err(|error| error.to_string()),
+            Some(to) => dialer(to).map(|socket| (socket, *to)).map_err(|error| error.to_string()),
         };
         match started {
             Ok((socket, to)) => {

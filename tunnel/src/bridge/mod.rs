@@ -250,22 +250,24 @@ impl Bridge {
     /// # Errors
     /// [`BridgeError::Bind`], naming the listener.
     pub fn new(options: &BridgeOptions, seats: &[Seat], wake: Arc<dyn Wake>) -> Result<Bridge, BridgeError> {
-        let bind = |listener: &str, address| {
-            Socket::listen_group(&address, BACKLOG, seats.len()).map_err(|error| BridgeError::Bind {
-                listener: listener.into(),
-                address,
-                error,
-            })
-        };
+        let bind =
+            |listener: &str, address: SocketAddr| {
+                let group = Socket::listen_group(&address, BACKLOG, seats.len())
+                    .map_err(|error| BridgeError::Bind { listener: listener.into(), address, error })?;
+                for socket in &group {
+                    // Accepted sockets inherit both: the kernel clones the listener. They would work without.
+                    let _ = socket.set_nodelay();
+                    if address.ip().is_loopback() {
+                        let _ = socket.set_unpaced();
+                    }
+                }
+                Ok(group)
+            };
         let mut links = bind("link", options.link)?;
         let link_address = bound(&links, options.link);
         let (mut sockets, mut addresses) = (Vec::new(), Vec::new());
         for listener in &options.listeners {
             let group = bind(&listener.name, listener.address)?;
-            for socket in &group {
-                // Accepted sockets inherit it (net/ipv4/inet_connection_sock.c clones the listener).
-                let _ = socket.set_nodelay();
-            }
             addresses.push((listener.name.clone(), bound(&group, listener.address)));
             sockets.push(group);
         }

@@ -30,6 +30,7 @@ use ringspan_engine::kernel::Socket;
 use ringspan_engine::resident::Cx;
 use ringspan_engine::time::Instant;
 use ringspan_engine::token::Token;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -344,7 +345,7 @@ impl Plane {
     fn dial(&mut self, cx: &mut Cx<'_>, carrier: Key, id: u32, backend: u16) {
         let started = match self.backends.get(usize::from(backend)) {
             None => Err(Reason::UnknownBackend),
-            Some(to) => Socket::tcp(Family::of(to)).map(|socket| (socket, *to)).map_err(|_| Reason::DialLocal),
+            Some(to) => dialer(to).map(|socket| (socket, *to)).map_err(|_| Reason::DialLocal),
         };
         let (socket, to) = match started {
             Ok(started) => started,
@@ -520,6 +521,15 @@ impl Plane {
             self.abort(cx, key);
         }
     }
+}
+
+/// A socket to connect to that address.
+pub(crate) fn dialer(to: &SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::tcp(Family::of(to))?;
+    if to.ip().is_loopback() {
+        socket.set_unpaced()?;
+    }
+    Ok(socket)
 }
 
 /// The HELLO step that the aux of its frame names.
