@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use ringspan_engine::kernel::facts;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Threads of the control plane: HTTP, store and admin leave the cores to the workers.
 const CONTROL_THREADS: usize = 2;
@@ -30,12 +30,24 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|e| Failure::Run(format!("no threads for the control plane: {e}. Try: ringspan doctor")))
 }
 
-/// Ends with SIGINT or SIGTERM.
-pub(crate) async fn stop_signal() {
-    let stream = |kind| signal(kind).expect("a runtime with signals can listen for them");
-    let (mut interrupt, mut terminate) = (stream(SignalKind::interrupt()), stream(SignalKind::terminate()));
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// SIGINT and SIGTERM, caught from the moment this exists: make it before anything that takes time or has to be undone.
+pub(crate) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// Needs a runtime.
+    pub(crate) fn catch() -> Signals {
+        let stream = |kind| signal(kind).expect("a runtime with signals can listen for them");
+        Signals { interrupt: stream(SignalKind::interrupt()), terminate: stream(SignalKind::terminate()) }
+    }
+
+    /// Ends with the first one.
+    pub(crate) async fn caught(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }

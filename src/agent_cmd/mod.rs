@@ -10,6 +10,7 @@ mod link;
 
 use crate::config::agent::{Agent as Config, CARRIERS_DEFAULT, CHECK_DEFAULT, Expose, Secret};
 use crate::config::bridge::Engine as EngineConfig;
+use crate::machine::Signals;
 use crate::{Ending, Failure, cli, machine};
 use link::Link;
 use ringspan_engine::engine::{Engine, Feed, Options as EngineOptions};
@@ -46,9 +47,10 @@ pub(crate) fn run(args: &cli::Agent) -> Result<Ending, Failure> {
     machine::prepare();
     let runtime = machine::runtime()?;
     runtime.block_on(async {
+        let mut signals = Signals::catch();
         let mut server = AgentServer::start(config)?;
         let ending = tokio::select! {
-            () = machine::stop_signal() => Ok(Ending::Good),
+            () = signals.caught() => Ok(Ending::Good),
             failure = server.serve() => Err(failure),
         };
         server.stop().await;

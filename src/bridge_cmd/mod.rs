@@ -11,6 +11,7 @@ mod sessions;
 use crate::config::bridge::Bridge as Config;
 use crate::http_server::HttpServer;
 use crate::keyring::Keyring;
+use crate::machine::Signals;
 use crate::office::{Floor, Office};
 use crate::token_cmd::{protection, public_address};
 use crate::{Ending, Failure, admin, cli, machine};
@@ -48,6 +49,7 @@ pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
     machine::prepare();
     let runtime = machine::runtime()?;
     runtime.block_on(async {
+        let mut signals = Signals::catch();
         let server = BridgeServer::start(&config)?;
         if args.config.is_none() {
             tracing::info!(
@@ -56,7 +58,7 @@ pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
             );
         }
         let ending = tokio::select! {
-            () = machine::stop_signal() => Ending::Good,
+            () = signals.caught() => Ending::Good,
             () = server.broken() => Ending::Down,
         };
         server.stop().await;

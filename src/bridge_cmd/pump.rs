@@ -20,7 +20,7 @@ use ringspan_tunnel::bridge::{BridgeEvent, BridgeEvents, BridgeHandle, LinkId};
 use ringspan_tunnel::credit::WINDOW_BYTES_INITIAL;
 use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::health_feed::Change;
-use ringspan_tunnel::hello::{Applicant, Limits, Refusal, RefusalCode, Welcome};
+use ringspan_tunnel::hello::{Applicant, Expose, Limits, Refusal, RefusalCode, Welcome};
 use ringspan_tunnel::identity::AgentId;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -131,8 +131,8 @@ pub(super) async fn run(hall: Arc<Hall>, mut events: BridgeEvents, bell: Arc<Bel
     let mut dials = HashMap::<(AgentId, u16, Reason), u64>::new();
     let mut tell = tokio::time::interval(DIALS_TOLD);
     loop {
-        let mut orders = Vec::new();
-        let mut routes_changed = false;
+        // What is told is told when it is true: after the routes are set.
+        let (mut orders, mut tales) = (Vec::new(), Vec::<Tale>::new());
         while let Some(event) = events.try_event() {
             match event {
                 BridgeEvent::Hello { link, peer, applicant } => {
@@ -150,15 +150,14 @@ pub(super) async fn run(hall: Arc<Hall>, mut events: BridgeEvents, bell: Arc<Bel
                     {
                         hall.throw_out(*agent);
                     }
-                    let order = on_change(&mut hall.sessions(), event);
-                    routes_changed |= order.is_some();
-                    orders.extend(order);
+                    orders.extend(on_change(&mut hall.sessions(), event, &mut tales));
                 }
             }
         }
-        if routes_changed {
+        if !orders.is_empty() {
             hall.handle.set_routes(Arc::new(hall.sessions().routes()));
         }
+        tales.into_iter().for_each(|tale| tale());
         for order in orders {
             // Only a stopped registry closes it.
             let _closed = scribe.send(order).await;
@@ -170,26 +169,35 @@ pub(super) async fn run(hall: Arc<Hall>, mut events: BridgeEvents, bell: Arc<Bel
     }
 }
 
-/// Logs an event; the order it makes, if routes or registry have to know.
-fn on_change(sessions: &mut Sessions, event: BridgeEvent) -> Option<Order> {
+/// A line of the log, not yet written.
+type Tale = Box<dyn FnOnce() + Send>;
+
+/// Takes an event in; the order it makes, if routes or registry have to know, and what to tell of it.
+fn on_change(sessions: &mut Sessions, event: BridgeEvent, tales: &mut Vec<Tale>) -> Option<Order> {
     match event {
         BridgeEvent::AgentUp { agent, applicant, generation, peer } => {
-            let name = &applicant.name;
-            let exposes = applicant.exposes.iter().map(|e| format!("{}={}", e.service, e.address)).collect::<Vec<_>>();
-            let software = &applicant.software;
-            tracing::info!(%agent, %name, peer = shown(peer), exposes = exposes.join(","), software, "agent up");
-            Some(sessions.on_up(&applicant, generation))
+            let order = sessions.on_up(&applicant, generation);
+            tales.push(Box::new(move || {
+                let Applicant { name, exposes, software, .. } = &*applicant;
+                let exposes = exposes.iter().map(|e| format!("{}={}", e.service, e.address)).collect::<Vec<_>>();
+                tracing::info!(%agent, %name, peer = shown(peer), exposes = exposes.join(","), software, "agent up");
+            }));
+            Some(order)
         }
         BridgeEvent::AgentGone { agent, generation, reason, detail } => {
-            let order = sessions.on_gone(agent, generation);
-            if order.is_some() {
+            let order = sessions.on_gone(agent, generation)?;
+            tales.push(Box::new(move || {
                 tracing::warn!(%agent, %reason, detail, "agent gone: its backends take no visitors");
-            }
-            order
+            }));
+            Some(order)
         }
         BridgeEvent::Health { agent, generation, changes } => {
-            changes.iter().for_each(|change| tell_health(sessions, agent, change));
-            sessions.on_health(agent, generation, &changes)
+            let order = sessions.on_health(agent, generation, &changes)?;
+            for change in changes {
+                let Some(expose) = sessions.backend(agent, change.backend).cloned() else { continue };
+                tales.push(Box::new(move || tell_health(&expose, agent, &change)));
+            }
+            Some(order)
         }
         BridgeEvent::Carriers { agent, count } => {
             tracing::debug!(%agent, count, "carriers");
@@ -207,8 +215,7 @@ fn on_change(sessions: &mut Sessions, event: BridgeEvent) -> Option<Order> {
     }
 }
 
-fn tell_health(sessions: &Sessions, agent: AgentId, change: &Change) {
-    let Some(expose) = sessions.backend(agent, change.backend) else { return };
+fn tell_health(expose: &Expose, agent: AgentId, change: &Change) {
     let (service, address) = (&expose.service, &expose.address);
     let code = change.after.code.map_or("unseen", |code| code.as_str());
     match (change.before.health, change.after.health) {

@@ -14,6 +14,7 @@ use crate::agent_cmd::AgentServer;
 use crate::bridge_cmd::BridgeServer;
 use crate::config::agent::{Agent as AgentConfig, CARRIERS_DEFAULT, Check, Expose, Secret};
 use crate::config::bridge::{Bridge as BridgeConfig, Engine as EngineConfig, Link, Listener, Tls};
+use crate::machine::Signals;
 use crate::office::{Answer, Request};
 use crate::{Ending, Failure, cli, machine};
 use backend::Backend;
@@ -45,6 +46,7 @@ pub(crate) fn run(args: &cli::Demo) -> Result<Ending, Failure> {
     machine::prepare();
     let runtime = machine::runtime()?;
     runtime.block_on(async {
+        let mut signals = Signals::catch();
         let mut demo = Demo::start().await?;
         let end = args.seconds.map(Duration::from_secs);
         let over = async {
@@ -58,7 +60,7 @@ pub(crate) fn run(args: &cli::Demo) -> Result<Ending, Failure> {
             let story = demo.tell_stories();
             tokio::select! {
                 failure = story => Some(failure),
-                () = machine::stop_signal() => None,
+                () = signals.caught() => None,
                 () = over => None,
             }
         };

@@ -6,6 +6,7 @@ use super::report::Summary;
 use super::targets::Resolved;
 use crate::Failure;
 use crate::cli::{self, ReportFormat};
+use crate::machine::Signals;
 use indicatif::{ProgressBar, ProgressStyle};
 use ringspan_engine::engine::{Engine, Feed, Options};
 use ringspan_engine::health::{Health, Thresholds};
@@ -51,7 +52,10 @@ pub(super) fn run(args: &cli::Probe, targets: &[Resolved]) -> Result<Summary, Fa
         .enable_all()
         .build()
         .map_err(|e| Failure::Run(format!("no event loop: {e}. Try: ringspan doctor")))?;
-    runtime.block_on(Session::start(args, targets, hlog)?.run())
+    runtime.block_on(async {
+        let signals = Signals::catch();
+        Session::start(args, targets, hlog)?.run(signals).await
+    })
 }
 
 struct Session<'a> {
@@ -89,12 +93,11 @@ impl<'a> Session<'a> {
         Ok(Session { args, targets, engine, feed, bell, verdicts, hlog, transitions: vec![], samples: vec![] })
     }
 
-    async fn run(mut self) -> Result<Summary, Failure> {
+    async fn run(mut self, mut signals: Signals) -> Result<Summary, Failure> {
         let (started, wall, cpu) = (Instant::now(), SystemTime::now(), cpu_time(CpuOf::Process));
-        let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
         let interrupted = tokio::select! {
             biased;
-            _ = &mut interrupt => true,
+            () = signals.caught() => true,
             result = self.probe(started) => { result?; false }
         };
         let duration = started.elapsed();
