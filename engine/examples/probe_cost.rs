@@ -1,5 +1,5 @@
 //! What one half-open probe costs in this engine, and how late it starts: `probe_cost TARGETS INTERVAL_MS SECONDS
-//! [IN_FLIGHT] [epoll|ring]`, one worker, against the listeners of `probe-floor server` (127.0.1.1 to 16, port 7777).
+//! [IN_FLIGHT] [epoll|ring] [PORT]`, one worker, against listeners on 127.0.1.1 to 127.0.1.16 (port 7777 by default).
 
 use ringspan_engine::engine::{Engine, Options};
 use ringspan_engine::health::{Health, Thresholds};
@@ -37,7 +37,7 @@ fn main() {
     };
     for key in 0..targets {
         let mut target = Target {
-            address: ([127, 0, 1, 1 + (key % 16) as u8], 7777).into(),
+            address: ([127, 0, 1, 1 + (key % 16) as u8], number(5, 7777) as u16).into(),
             check: Check::Tcp(Mode::HalfOpen),
             policy,
             initial: Health::Unknown,

@@ -132,18 +132,21 @@ impl Engine {
     }
 
     /// What the probers have counted since the start, with every target known that was added before the call. Asks
-    /// every worker and waits for its next turn, about a
-    /// millisecond; a worker that has stalled for 500 ms counts as it stood when it last stopped, or as nothing.
-    /// After [`stop`](Engine::stop): the final numbers.
+    /// every worker and waits for its next turn, about a millisecond; a worker that has stalled for 500 ms counts as it
+    /// stood when it last answered. After [`stop`](Engine::stop): the final numbers.
     pub fn stats(&self) -> Stats {
         let asked: Vec<_> =
             self.probes.desks.iter().map(|desk| self.workers.as_ref().and_then(|_| desk.ask())).collect();
         let deadline = Instant::now() + STATS_WAIT;
         let numbers = asked.into_iter().zip(self.probes.desks.iter()).map(|(answer, desk)| {
-            answer
-                .and_then(|answer| answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok())
-                .or_else(|| desk.legacy.load().as_deref().cloned())
-                .unwrap_or_default()
+            let wait = || deadline.saturating_duration_since(Instant::now());
+            match answer.and_then(|answer| answer.recv_timeout(wait()).ok()) {
+                Some(numbers) => {
+                    desk.remember(&numbers);
+                    numbers
+                }
+                None => desk.legacy.load().as_deref().cloned().unwrap_or_default(),
+            }
         });
         Stats::of(numbers.collect())
     }
@@ -228,6 +231,15 @@ impl Probes {
 }
 
 impl Desk {
+    /// Keeps the numbers for when the worker does not answer, unless newer ones are kept.
+    fn remember(&self, numbers: &Numbers) {
+        let numbers = Arc::new(numbers.clone());
+        self.legacy.rcu(|kept| match kept {
+            Some(kept) if kept.counters.started > numbers.counters.started => Some(kept.clone()),
+            _ => Some(numbers.clone()),
+        });
+    }
+
     fn ask(&self) -> Option<mpsc::Receiver<Numbers>> {
         let (to, answer) = mpsc::sync_channel(1);
         self.asks.send(to).ok().map(|()| answer)

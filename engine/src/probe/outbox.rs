@@ -90,6 +90,16 @@ impl Outbox {
         spill.into_iter().chain(samples).min()
     }
 
+    /// The last turn: tells the reader of all that lies in the mailboxes. Transitions that still find no room are
+    /// lost with the worker; nobody has read for thousands of them.
+    pub(crate) fn close(&mut self, now: Instant) {
+        self.flush(now);
+        if !self.spill.is_empty() {
+            tracing::warn!(transitions = self.spill.len(), "stopped with health changes that nobody came to read");
+        }
+        self.wake();
+    }
+
     fn wake(&mut self) {
         (self.transitions_new, self.samples_since) = (false, None);
         self.transitions.wake();

@@ -392,6 +392,7 @@ impl Prober {
         self.parts.outbox.flush(now);
         self.give_names_back();
         if self.stopping && self.flights.is_empty() {
+            self.parts.outbox.close(now);
             self.parts.legacy.store(Some(Arc::new(self.numbers())));
             return Next::Done;
         }
