@@ -140,7 +140,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Two workers, one listener for the service `echo`.
+    /// Two workers, one listener for the service `echo`. With TLS on the best backend, without it on epoll: each is
+    /// attacked on one of them.
     pub(crate) fn new(with_tls: bool) -> World {
         let folder = tempfile::tempdir().unwrap();
         let tls = with_tls.then(|| ServerTls::self_signed(folder.path()).unwrap());
@@ -159,7 +160,8 @@ impl World {
         let bridge = Bridge::new(&options, &seats, bell.clone()).unwrap();
         let Bridge { residents, handle, mut events } = bridge;
         let seats = seats.into_iter().zip(residents).map(|(seat, resident)| (seat, vec![resident])).collect();
-        let workers = Workers::start(&WorkerOptions { backend: Backend::Auto, pin: false }, seats).unwrap();
+        let backend = if with_tls { Backend::Auto } else { Backend::Epoll };
+        let workers = Workers::start(&WorkerOptions { backend, pin: false }, seats).unwrap();
         let (keyring, journal) = (Arc::new(Mutex::new(Keyring::default())), Arc::new(Journal::default()));
         let (keys, notes, steer) = (keyring.clone(), journal.clone(), handle.clone());
         let control = Helper::spawn(bell, move || {
