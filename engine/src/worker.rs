@@ -92,6 +92,9 @@ impl Workers {
         let stop = Arc::new(AtomicBool::new(false));
         let mut workers = Workers { threads: Vec::new(), stop, capabilities: Capabilities::none() };
         let mut reports = Vec::new();
+        if let Some((seat, _)) = seats.first() {
+            kernel::facts::reserve_descriptors(seat.waker.fd());
+        }
         for (Seat { index, waker }, residents) in seats {
             assert!(residents.len() <= RESIDENTS_MAX, "a worker has room for {RESIDENTS_MAX} residents");
             let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);

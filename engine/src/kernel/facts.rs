@@ -1,9 +1,11 @@
 //! What this machine offers and limits, for `doctor` and for choosing sizes. Reads; changes nothing but, when asked,
 //! the soft limit on open files.
 
-use super::socket::check;
+use super::socket::{check, set_option};
 use std::fs;
 use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// A resource limit (getrlimit(2)); `u64::MAX` is "unlimited".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,29 @@ pub fn raise_nofile() -> io::Result<Limit> {
     Ok(Limit { soft: hard, hard })
 }
 
+/// Makes room for as many descriptors as the soft limit allows, 65,536 at most (half a MiB): a table that grows under
+/// running threads makes each of them wait for the others (kernel fs/file.c, expand_fdtable calls synchronize_rcu).
+pub(crate) fn reserve_descriptors(any: super::Fd) {
+    let Some(limit) = nofile() else { return };
+    let last = limit.soft.min(65_536) as libc::c_int - 1;
+    // SAFETY: fcntl(2) with this command takes and gives integers. If there is no such number nothing is reserved.
+    let fd = unsafe { libc::fcntl(any.0, libc::F_DUPFD_CLOEXEC, last) };
+    if fd >= 0 {
+        // SAFETY: the call above has just given us this descriptor, and nobody else owns it.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+}
+
+/// Whether this kernel encrypts TLS records itself, tried on a connection over the loopback (TCP_ULP "tls").
+///
+/// # Errors
+/// ENOENT: the module `tls` is not loaded, and we may not load it. Others: the loopback does not work.
+pub fn try_kernel_tls() -> io::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let stream = TcpStream::connect(listener.local_addr()?)?;
+    set_option(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_ULP, *b"tls\0")
+}
+
 /// `kernel.io_uring_disabled` (6.6): 0 everybody may, 1 a group and root, 2 nobody. None where there is no such switch.
 pub fn io_uring_disabled() -> Option<u64> {
     number("/proc/sys/kernel/io_uring_disabled")
@@ -50,4 +75,22 @@ pub fn io_uring_disabled() -> Option<u64> {
 
 fn number(path: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The limits are there and ordered; the try for kernel TLS answers yes or "no such module", nothing else.
+    #[test]
+    fn facts_are_plausible() {
+        for limit in [nofile(), memlock()] {
+            let limit = limit.expect("the kernel says");
+            assert!(limit.soft <= limit.hard && limit.hard > 0, "{limit:?}");
+        }
+        match try_kernel_tls() {
+            Ok(()) => {}
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOENT)),
+        }
+    }
 }

@@ -17,6 +17,8 @@ use std::time::Duration;
 mod accepts;
 mod knocks;
 mod polls;
+mod random;
+mod refused;
 
 /// Long enough for any event on any machine; reached only by a failure.
 const FAR: Duration = Duration::from_secs(30);
