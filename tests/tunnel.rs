@@ -34,6 +34,13 @@ fn a_dead_backend_is_ejected_and_comes_back() {
     assert_eq!(names(&world, 50), ["b".to_owned()].into());
     until("the registry to say so", || (world.healthy() == [u64::from(b.address.port())]).then_some(()));
 
+    let metrics = get(world.http, "/metrics").expect("it serves").1;
+    for series in
+        ["ringspan_tunnel_carriers 2", "ringspan_tunnel_streams_opened_total ", "ringspan_probes_total{code=\"L4OK\"}"]
+    {
+        assert!(metrics.contains(series), "{series}\n{metrics}");
+    }
+
     let before = world.bridge.line_count();
     let _a = Nginx::start_at("a", a.address);
     world.bridge.wait_line_from(before, &["backend up", &dead, "L4OK"]);

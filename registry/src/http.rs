@@ -13,7 +13,7 @@ mod params;
 mod tests;
 mod view;
 
-pub use metrics::ProbeStats;
+pub use metrics::{MoreSeries, ProbeStats};
 
 use crate::service::Registry;
 use crate::table::Refusal;
@@ -34,6 +34,8 @@ pub struct Options {
     ///
     /// [`Engine::stats`]: ringspan_engine::engine::Engine::stats
     pub probe_stats: Option<ProbeStats>,
+    /// Writes the series of what else runs in this process; on the same thread. `None`: nothing else.
+    pub more: Option<MoreSeries>,
 }
 
 /// A request must be read and answered within this: above the time that a submitter may wait for room in the registry's
@@ -53,7 +55,7 @@ struct App {
 /// All of the registry's HTTP. The root package may merge routes of its own into it (`Router::merge`), for instance
 /// /api/v1/agents.
 pub fn router(registry: Registry, options: Options) -> Router {
-    let metrics = Arc::new(Metrics::new(registry.clone(), options.probe_stats));
+    let metrics = Arc::new(Metrics::new(registry.clone(), options.probe_stats, options.more));
     let app = App { registry, metrics };
     Router::new()
         .merge(nacos::routes())

@@ -5,6 +5,7 @@
 //! ```
 //! [`BridgeServer`] is all of it without flags and signals; `ringspan demo` runs the same one.
 
+mod metrics;
 mod pump;
 mod sessions;
 
@@ -137,7 +138,10 @@ impl BridgeServer {
         let asked = engine.clone();
         let probe_stats: http::ProbeStats =
             Arc::new(move || asked.lock().unwrap_or_else(PoisonError::into_inner).stats());
-        let router = http::router(registry.clone(), http::Options { probe_stats: Some(probe_stats) });
+        let router = http::router(
+            registry.clone(),
+            http::Options { probe_stats: Some(probe_stats), more: Some(metrics::of(handle.clone())) },
+        );
         let http = tokio::spawn(http_server.serve(router, stopping));
         let tasks = vec![
             tokio::spawn(pump::run(hall.clone(), events, link_bell)),

@@ -24,6 +24,9 @@ use std::sync::atomic::Ordering;
 /// Where the engine's numbers come from.
 pub type ProbeStats = Arc<dyn Fn() -> Stats + Send + Sync>;
 
+/// Series of others, written at each scrape behind ours.
+pub type MoreSeries = Arc<dyn Fn(DescriptorEncoder<'_>) -> fmt::Result + Send + Sync>;
+
 /// All series, and the counters that live between scrapes.
 pub(super) struct Metrics {
     series: prometheus_client::registry::Registry,
@@ -38,11 +41,11 @@ struct Request {
 }
 
 impl Metrics {
-    pub(super) fn new(registry: Registry, probe_stats: Option<ProbeStats>) -> Metrics {
+    pub(super) fn new(registry: Registry, probe_stats: Option<ProbeStats>, more: Option<MoreSeries>) -> Metrics {
         let requests = Family::default();
         let mut series = prometheus_client::registry::Registry::with_prefix("ringspan");
         series.register("http_requests", "HTTP requests answered, by method, route and status", requests.clone());
-        series.register_collector(Box::new(Scrape { registry, probe_stats }));
+        series.register_collector(Box::new(Scrape { registry, probe_stats, more }));
         Metrics { series, requests }
     }
 
@@ -77,6 +80,7 @@ pub(super) async fn scrape(State(app): State<App>) -> Response {
 struct Scrape {
     registry: Registry,
     probe_stats: Option<ProbeStats>,
+    more: Option<MoreSeries>,
 }
 
 impl fmt::Debug for Scrape {
@@ -88,8 +92,11 @@ impl fmt::Debug for Scrape {
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         self.registry_series(&mut encoder)?;
-        match &self.probe_stats {
-            Some(stats) => probe_series(&mut encoder, &stats().total),
+        if let Some(stats) = &self.probe_stats {
+            probe_series(&mut encoder, &stats().total)?;
+        }
+        match &self.more {
+            Some(more) => more(encoder),
             None => Ok(()),
         }
     }

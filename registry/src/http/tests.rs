@@ -19,7 +19,7 @@ impl Api {
     fn new() -> Api {
         let registry = Registry::open(&RegistryOptions::default()).unwrap();
         let stats: ProbeStats = Arc::new(ringspan_engine::stats::Stats::default);
-        let router = router(registry.clone(), Options { probe_stats: Some(stats) });
+        let router = router(registry.clone(), Options { probe_stats: Some(stats), ..Options::default() });
         Api { registry, router }
     }
 
