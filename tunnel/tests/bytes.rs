@@ -4,6 +4,7 @@
 mod rig;
 
 use rig::backend::{self, Order, Source, ask, finish, read_all};
+use rig::cable;
 use rig::{BridgeRig, EPOLL, RING, SHAPES, Shape};
 use std::net::Shutdown;
 use std::sync::mpsc::Receiver;
@@ -86,6 +87,28 @@ fn short_visits_are_whole() {
             }
         });
         assert_eq!(agent.handle.stats().streams_total, 1000, "{shape:?}");
+        let across = (shape.workers, shape.carriers) == (2, 1);
+        assert_eq!(bridge.stats().handovers > 0, across, "{shape:?}: one carrier serves the visitors of both workers");
+    }
+}
+
+/// A link whose bytes arrive in pieces of 1 to 60 bytes and in bursts: headers, HELLOs and TLS records are cut
+/// everywhere, and nothing is lost.
+#[test]
+fn bytes_survive_any_split() {
+    for shape in SHAPES {
+        let (address, _reports) = backend::start();
+        let bridge = rig::bridge(shape, &["web"]);
+        let cable = cable::choppy(bridge.handle.link_address());
+        let agent = bridge.agent_via(shape, cable.address, &[("web", address)]);
+        bridge.log.wait_for(&format!("health {} 0 Up", agent.id), 1);
+        thread::scope(|scope| {
+            for visitor in 0..4 {
+                let bridge = &bridge;
+                scope.spawn(move || echo(bridge, visitor, 700_000 + visitor));
+            }
+        });
+        assert_eq!(agent.log.count("down"), 0, "{shape:?}");
     }
 }
 

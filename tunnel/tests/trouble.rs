@@ -4,6 +4,7 @@
 mod rig;
 
 use rig::backend::{self, Order, ask, read_all};
+use rig::cable;
 use rig::{EPOLL, PATIENCE, RING, SHAPES, Shape};
 use ringspan_engine::health::Health;
 use ringspan_engine::io::Family;
@@ -137,39 +138,6 @@ fn read_end(mut visitor: TcpStream) -> u64 {
     bytes
 }
 
-/// Relays bytes until it is told to cut every connection, abruptly.
-struct Cable {
-    address: SocketAddr,
-    ends: std::sync::Arc<std::sync::Mutex<Vec<TcpStream>>>,
-}
-
-fn cable(to: SocketAddr) -> Cable {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (address, ends) = (listener.local_addr().unwrap(), std::sync::Arc::new(std::sync::Mutex::new(Vec::new())));
-    let kept = ends.clone();
-    thread::spawn(move || {
-        for near in listener.incoming() {
-            let (near, far) = (near.unwrap(), TcpStream::connect(to).unwrap());
-            kept.lock().unwrap().extend([near.try_clone().unwrap(), far.try_clone().unwrap()]);
-            for (mut from, mut to) in [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)] {
-                thread::spawn(move || {
-                    let _ = std::io::copy(&mut from, &mut to);
-                    let _ = to.shutdown(Shutdown::Both);
-                });
-            }
-        }
-    });
-    Cable { address, ends }
-}
-
-impl Cable {
-    fn cut(&self) {
-        for end in self.ends.lock().unwrap().drain(..) {
-            let _ = end.shutdown(Shutdown::Both);
-        }
-    }
-}
-
 /// A link that is cut ten times, in the middle of floods: each time the visitors are reset, the agent comes back by
 /// itself, and a visitor's bytes are whole again.
 #[test]
@@ -177,7 +145,7 @@ fn a_cut_link_comes_back() {
     for shape in [RING, Shape { tls: true, ..EPOLL }] {
         let (address, _reports) = backend::start();
         let bridge = rig::bridge(shape, &["web"]);
-        let cable = cable(bridge.handle.link_address());
+        let cable = cable::straight(bridge.handle.link_address());
         let agent = bridge.agent_via(shape, cable.address, &[("web", address)]);
         for round in 1..=10 {
             bridge.log.wait_for(&format!("health {} 0 Up", agent.id), round);
@@ -193,6 +161,29 @@ fn a_cut_link_comes_back() {
         ask(&mut visitor, Order::Send, 1, 1_000_000);
         assert_eq!(read_end(visitor), 1_000_000, "{shape:?}");
     }
+}
+
+/// A link that falls silent without an end, as when a machine loses its power: both sides find it dead by themselves,
+/// the visitors are reset, and a new link takes its place.
+#[test]
+fn a_silent_link_is_found_dead() {
+    let shape = RING;
+    let (address, _reports) = backend::start();
+    let bridge = rig::bridge(shape, &["web"]);
+    let cable = cable::straight(bridge.handle.link_address());
+    let agent = bridge.agent_via(shape, cable.address, &[("web", address)]);
+    bridge.log.wait_for(&format!("health {} 0 Up", agent.id), 1);
+    bridge.log.wait_for(&format!("carriers {} 2", agent.id), 1);
+    let mut visitor = bridge.visit(0);
+    ask(&mut visitor, Order::Listen, 1, 0);
+    cable.freeze();
+    assert!(is_reset(read_all(&mut visitor, 1).2));
+    bridge.log.wait_for(&format!("gone {} silent", agent.id), 1);
+    agent.log.wait_for("silent", 2);
+    bridge.log.wait_for(&format!("health {} 0 Up", agent.id), 2);
+    let mut visitor = bridge.visit(0);
+    ask(&mut visitor, Order::Send, 1, 1000);
+    assert_eq!(read_end(visitor), 1000);
 }
 
 /// Garbage on the link port, of every kind, costs its sender the connection and nobody else anything.

@@ -39,9 +39,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Connections the kernel queues for us while a worker is in the middle of a turn; net.core.somaxconn caps it.
 const BACKLOG: i32 = 4096;
+
+/// A visitor that has said nothing for this long is asked by TCP whether it is still there: a phone that went out of
+/// reach should not keep its stream for ever.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
 /// Letters between workers and from the control plane: a burst of handed-over visitors. Full: the visitor is refused.
 const MAIL_MAX: usize = 4096;
@@ -255,8 +260,9 @@ impl Bridge {
                 let group = Socket::listen_group(&address, BACKLOG, seats.len())
                     .map_err(|error| BridgeError::Bind { listener: listener.into(), address, error })?;
                 for socket in &group {
-                    // Accepted sockets inherit both: the kernel clones the listener. They would work without.
+                    // Accepted sockets inherit all of it: the kernel clones the listener. They would work without.
                     let _ = socket.set_nodelay();
+                    let _ = socket.set_keepalive(KEEPALIVE_IDLE);
                     if address.ip().is_loopback() {
                         let _ = socket.set_unpaced();
                     }

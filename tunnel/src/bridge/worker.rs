@@ -273,6 +273,9 @@ impl BridgeWorker {
     }
 
     fn on_transfer(&mut self, cx: &mut Cx<'_>, transfer: Transfer) {
+        if self.stopping {
+            return;
+        }
         let Transfer { body, payload, welcome, applicant, peer } = transfer;
         let key = self.plane.adopt_carrier(body);
         let guest = Guest {

@@ -102,6 +102,11 @@ impl Endpoint {
         self
     }
 
+    /// Whether it is still somebody's.
+    pub(super) fn is_live(&self) -> bool {
+        self.stage != Stage::Closing
+    }
+
     pub(super) fn held_bytes(&self) -> usize {
         self.held_bytes
     }

@@ -12,11 +12,12 @@ mod carrier;
 mod endpoint;
 mod pipes;
 mod rx;
+mod streams;
 mod tx;
 
 pub(crate) use carrier::Carrier;
 use carrier::{Lost, Phase};
-use endpoint::{Armed, Endpoint, Stage, dial_reason};
+use endpoint::{Endpoint, Stage, dial_reason};
 use pipes::Pipes;
 
 use crate::frame::{Kind, Reason};
@@ -25,7 +26,7 @@ use crate::mux::{Limits, Mux, Side};
 use crate::slots::{Key, Slots};
 use crate::stats::WorkerStats;
 use crate::tls::{Binding, Tls};
-use ringspan_engine::io::{Event as IoEvent, Family, Interest, Op};
+use ringspan_engine::io::{Event as IoEvent, Family};
 use ringspan_engine::kernel::Socket;
 use ringspan_engine::resident::Cx;
 use ringspan_engine::time::Instant;
@@ -339,140 +340,6 @@ impl Plane {
             for key in late {
                 self.dial_failed(cx, key, Reason::DialTimeout);
             }
-        }
-    }
-
-    fn dial(&mut self, cx: &mut Cx<'_>, carrier: Key, id: u32, backend: u16) {
-        let started = match self.backends.get(usize::from(backend)) {
-            None => Err(Reason::UnknownBackend),
-            Some(to) => dialer(to).map(|socket| (socket, *to)).map_err(|_| Reason::DialLocal),
-        };
-        let (socket, to) = match started {
-            Ok(started) => started,
-            Err(reason) => {
-                if let Some(c) = self.carriers.get_mut(carrier) {
-                    c.mux.reset(id, reason);
-                }
-                self.stats.dials_failed.add(1);
-                self.stats.count(reason);
-                self.events.push(Event::DialFailed { backend, reason });
-                return;
-            }
-        };
-        let fd = socket.fd();
-        let mut endpoint = Endpoint::new(socket, carrier, backend, Stage::Dialing { deadline: cx.now + self.dial_max });
-        endpoint.stream = id;
-        endpoint.armed = Armed { dial: true, ..Armed::default() };
-        let key = self.endpoints.insert(endpoint);
-        if let Some(c) = self.carriers.get_mut(carrier) {
-            c.mux.adopt(id, key);
-        }
-        self.stats.streams_total.add(1);
-        self.stats.streams_open.add(1);
-        cx.io.submit(cx.token(OP_DIAL, key.generation, key.index), Op::Connect { fd, to });
-    }
-
-    fn on_connected(&mut self, cx: &mut Cx<'_>, key: Key) {
-        if let Some(e) = self.endpoints.get_mut(key) {
-            e.stage = Stage::Open;
-        }
-        self.flush(cx, key);
-        // The backend has not been asked yet: it will speak when it is ready, or at once if it speaks first.
-        self.arm_read(cx, key);
-    }
-
-    fn dial_failed(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason) {
-        let Some(e) = self.endpoints.get(key) else { return };
-        let backend = e.backend;
-        self.stats.dials_failed.add(1);
-        self.events.push(Event::DialFailed { backend, reason });
-        self.fail(cx, key, reason);
-    }
-
-    fn source_ready(&mut self, key: Key) {
-        let Some(e) = self.endpoints.get(key) else { return };
-        let (carrier, stream) = (e.carrier, e.stream);
-        if let Some(c) = self.carriers.get_mut(carrier) {
-            c.mux.source_ready(stream);
-            self.queue(carrier);
-        }
-    }
-
-    fn flush(&mut self, cx: &mut Cx<'_>, key: Key) {
-        let Some(e) = self.endpoints.get_mut(key) else { return };
-        match e.flush(&mut self.pipes) {
-            Ok(n) => {
-                self.held_bytes -= n;
-                let (carrier, stream) = (e.carrier, e.stream);
-                self.stats.bytes_from_link.add(n as u64);
-                if let Some(c) = self.carriers.get_mut(carrier) {
-                    c.mux.delivered(stream, n as u32);
-                    self.queue(carrier);
-                }
-                self.settle(cx, key);
-            }
-            Err(_) => self.fail(cx, key, Reason::SocketReset),
-        }
-    }
-
-    /// After something was written or ended: waits for room, passes the end on, or closes.
-    fn settle(&mut self, cx: &mut Cx<'_>, key: Key) {
-        let Some(e) = self.endpoints.get_mut(key) else { return };
-        if e.wants_write() {
-            e.armed.write = true;
-            let fd = e.socket.fd();
-            cx.io.submit(cx.token(OP_WRITE, key.generation, key.index), Op::Poll { fd, interest: Interest::Write });
-        }
-        if e.settle() {
-            self.close_endpoint(cx, key);
-        }
-    }
-
-    fn arm_read(&mut self, cx: &mut Cx<'_>, key: Key) {
-        let Some(e) = self.endpoints.get_mut(key) else { return };
-        if e.stage == Stage::Open && !e.armed.read && !e.read_ended {
-            e.armed.read = true;
-            let fd = e.socket.fd();
-            cx.io.submit(cx.token(OP_READ, key.generation, key.index), Op::Poll { fd, interest: Interest::Read });
-        }
-    }
-
-    /// Our socket failed: tells the peer, and resets.
-    fn fail(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason) {
-        let Some(e) = self.endpoints.get(key) else { return };
-        let (carrier, stream) = (e.carrier, e.stream);
-        if let Some(c) = self.carriers.get_mut(carrier) {
-            c.mux.reset(stream, reason);
-            self.queue(carrier);
-        }
-        self.stats.count(reason);
-        self.abort(cx, key);
-    }
-
-    /// Resets the socket: what is unsent is dropped, and its peer knows.
-    fn abort(&mut self, cx: &mut Cx<'_>, key: Key) {
-        if let Some(e) = self.endpoints.get(key) {
-            let _ = e.socket.reset_on_close();
-        }
-        self.close_endpoint(cx, key);
-    }
-
-    fn close_endpoint(&mut self, cx: &mut Cx<'_>, key: Key) {
-        let Some(e) = self.endpoints.get_mut(key).filter(|e| e.stage != Stage::Closing) else { return };
-        self.held_bytes -= e.forget(&mut self.pipes);
-        e.stage = Stage::Closing;
-        self.stats.streams_open.sub(1);
-        for (armed, op) in [(e.armed.read, OP_READ), (e.armed.write, OP_WRITE), (e.armed.dial, OP_DIAL)] {
-            if armed {
-                cx.io.cancel(cx.token(op, key.generation, key.index));
-            }
-        }
-        self.reap_endpoint(key);
-    }
-
-    fn reap_endpoint(&mut self, key: Key) {
-        if self.endpoints.get(key).is_some_and(|e| !e.armed.any()) {
-            self.endpoints.remove(key);
         }
     }
 

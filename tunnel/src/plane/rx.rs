@@ -10,6 +10,7 @@
 //! next header is read alone. A carrier with TLS always copies.
 
 use super::carrier::{Carrier, Lost, Phase, Reading};
+use super::endpoint::Endpoint;
 use super::{Event, HELD_BYTES_MAX, OP_CARRIER_READ, Plane};
 use crate::frame::{HEADER_BYTES, Header, Kind, Reason, Violation};
 use crate::mux::Input;
@@ -105,10 +106,17 @@ impl Plane {
         Ok(())
     }
 
-    /// Splices the rest of a payload. `None`: no pipe is left, copy. `Some(0)` means the socket is empty.
+    /// Splices the rest of a payload and says how much of the turn that took. `None`: no pipe is left, copy.
     fn rx_splice(&mut self, cx: &mut Cx<'_>, key: Key, left: usize) -> Result<Option<usize>, Lost> {
-        let Some(pipe) = self.pipes.take() else { return Ok(None) };
         let c = self.carriers.get_mut(key).expect("the caller has just looked");
+        if let Reading::Data { owner, .. } = c.reading
+            && !self.endpoints.get(owner).is_some_and(Endpoint::is_live)
+        {
+            // Its socket failed inside the frame, and the mux has reset the stream.
+            c.reading = Reading::Discard { left };
+            return Ok(Some(0));
+        }
+        let Some(pipe) = self.pipes.take() else { return Ok(None) };
         let n = match received(pipe.fill(&c.socket, left)) {
             Ok(Some(n)) => n,
             Ok(None) => {
@@ -130,15 +138,11 @@ impl Plane {
             c.reading = Reading::Head;
         }
         self.stats.bytes_spliced.add(n as u64);
-        if let Some(e) = self.endpoints.get_mut(owner) {
-            let held = e.held_bytes();
-            let result = e.write_pipe(pipe, n, &mut self.pipes);
-            self.held_bytes = self.held_bytes + e.held_bytes() - held;
-            self.after_delivery(cx, key, id, owner, result);
-        } else {
-            self.pipes.drop_full(pipe);
-            self.forgotten(key, id, n);
-        }
+        let e = self.endpoints.get_mut(owner).expect("looked at above");
+        let held = e.held_bytes();
+        let result = e.write_pipe(pipe, n, &mut self.pipes);
+        self.held_bytes = self.held_bytes + e.held_bytes() - held;
+        self.after_delivery(cx, key, id, owner, result);
         if over && fin {
             self.on_fin(cx, owner);
         }
@@ -297,10 +301,8 @@ impl Plane {
     }
 
     fn deliver(&mut self, cx: &mut Cx<'_>, key: Key, id: u32, owner: Key, bytes: &[u8]) {
-        let Some(e) = self.endpoints.get_mut(owner) else {
-            self.forgotten(key, id, bytes.len());
-            return;
-        };
+        // A socket that failed inside the frame takes no more; the mux has reset its stream.
+        let Some(e) = self.endpoints.get_mut(owner).filter(|e| e.is_live()) else { return };
         let held = e.held_bytes();
         let result = e.write(bytes);
         let spilled = e.held_bytes() - held;
@@ -323,15 +325,8 @@ impl Plane {
         }
     }
 
-    /// Bytes of a stream whose socket went away inside the frame.
-    fn forgotten(&mut self, key: Key, id: u32, n: usize) {
-        if let Some(c) = self.carriers.get_mut(key) {
-            c.mux.delivered(id, n as u32);
-        }
-    }
-
     fn on_fin(&mut self, cx: &mut Cx<'_>, owner: Key) {
-        if let Some(e) = self.endpoints.get_mut(owner) {
+        if let Some(e) = self.endpoints.get_mut(owner).filter(|e| e.is_live()) {
             e.fin_due = true;
             self.settle(cx, owner);
         }

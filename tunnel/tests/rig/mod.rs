@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub(crate) mod backend;
+pub(crate) mod cable;
 
 use ringspan_engine::health::Health;
 use ringspan_engine::kernel::Backend as IoBackend;

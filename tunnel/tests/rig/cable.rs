@@ -1,0 +1,86 @@
+//! Something between agent and bridge that carries their bytes, badly.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// A relay for one link. Its threads end with their connections, or with the process.
+pub(crate) struct Cable {
+    pub(crate) address: SocketAddr,
+    lines: Arc<Mutex<Vec<Line>>>,
+}
+
+struct Line {
+    near: TcpStream,
+    far: TcpStream,
+    /// Taken by each copying thread for each piece: who holds it stops them.
+    gate: Arc<Mutex<()>>,
+}
+
+/// Passes bytes on as they come.
+pub(crate) fn straight(to: SocketAddr) -> Cable {
+    relay(to, false)
+}
+
+/// Passes bytes on in pieces of 1 to 60 bytes, now and then in a burst.
+pub(crate) fn choppy(to: SocketAddr) -> Cable {
+    relay(to, true)
+}
+
+fn relay(to: SocketAddr, choppy: bool) -> Cable {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, lines) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
+    let kept = lines.clone();
+    thread::spawn(move || {
+        for near in listener.incoming() {
+            let near = near.unwrap();
+            // The bridge may be gone at the end of a test.
+            let Ok(far) = TcpStream::connect(to) else { return };
+            let gate = Arc::new(Mutex::new(()));
+            for (from, to) in [(&near, &far), (&far, &near)] {
+                let (from, to, gate) = (from.try_clone().unwrap(), to.try_clone().unwrap(), gate.clone());
+                thread::spawn(move || carry(from, to, choppy, &gate));
+            }
+            kept.lock().unwrap().push(Line { near, far, gate });
+        }
+    });
+    Cable { address, lines }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, choppy: bool, gate: &Mutex<()>) {
+    let (mut rng, mut buffer) = (fastrand::Rng::with_seed(9), vec![0; 64 << 10]);
+    to.set_nodelay(true).unwrap();
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        let mut rest = &buffer[..n];
+        while !rest.is_empty() {
+            let max = if choppy && rng.u8(..20) > 0 { rng.usize(1..=60) } else { rest.len() };
+            let (piece, after) = rest.split_at(max.min(rest.len()));
+            drop(gate.lock().unwrap());
+            if to.write_all(piece).is_err() {
+                return;
+            }
+            rest = after;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+impl Cable {
+    /// Ends every connection that is open now.
+    pub(crate) fn cut(&self) {
+        for line in self.lines.lock().unwrap().drain(..) {
+            let _ = line.near.shutdown(Shutdown::Both);
+            let _ = line.far.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Stops every connection that is open now, without a word to either side. Later ones work.
+    pub(crate) fn freeze(&self) {
+        for line in self.lines.lock().unwrap().drain(..) {
+            // Kept open, and never passed again.
+            std::mem::forget(line.gate.lock().unwrap());
+            std::mem::forget((line.near, line.far));
+        }
+    }
+}
