@@ -14,7 +14,6 @@ use ringspan_tunnel::frame::{Header, Kind, Reason};
 use ringspan_tunnel::health_feed::BackendHealth;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::thread;
 
 fn is_reset(kind: Option<ErrorKind>) -> bool {
     matches!(kind, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe))
