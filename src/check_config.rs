@@ -16,7 +16,7 @@ enum Kind {
 /// Runs the subcommand. A good file is summed up on stdout.
 pub(crate) fn run(args: &cli::CheckConfig) -> Result<Ending, Failure> {
     let doc = Document::read(&args.file)?;
-    println!("{}", summary(&doc)?);
+    crate::say(&format!("{}\n", summary(&doc)?));
     Ok(Ending::Good)
 }
 

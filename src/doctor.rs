@@ -70,10 +70,10 @@ struct Facts {
 /// Runs the subcommand.
 pub(crate) fn run(args: &cli::Doctor) -> Result<Ending, Failure> {
     let findings = judge(&look());
-    match args.format {
-        ListFormat::Text => print!("{}", page(&findings)),
-        ListFormat::Json => println!("{}", serde_json::to_string_pretty(&findings).expect("findings are JSON")),
-    }
+    crate::say(&match args.format {
+        ListFormat::Text => page(&findings),
+        ListFormat::Json => serde_json::to_string_pretty(&findings).expect("findings are JSON") + "\n",
+    });
     Ok(if findings.iter().any(|f| f.mark == Mark::Bad) { Ending::Down } else { Ending::Good })
 }
 

@@ -48,6 +48,13 @@ impl From<config::Error> for Failure {
     }
 }
 
+/// Writes to stdout. A reader that has gone away (`| head`) is no reason to fail: the exit code still speaks.
+pub(crate) fn say(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     logging::start(cli.log, cli.command.log_level());

@@ -37,7 +37,7 @@ fn create(args: &cli::TokenCreate) -> Result<Ending, Failure> {
     };
     match ask(&args.whose, request)? {
         Answer::Created { token, id, address, pinned } => {
-            println!("{token}");
+            crate::say(&format!("{token}\n"));
             let services = if args.services.is_empty() { "any service".into() } else { args.services.join(", ") };
             let link = if pinned { "TLS" } else { "in the clear" };
             eprintln!(
@@ -57,12 +57,10 @@ fn create(args: &cli::TokenCreate) -> Result<Ending, Failure> {
 fn list(args: &cli::TokenList) -> Result<Ending, Failure> {
     match ask(&args.whose, Request::List)? {
         Answer::Listed(listing) => {
-            match args.format {
-                ListFormat::Text => print!("{}", table(&listing, unix_now())),
-                ListFormat::Json => {
-                    println!("{}", serde_json::to_string_pretty(&listing).expect("a listing is JSON"));
-                }
-            }
+            crate::say(&match args.format {
+                ListFormat::Text => table(&listing, unix_now()),
+                ListFormat::Json => serde_json::to_string_pretty(&listing).expect("a listing is JSON") + "\n",
+            });
             Ok(Ending::Good)
         }
         other => Err(unexpected(other)),

@@ -73,8 +73,8 @@ fn probe_exit_codes() {
     let folder = in_folder();
     let ((_listener, up), (_holder, down)) = (open(), closed());
     for (targets, code, say) in [
-        (vec![up.as_str()], 0, "1 targets: 1 up, 0 down. 1 probes"),
-        (vec![&up, &down], 1, "2 targets: 1 up, 1 down. 2 probes"),
+        (vec![up.as_str()], 0, "1 target: 1 up, 0 down. 1 probe in"),
+        (vec![&up, &down], 1, "2 targets: 1 up, 1 down. 2 probes in"),
         (vec![&down], 1, "L4CON    The host answered that nothing listens on the port."),
     ] {
         let mut args = vec!["probe"];
@@ -125,7 +125,7 @@ fn probe_ends_on_interrupt() {
     // The first probe has been seen: the run is under way.
     let _seen = listener.accept().expect("a probe connects");
     probe.signal("INT");
-    probe.wait_line(&["1 targets: 1 up, 0 down.", "ended early."]);
+    probe.wait_line(&["1 target: 1 up, 0 down.", "ended early."]);
     assert_eq!(probe.wait(), 0);
 }
 

@@ -48,6 +48,25 @@ fn a_dead_backend_is_ejected_and_comes_back() {
     until("the registry to say so", || (world.healthy().len() == 2).then_some(()));
 }
 
+/// A backend that falls silent (its queue is full, so the kernel drops what comes) is ejected with the reason, too, and
+/// the silence costs its visitors nothing once it is.
+#[test]
+fn a_black_hole_is_ejected() {
+    let world = World::start();
+    let nginx = Nginx::start("b");
+    let hole = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = hole.local_addr().expect("bound");
+    let agent = world.agent("agent", &world.token(&[]), &[address, nginx.address]);
+    agent.wait_line(&["backend up L4OK", &address.to_string()]);
+    let patience = std::time::Duration::from_millis(300);
+    let _queue: Vec<TcpStream> =
+        (0..70_000).map_while(|_| TcpStream::connect_timeout(&address, patience).ok()).collect();
+    let line = agent.wait_line(&["backend down L4TOUT", &address.to_string(), "after=\"3 of 3\""]);
+    assert!(line.contains("why=\"No answer within the timeout.\""), "{line}");
+    world.bridge.wait_line(&["backend down", &address.to_string(), "L4TOUT"]);
+    assert_eq!(names(&world, 20), ["b".to_owned()].into());
+}
+
 /// An agent that is killed leaves its backends unroutable; its instances stay registered and nobody calls them healthy;
 /// when it is back, so are they, without a new token.
 #[test]

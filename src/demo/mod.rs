@@ -301,13 +301,13 @@ impl Demo {
         if stories == 0 {
             return Err(Failure::Run("the story was not over: one backend's death and return take about 8 s".into()));
         }
-        println!("All went as promised.");
+        crate::say("All went as promised.\n");
         Ok(Ending::Good)
     }
 }
 
 fn say(started: Instant, text: &str) {
-    println!("{:>8.3}s  {text}", started.elapsed().as_secs_f64());
+    crate::say(&format!("{:>8.3}s  {text}\n", started.elapsed().as_secs_f64()));
 }
 
 #[cfg(test)]

@@ -17,9 +17,9 @@ use crate::{Ending, Failure};
 pub(crate) fn run(args: &cli::Probe) -> Result<Ending, Failure> {
     let targets = targets::collect(&args.targets, args.file.as_deref()).map_err(Failure::Usage)?;
     let summary = session::run(args, &targets)?;
-    match args.format {
-        ReportFormat::Text => print!("{}", summary.text()),
-        ReportFormat::Json | ReportFormat::Ndjson => println!("{}", summary.json()),
-    }
+    crate::say(&match args.format {
+        ReportFormat::Text => summary.text(),
+        ReportFormat::Json | ReportFormat::Ndjson => summary.json() + "\n",
+    });
     Ok(if summary.all_up() { Ending::Good } else { Ending::Down })
 }

@@ -3,14 +3,33 @@
 
 use super::draw;
 use hdrhistogram::Histogram;
+use ringspan_engine::health::Health;
 use ringspan_engine::outcome::{Code, Fault};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// Targets listed by name under "down"; the rest is counted.
+/// Targets listed by name: all of a short list, the ones that are not up of a long one; the rest is counted.
 pub(super) const NAMES_SHOWN: usize = 20;
+
+/// Round trips below which a drawing says less than the numbers.
+const DRAWN_MIN: u64 = 20;
+/// Probes below which CPU per probe is the price of starting, not of probing.
+const RATE_MIN: u64 = 1000;
+
+/// One target and what is believed of it.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    /// As its author wrote it.
+    pub(super) text: String,
+    /// The belief.
+    pub(super) health: Health,
+    /// The outcome that decided; `None` if none did.
+    pub(super) code: Option<Code>,
+    /// The deciding probe's round trip. Microseconds.
+    pub(super) rtt_us: f64,
+}
 
 /// What a run came to.
 #[derive(Clone, Debug)]
@@ -39,8 +58,8 @@ pub(super) struct Summary {
     pub(super) backend: String,
     /// Threads that probed.
     pub(super) workers: usize,
-    /// Targets that are down and why, as many as are worth showing.
-    pub(super) down_names: Vec<(String, Code)>,
+    /// The first [`NAMES_SHOWN`] targets, of a long list those that are not up.
+    pub(super) named: Vec<Named>,
     /// Ctrl-C ended it early.
     pub(super) interrupted: bool,
 }
@@ -145,24 +164,26 @@ impl Summary {
         let early = if self.interrupted { ", ended early" } else { "" };
         let _ = writeln!(
             out,
-            "{} targets: {} up, {} down{}. {} probes in {:.1} s{early}.",
-            draw::count(self.targets),
+            "{}: {} up, {} down{}. {} in {:.1} s{early}.",
+            plural(self.targets, "target"),
             draw::count(self.up),
             draw::count(self.down),
             if unknown > 0 { format!(", {} not judged", draw::count(unknown)) } else { String::new() },
-            draw::count(self.probes),
+            plural(self.probes, "probe"),
             self.duration.as_secs_f64(),
         );
+        self.write_names(&mut out);
         if !self.outcomes.is_empty() {
             let _ = writeln!(out, "\nOutcomes");
             for (code, n) in &self.outcomes {
                 let _ = writeln!(out, "  {:>10}  {:<8} {}", draw::count(*n), code.as_str(), code.sentence());
             }
         }
-        self.write_down(&mut out);
         if !self.rtt.is_empty() {
             let _ = writeln!(out, "\nRound trip of the {} that answered", draw::count(self.rtt.len()));
-            out.push_str(&draw::histogram(&self.rtt));
+            if self.rtt.len() >= DRAWN_MIN {
+                out.push_str(&draw::histogram(&self.rtt));
+            }
             let _ = writeln!(out, "  {}", quantiles(&self.rtt));
         }
         if !self.lateness.is_empty() {
@@ -170,36 +191,43 @@ impl Summary {
             let missed = if self.missed > 0 { format!("; {} missed", draw::count(self.missed)) } else { String::new() };
             let _ = writeln!(out, "  {}{missed}", quantiles(&self.lateness));
         }
-        if self.probes > 0 {
-            let plural = if self.workers == 1 { "" } else { "s" };
-            let _ = writeln!(
+        let how = format!("{} on {}", self.backend, plural(self.workers as u64, "worker"));
+        let _ = match self.probes {
+            RATE_MIN.. => writeln!(
                 out,
-                "\n{} probes/s, {:.1} µs of CPU each, {} on {} worker{plural}.",
+                "\n{} probes/s, {:.1} µs of CPU each, {how}.",
                 draw::count(self.probes_per_s() as u64),
-                self.cpu_us_per_probe(),
-                self.backend,
-                self.workers
-            );
-        }
+                self.cpu_us_per_probe()
+            ),
+            _ => writeln!(out, "\nProbed by {how}."),
+        };
         out
     }
 
-    fn write_down(&self, out: &mut String) {
-        if self.down_names.is_empty() {
-            return;
+    fn write_names(&self, out: &mut String) {
+        for named in &self.named {
+            let verdict = match named.health {
+                Health::Up => "up",
+                Health::Down => "down",
+                Health::Unknown => "?",
+            };
+            let code = named.code.map_or("", Code::as_str);
+            let rtt = if named.health == Health::Up { draw::time(named.rtt_us) } else { String::new() };
+            let _ = writeln!(out, "{}", format!("  {verdict:<6}{code:<9}{:<40} {rtt}", named.text).trim_end());
         }
-        let _ = writeln!(out, "\nDown");
-        for (name, code) in self.down_names.iter().take(NAMES_SHOWN) {
-            let _ = writeln!(out, "  {name}  {}", code.as_str());
-        }
-        let more = self.down.saturating_sub(self.down_names.len().min(NAMES_SHOWN) as u64);
-        if more > 0 {
-            let _ = writeln!(out, "  ... and {} more", draw::count(more));
+        let shown = self.named.len() as u64;
+        let not_up = self.targets - self.up;
+        if self.targets > NAMES_SHOWN as u64 && not_up > shown {
+            let _ = writeln!(out, "  ... and {} more that are not up", draw::count(not_up - shown));
         }
         if self.outcomes.keys().any(|code| code.fault() == Fault::Prober) {
             let _ = writeln!(out, "  Some probes failed on our side: see ringspan doctor.");
         }
     }
+}
+
+fn plural(n: u64, what: &str) -> String {
+    format!("{} {what}{}", draw::count(n), if n == 1 { "" } else { "s" })
 }
 
 fn quantiles(h: &Histogram<u64>) -> String {
@@ -236,7 +264,11 @@ mod tests {
             cpu: Duration::from_micros(45),
             backend: "io_uring".into(),
             workers: 2,
-            down_names: vec![("db:1".into(), Code::L4Refused), ("db:2".into(), Code::L4Timeout)],
+            named: vec![
+                Named { text: "db:0".into(), health: Health::Up, code: Some(Code::L4Ok), rtt_us: 1500.0 },
+                Named { text: "db:2".into(), health: Health::Down, code: Some(Code::L4Timeout), rtt_us: 1e6 },
+                Named { text: "db:3".into(), health: Health::Unknown, code: None, rtt_us: 0.0 },
+            ],
             interrupted: false,
         }
     }
@@ -262,8 +294,10 @@ mod tests {
         for say in [
             "4 targets: 1 up, 2 down, 1 not judged. 3 probes in 2.0 s.",
             "1  L4CON    The host answered that nothing listens on the port.",
-            "  db:2  L4TOUT",
-            "io_uring on 2 workers.",
+            "\n  up    L4OK     db:0                                     1.50 ms\n",
+            "\n  down  L4TOUT   db:2\n",
+            "\n  ?              db:3\n",
+            "Probed by io_uring on 2 workers.",
             "p50 1.50 ms",
         ] {
             assert!(text.contains(say), "{say:?} is not in\n{text}");

@@ -2,7 +2,7 @@
 //! Promise: Ctrl-C ends it early and the report still comes; a verdict rests on transitions, which are never lost.
 
 use super::hlog::Hlog;
-use super::report::Summary;
+use super::report::{NAMES_SHOWN, Named, Summary};
 use super::targets::Resolved;
 use crate::Failure;
 use crate::cli::{self, ReportFormat};
@@ -64,8 +64,8 @@ struct Session<'a> {
     engine: Engine,
     feed: Feed,
     bell: Arc<Bell>,
-    /// By key: what is believed of each target, and the code that decided.
-    verdicts: Vec<(Health, Code)>,
+    /// By key: what is believed of each target, and what decided; `None`: nothing yet.
+    verdicts: Vec<Option<Transition>>,
     hlog: Option<Hlog>,
     transitions: Vec<Transition>,
     samples: Vec<Sample>,
@@ -89,7 +89,7 @@ impl<'a> Session<'a> {
         };
         let (engine, feed) =
             Engine::start(&options, bell.clone(), |_| Vec::new()).map_err(|e| Failure::Run(e.to_string()))?;
-        let verdicts = vec![(Health::Unknown, Code::Late); targets.len()];
+        let verdicts = vec![None; targets.len()];
         Ok(Session { args, targets, engine, feed, bell, verdicts, hlog, transitions: vec![], samples: vec![] })
     }
 
@@ -183,7 +183,7 @@ impl<'a> Session<'a> {
         self.feed.transitions(&mut self.transitions);
         for t in self.transitions.drain(..) {
             tracing::debug!(target = self.targets[t.key as usize].text, to = ?t.to, code = t.code.as_str(), "transition");
-            self.verdicts[t.key as usize] = (t.to, t.code);
+            self.verdicts[t.key as usize] = Some(t);
         }
         self.feed.samples(&mut self.samples);
         if self.samples.is_empty() {
@@ -199,8 +199,16 @@ impl<'a> Session<'a> {
 
     fn summary(&self, stats: &Stats, duration: Duration, cpu: Duration, interrupted: bool) -> Summary {
         let total = &stats.total;
-        let counted = |health| self.verdicts.iter().filter(|v| v.0 == health).count() as u64;
-        let down = self.targets.iter().zip(&self.verdicts).filter(|(_, v)| v.0 == Health::Down);
+        let belief = |v: &Option<Transition>| v.map_or(Health::Unknown, |t| t.to);
+        let counted = |health| self.verdicts.iter().filter(|v| belief(v) == health).count() as u64;
+        let all_named = self.targets.len() <= NAMES_SHOWN;
+        let named = self.targets.iter().zip(&self.verdicts).filter(|(_, v)| all_named || belief(v) != Health::Up);
+        let named = named.take(NAMES_SHOWN).map(|(target, v)| Named {
+            text: target.text.clone(),
+            health: belief(v),
+            code: v.map(|t| t.code),
+            rtt_us: v.map_or(0.0, |t| t.rtt_ns as f64 / 1e3),
+        });
         let outcomes = Code::ALL.iter().map(|code| (*code, total.counters.outcome(*code))).filter(|(_, n)| *n > 0);
         Summary {
             targets: self.targets.len() as u64,
@@ -215,7 +223,7 @@ impl<'a> Session<'a> {
             cpu,
             backend: self.engine.capabilities().backend().to_owned(),
             workers: stats.workers.len(),
-            down_names: down.map(|(t, v)| (t.text.clone(), v.1)).take(super::report::NAMES_SHOWN).collect(),
+            named: named.collect(),
             interrupted,
         }
     }
