@@ -172,3 +172,56 @@ fn a_crowd_of_polls_ends() {
         }
     });
 }
+
+/// What happens to a file that once had a descriptor's number does not end the operation on the file that has it now.
+#[test]
+fn an_old_file_ends_nothing_of_the_new() {
+    on_every_io(|rig| {
+        let (near, far) = pair();
+        rig.io.submit(token(READ, 0), Op::Poll { fd: near.fd(), interest: Interest::Read });
+        rig.is_quiet();
+        rig.io.cancel(token(READ, 0));
+        rig.wait_for(1);
+        // The connection lives on under another number; `near`'s number becomes a fresh socket's.
+        let (fresh, (_hole, hole_at)) = (Socket::tcp(Family::V4).expect("a socket"), black_hole());
+        let old = near.fd.try_clone().expect("a descriptor");
+        // SAFETY: dup2(2) takes integers; `near`'s descriptor stays owned by `near`, and is another file from now on.
+        assert!(unsafe { libc::dup2(fresh.raw(), near.raw()) } >= 0);
+        rig.io.submit(token(CONNECT, 0), Op::Connect { fd: near.fd(), to: hole_at });
+        rig.is_quiet();
+        far.reset_on_close().expect("a live socket");
+        drop(far);
+        rig.is_quiet();
+        rig.io.cancel(token(CONNECT, 0));
+        let end = rig.wait_for(1).pop().expect("one");
+        assert!(matches!(end.event, Event::Connected(Err(Errno(libc::ECANCELED)))), "{end:?} on {}", rig.tier);
+        drop(old);
+    });
+}
+
+/// Cancelling an operation that is over leaves its successor in the same slot alone.
+#[test]
+fn a_late_cancel_hits_nobody() {
+    on_every_io(|rig| {
+        let (near, far) = pair();
+        let (_listener, at) = open_target();
+        let (_hole, hole_at) = black_hole();
+        let lane = rig.lanes(Mode::HalfOpen, 1)[0];
+        let tokens = |generation| (Token::new(1, READ, generation, 0), Token::new(1, KNOCK, generation, 0));
+        let (poll, knock) = tokens(1);
+        far.send(b"x", false).expect("room");
+        rig.io.submit(poll, Op::Poll { fd: near.fd(), interest: Interest::Read });
+        rig.io.submit(knock, Op::Knock { lane, to: at });
+        rig.wait_for(2);
+        drain(&near);
+        let (next_poll, next_knock) = tokens(2);
+        rig.io.submit(next_poll, Op::Poll { fd: near.fd(), interest: Interest::Read });
+        rig.io.submit(next_knock, Op::Knock { lane, to: hole_at });
+        rig.io.cancel(poll);
+        rig.io.cancel(knock);
+        rig.is_quiet();
+        rig.io.cancel(next_poll);
+        rig.io.cancel(next_knock);
+        rig.wait_for(2);
+    });
+}
