@@ -65,6 +65,8 @@ struct World {
     alive: BTreeMap<&'static str, Process>,
     /// Descriptors and bytes of each process when it was first at rest.
     at_first: BTreeMap<&'static str, (usize, u64)>,
+    /// The most that a survivor had more than at first: descriptors and bytes.
+    most: BTreeMap<&'static str, (usize, u64)>,
     growth: Vec<String>,
 }
 
@@ -92,6 +94,7 @@ impl World {
             backends,
             alive: BTreeMap::new(),
             at_first: BTreeMap::new(),
+            most: BTreeMap::new(),
             growth: Vec::new(),
         };
         for name in EVERYBODY {
@@ -185,7 +188,12 @@ impl World {
                     self.at_first.insert(name, (process.descriptors(), process.rss_bytes()));
                     break;
                 };
-                let grown = now.0 > descriptors + DESCRIPTORS_SLACK || now.1 > rss + RSS_SLACK_BYTES;
+                let more = (now.0.saturating_sub(descriptors), now.1.saturating_sub(rss));
+                let grown = more.0 > DESCRIPTORS_SLACK || more.1 > RSS_SLACK_BYTES;
+                if !grown || Instant::now() > deadline {
+                    let most = self.most.entry(name).or_default();
+                    *most = (most.0.max(more.0), most.1.max(more.1));
+                }
                 if !grown {
                     break;
                 }
@@ -219,7 +227,8 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Section, Failure> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let question =
         format!("does everything come back from {} times kill -9, with no byte wrong? seed {seed}", args.kills);
-    let columns = [("deaths", 0), ("well again after ms", 0), ("slowest ms", 0)];
+    let columns =
+        [("deaths", 0), ("well again after ms", 0), ("slowest ms", 0), ("fds more as survivor", 0), ("MiB more", 1)];
     let mut section = Section::new("chaos", question, &columns);
 
     let (mut world, file) = World::new(common, &mut rng)?;
@@ -270,7 +279,9 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Section, Failure> {
     for (name, times) in &healed {
         let slowest = times.iter().copied().fold(0.0, f64::max);
         let middle = crate::report::median(times).expect("who is listed has died");
-        section.record(name, &[times.len() as f64, middle, slowest]);
+        let (descriptors, bytes) = world.most.get(name).copied().unwrap_or_default();
+        let mib = bytes as f64 / f64::from(1 << 20);
+        section.record(name, &[times.len() as f64, middle, slowest, descriptors as f64, mib]);
     }
     let mut violations = Vec::new();
     for (crowd, what) in crowds.iter().zip(["echo", "HTTP"]) {

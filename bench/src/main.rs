@@ -33,7 +33,7 @@ use std::process::ExitCode;
     name = "bench",
     after_help = "Examples:\n  \
         bench probe --scale --json probe.json    CPU per probe beside floors and HAProxy; 100,000 targets on one core\n  \
-        bench relay --pin                        CPU per GB and requests per second beside rathole\n  \
+        bench relay                              CPU per GB and requests per second beside rathole\n  \
         bench chaos --kills 50 --seed 7          kill -9 in random order under load\n  \
         bench garbage                            rubbish and idle connections on every port\n\n\
         Exit codes: 0 all promises kept, 1 one missed, 2 it could not be run."

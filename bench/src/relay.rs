@@ -37,10 +37,10 @@ pub(crate) struct Args {
     /// Carriers of the agent's link.
     #[arg(long, default_value_t = 2)]
     carriers: usize,
-    /// Put source, sink, nginx and wrk on core 1 and the tunnel's processes on core 0. Without it the kernel places
-    /// them, as in life; the rates then tell more of the scheduler than of the tunnels.
+    /// Let the kernel place the processes of the bulk scenario too. Without this the tunnel's have core 0, source and
+    /// sink core 1.
     #[arg(long)]
-    pin: bool,
+    unpinned: bool,
     /// The rathole to stand beside. Default: target/peers (scripts/peers), then the PATH.
     #[arg(long, value_name = "PATH")]
     rathole: Option<PathBuf>,
@@ -99,6 +99,7 @@ struct Stage<'a> {
     args: &'a Args,
     common: &'a Common,
     rathole: Option<PathBuf>,
+    pinned: bool,
 }
 
 impl Stage<'_> {
@@ -107,7 +108,7 @@ impl Stage<'_> {
     }
 
     fn core(&self, core: usize) -> Option<usize> {
-        self.args.pin.then_some(core)
+        self.pinned.then_some(core)
     }
 
     fn contenders(&self, section: &mut Section) -> Vec<(&'static str, Contender)> {
@@ -158,8 +159,8 @@ impl Stage<'_> {
     }
 }
 
-fn stage<'a>(args: &'a Args, common: &'a Common) -> Stage<'a> {
-    Stage { args, common, rathole: peers::rathole(args.rathole.as_deref()) }
+fn stage<'a>(args: &'a Args, common: &'a Common, pinned: bool) -> Stage<'a> {
+    Stage { args, common, rathole: peers::rathole(args.rathole.as_deref()), pinned }
 }
 
 /// One bulk stream.
@@ -167,9 +168,9 @@ fn stage<'a>(args: &'a Args, common: &'a Common) -> Stage<'a> {
 /// # Errors
 /// A contender does not work; with its log.
 pub(crate) fn bulk(args: &Args, common: &Common) -> Result<Section, Failure> {
-    let stage = stage(args, common);
+    let stage = stage(args, common, !args.unpinned);
     let bytes = (args.gigabytes * 1e9) as u64;
-    let placed = if args.pin { "tunnel on core 0, source and sink on core 1" } else { "processes not pinned" };
+    let placed = if stage.pinned { "tunnel on core 0, source and sink on core 1" } else { "processes not pinned" };
     let question = format!("what does it cost to carry {} GB in one stream? {placed}", args.gigabytes);
     let mut section = Section::new("bulk", question, &[(RATE, 2), (CPU, 3), ("RSS MiB", 1)]);
     let contenders = stage.contenders(&mut section);
@@ -264,7 +265,8 @@ fn small_request(entry: SocketAddr) -> Result<(), Failure> {
 /// # Errors
 /// A contender or wrk does not work.
 pub(crate) fn http(args: &Args, common: &Common) -> Result<Vec<Section>, Failure> {
-    let stage = stage(args, common);
+    // Not pinned: wrk and nginx on one core would be the bottleneck, and every tunnel would look alike.
+    let stage = stage(args, common, false);
     let backend = stage.port(4);
     let folder = stage.scratch("nginx")?;
     let _nginx = peers::start_nginx("nginx", folder.path(), backend, folder.path())?;
