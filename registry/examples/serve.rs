@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let engine = Arc::new(engine);
     let probes = engine.probes();
     let stats: http::ProbeStats = Arc::new(move || engine.stats());
-    let router = http::router(registry.clone(), http::Options { probe_stats: Some(stats) });
+    let router = http::router(registry.clone(), http::Options { probe_stats: Some(stats), ..http::Options::default() });
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {

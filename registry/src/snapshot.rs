@@ -148,27 +148,25 @@ impl Snapshot {
         self.read().agents.values().cloned().collect()
     }
 
-    /// Shows readers what changed. `table` is asked for the health of instances that are new to them: news of it may have
-    /// come while their records were on the way to the disk.
-    pub(crate) fn publish(&self, table: &Table, changes: &Changes) {
-        let mut rest = changes.list.as_slice();
-        while let Some(change) = rest.first() {
-            let Some(key) = service_of(change) else {
-                self.publish_agent(change);
-                rest = &rest[1..];
-                continue;
-            };
-            // A run of changes to one service is one new view of it.
-            let run = rest.iter().take_while(|c| service_of(c) == Some(key)).count();
-            self.publish_service(table, key, &rest[..run]);
-            rest = &rest[run..];
+    /// Shows readers what changed, in one new view for each service however many commands there were. `table` is asked
+    /// for the health of instances that are new to them: news of it may have come while their records were on the way to
+    /// the disk.
+    pub(crate) fn publish<'a>(&self, table: &Table, changes: impl IntoIterator<Item = &'a Changes>) {
+        let mut by_service = BTreeMap::<&ServiceKey, Vec<&Change>>::new();
+        for change in changes.into_iter().flat_map(|c| &c.list) {
+            match service_of(change) {
+                Some(key) => by_service.entry(key).or_default().push(change),
+                None => self.publish_agent(change),
+            }
+        }
+        for (key, changes) in by_service {
+            self.publish_service(table, key, &changes);
         }
     }
 
-    fn publish_service(&self, table: &Table, key: &ServiceKey, changes: &[Change]) {
+    fn publish_service(&self, table: &Table, key: &ServiceKey, changes: &[&Change]) {
         let old = self.service(key);
-        let is_record = |c: &Change| !matches!(c, Change::Health { .. });
-        if changes.iter().any(is_record) {
+        if changes.iter().any(|c| !matches!(c, Change::Health { .. })) {
             let mut view = match &old {
                 Some(old) => ServiceView { key: key.clone(), meta: old.meta.clone(), instances: old.instances.clone() },
                 None => ServiceView::empty(key.clone()),

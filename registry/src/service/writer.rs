@@ -119,10 +119,8 @@ impl Writer {
             tracing::warn!(commands = batch.len(), problem, "registry cannot store; what needs storing is refused");
             self.refuse(&mut batch, &problem);
         }
+        self.publish(batch.iter().flat_map(|w| &w.outcome));
         for Waiting { outcome, reply, .. } in batch {
-            if let Ok(changes) = &outcome {
-                self.publish(changes);
-            }
             // Who does not wait any more does not need the answer.
             let _gone = reply.send(outcome);
         }
@@ -151,9 +149,7 @@ impl Writer {
         let now = self.clock.now();
         for Message { command, reply } in news.drain(..) {
             let outcome = self.table.apply(now, command).map(Arc::new);
-            if let Ok(changes) = &outcome {
-                self.publish(changes);
-            }
+            self.publish(&outcome);
             let _gone = reply.send(outcome);
         }
     }
@@ -162,13 +158,13 @@ impl Writer {
         let now = self.clock.now();
         if self.table.due().is_some_and(|at| at <= now) {
             let changes = self.table.apply(now, Command::Tick { max: TICK_LEN }).expect("time cannot be refused");
-            self.publish(&Arc::new(changes));
+            self.publish([&Arc::new(changes)]);
         }
     }
 
-    fn publish(&self, changes: &Arc<Changes>) {
-        if !changes.is_empty() {
-            self.snapshot.publish(&self.table, changes);
+    fn publish<'a>(&self, changes: impl IntoIterator<Item = &'a Arc<Changes>> + Clone) {
+        self.snapshot.publish(&self.table, changes.clone().into_iter().map(|c| &**c));
+        for changes in changes.into_iter().filter(|c| !c.is_empty()) {
             changes.list.iter().for_each(log);
             // Nobody listening is no trouble.
             let _nobody = self.changes.send(changes.clone());

@@ -296,15 +296,17 @@ proptest! {
         }
     }
 
-    /// Readers who follow the changes see what a reader of the whole table sees.
+    /// Readers who follow the changes, batch by batch, see what a reader of the whole table sees.
     #[test]
-    fn the_snapshot_follows(steps in commands()) {
+    fn the_snapshot_follows(steps in commands(), batch_len in 1..5_usize) {
         let (mut table, mut now, snapshot) = (Table::default(), at(1), Snapshot::default());
-        for (pause, command) in steps {
-            now = now + Duration::from_millis(pause);
-            if let Ok(changes) = table.apply(now, command) {
-                snapshot.publish(&table, &changes);
+        for batch in steps.chunks(batch_len) {
+            let mut changes = Vec::new();
+            for (pause, command) in batch {
+                now = now + Duration::from_millis(*pause);
+                changes.extend(table.apply(now, command.clone()));
             }
+            snapshot.publish(&table, &changes);
             let whole = Snapshot::of(&table);
             prop_assert_eq!(shown(&snapshot), shown(&whole));
             prop_assert_eq!(snapshot.counts(), whole.counts());
