@@ -82,8 +82,8 @@ impl Command {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  ringspan demo --seconds 20; echo $?      0 only if all went as promised")]
 pub(crate) struct Demo {
-    /// Stop after this many seconds. Without it: until Ctrl-C. The story needs about 8. 8 to 86400.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(8..=86_400))]
+    /// Stop after this many seconds, but not before the story has been told once (about 4 s). Without it: until Ctrl-C.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(crate) seconds: Option<u64>,
 }
 

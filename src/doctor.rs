@@ -182,6 +182,8 @@ fn finding(mark: Mark, what: &'static str, value: impl ToString, means: impl Int
 
 fn judge_io(facts: &Facts) -> Finding {
     let disabled = match facts.io_uring_disabled {
+        // What refused has said what to do.
+        _ if facts.io.as_ref().is_ok_and(|c| c.why.contains("Try:")) => "",
         Some(1 | 2) => "sysctl -w kernel.io_uring_disabled=0",
         _ => "a newer kernel; in a container, a seccomp profile that allows io_uring",
     };

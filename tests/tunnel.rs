@@ -235,6 +235,7 @@ fn the_demo_keeps_its_promise() {
     demo.wait_line(&["All went as promised."]);
     let left: Vec<_> = std::fs::read_dir(folder.path()).expect("it is there").collect();
     assert!(left.is_empty(), "{left:?}");
-    let short = parts(&common::run(&["demo", "--seconds", "1"], folder.path()));
-    assert!(short.0 == 2 && short.2.contains("8..=86400"), "{}", short.2);
+    // A short time is long enough: the story is told once at least.
+    let (code, out, err) = parts(&common::run(&["demo", "--seconds", "1"], folder.path()));
+    assert!(code == 0 && out.contains("UP         it passed 2 checks"), "{out}{err}");
 }
