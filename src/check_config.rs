@@ -5,6 +5,7 @@ use crate::config::bridge::{Bridge, Tls};
 use crate::config::unit::Shown;
 use crate::config::{Document, Error, agent, bridge};
 use crate::{Ending, Failure, cli};
+use ringspan_tunnel::tls::ServerTls;
 
 /// Which of the two a file is meant to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,11 @@ fn summary(doc: &Document) -> Result<String, Error> {
             lines.push(format!("  registry  http://{http_listen}"));
             let tls = match link.tls {
                 Tls::Auto => "TLS 1.3, self-signed, pinned by the token".to_owned(),
-                Tls::Files { cert, .. } => format!("TLS 1.3, {}", cert.display()),
+                Tls::Files { cert, key } => {
+                    let read = ServerTls::from_files(&cert, &key);
+                    read.map_err(|e| doc.lacking(format!("[link] tls: {e}"), "a PEM certificate and its key"))?;
+                    format!("TLS 1.3, {}", cert.display())
+                }
                 Tls::Off => "in the clear".to_owned(),
             };
             let public = link.public.map(|p| format!(", agents dial {p}")).unwrap_or_default();

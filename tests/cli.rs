@@ -56,7 +56,12 @@ fn check_config() {
     file("good.toml", "[[listener]]\nname = \"web\"\ntype = \"tcp\"\nlisten = \"127.0.0.1:1\"\nservice = \"web\"\n");
     file("agent.toml", "[link]\ncarriers = 3\n[[expose]]\nservice = \"web\"\naddress = \"127.0.0.1:80\"\n");
     file("typo.toml", "[link]\n\nlisten = \"127.0.0.1:1\"\ntsl = \"off\"\n");
+    file("nopem.toml", "[link]\ntls = { cert = \"good.toml\", key = \"good.toml\" }\n");
+    file("joins.toml", "[link]\ntoken_file = \"none\"\n[[expose]]\nservice = \"web\"\naddress = \"127.0.0.1:80\"\n");
+    let (code, _, err) = parts(&run(&["agent", "--config", "joins.toml"], folder.path()));
+    assert!(code == 2 && err.contains("has no token: token_file none is not there or empty"), "{err}");
     for (name, code, say) in [
+        ("nopem.toml", 2, "[link] tls: good.toml: holds no PEM certificate"),
         ("good.toml", 0, "good.toml: a good bridge configuration"),
         ("good.toml", 0, "listener  web on 127.0.0.1:1 for service web"),
         ("agent.toml", 0, "checked every 1s (timeout 500ms), up after 2, down after 3"),

@@ -48,9 +48,13 @@ impl Link {
             (Some(token), _) => (token.address.clone(), token.trust),
             (None, Some(known)) => (known.address.clone(), known.trust),
             (None, None) => {
+                let missing = match &config.token_file_missing {
+                    Some(file) => format!("has no token: token_file {} is not there or empty", file.display()),
+                    None => "has no token".to_owned(),
+                };
                 return Err(usage(format!(
-                    "state_dir {}: this agent has not joined a bridge yet and has no token. Try: `ringspan token \
-                     create` on the bridge, and here --token, or token_file in [link]",
+                    "state_dir {}: this agent has not joined a bridge yet and {missing}. Try: `ringspan token create` \
+                     on the bridge, and here --token, or token_file in [link]",
                     config.state_dir.display()
                 )));
             }
@@ -120,7 +124,14 @@ mod tests {
 
     fn config(state_dir: &Path, token: Option<String>) -> Config {
         let (token, exposes, engine) = (token.map(Secret), Vec::new(), Engine::default());
-        Config { token, state_dir: state_dir.to_owned(), carriers: CARRIERS_DEFAULT, exposes, engine }
+        Config {
+            token,
+            token_file_missing: None,
+            state_dir: state_dir.to_owned(),
+            carriers: CARRIERS_DEFAULT,
+            exposes,
+            engine,
+        }
     }
 
     fn settle(state_dir: &Path, token: Option<&str>) -> Result<Link, String> {

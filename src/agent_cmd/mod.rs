@@ -71,6 +71,7 @@ fn of_flags(args: &cli::Agent) -> Result<Config, Failure> {
     };
     Ok(Config {
         token: args.token.as_ref().map(|t| Secret(t.trim().to_owned())),
+        token_file_missing: None,
         state_dir: args.state_dir.clone().unwrap_or_else(|| cli::STATE_DIR_DEFAULT.into()),
         carriers: CARRIERS_DEFAULT,
         exposes: args.expose.iter().map(expose).collect(),

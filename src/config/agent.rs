@@ -36,8 +36,10 @@ pub(crate) const CHECK_DEFAULT: Check = Check {
 /// An agent's configuration, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Agent {
-    /// What lets it join the first time, and where that was found.
+    /// What lets it join the first time.
     pub(crate) token: Option<Secret>,
+    /// The token_file, if it is not there or empty: no trouble for an agent that has joined.
+    pub(crate) token_file_missing: Option<PathBuf>,
     /// Its identity.
     pub(crate) state_dir: PathBuf,
     /// TCP connections to the bridge.
@@ -127,6 +129,7 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
     let raw: Raw = doc.parse()?;
     let mut agent = Agent {
         token: None,
+        token_file_missing: None,
         state_dir: doc.path_of(STATE_DIR_DEFAULT),
         carriers: CARRIERS_DEFAULT,
         exposes: Vec::new(),
@@ -139,7 +142,7 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
         if let Some(carriers) = &link.carriers {
             agent.carriers = doc.number(carriers, 1..=CARRIERS_MAX.into())? as u8;
         }
-        agent.token = token(doc, link)?;
+        (agent.token, agent.token_file_missing) = token(doc, link)?;
     }
     for raw in &raw.expose {
         let service = doc.value(&raw.service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;
@@ -161,7 +164,7 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
     Ok(agent)
 }
 
-fn token(doc: &Document, link: &RawLink) -> Result<Option<Secret>, Error> {
+fn token(doc: &Document, link: &RawLink) -> Result<(Option<Secret>, Option<PathBuf>), Error> {
     match (&link.token, &link.token_file) {
         (Some(token), Some(_)) => Err(doc.wrong_secret(token.span(), "token_file is there, too", "one of the two")),
         (Some(token), None) => {
@@ -169,17 +172,18 @@ fn token(doc: &Document, link: &RawLink) -> Result<Option<Secret>, Error> {
             if text.trim().is_empty() {
                 return Err(doc.wrong_secret(token.span(), "it is empty", "what `ringspan token create` prints"));
             }
-            Ok(Some(Secret(text.trim().to_owned())))
+            Ok((Some(Secret(text.trim().to_owned())), None))
         }
         (None, Some(file)) => {
             let path = doc.value(file, |text| Ok(doc.path_of(text)), "\"join.token\"")?;
             match std::fs::read_to_string(&path) {
-                Ok(text) => Ok(Some(Secret(text.trim().to_owned())).filter(|s| !s.0.is_empty())),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Ok(text) if text.trim().is_empty() => Ok((None, Some(path))),
+                Ok(text) => Ok((Some(Secret(text.trim().to_owned())), None)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok((None, Some(path))),
                 Err(e) => Err(doc.wrong(file.span(), format!("{}: {e}", path.display()), "a readable file")),
             }
         }
-        (None, None) => Ok(None),
+        (None, None) => Ok((None, None)),
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Document, Error, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
 use ringspan_tunnel::address::Address;
 use serde::Deserialize;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
@@ -156,7 +156,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         None => doc.path_of(DATA_DIR_DEFAULT),
     };
     let mut bridge = Bridge { data_dir, ..Bridge::default() };
-    let mut taken = Taken { doc, by: HashMap::new() };
+    let mut taken = Taken { doc, by: Vec::new() };
     if let Some(listen) = raw.http.and_then(|http| http.listen) {
         bridge.http_listen = doc.value(&listen, unit::address, "\"127.0.0.1:8848\"")?;
         taken.take(bridge.http_listen, "[http] listen", Some(&listen))?;
@@ -169,10 +169,10 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         taken.take(bridge.link.listen, "[link] listen", None)?;
     }
     bridge.engine = check_engine(doc, raw.engine.as_ref())?;
-    let mut names: HashMap<String, ()> = HashMap::new();
+    let mut names = HashSet::new();
     for listener in &raw.listener {
         let name = doc.value(&listener.name, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;
-        if names.insert(name.clone(), ()).is_some() {
+        if !names.insert(name.clone()) {
             return Err(doc.wrong(listener.name.span(), "another listener has this name", "a name of its own"));
         }
         doc.value(
@@ -263,21 +263,23 @@ fn check_link(doc: &Document, raw: &RawLink, taken: &mut Taken<'_>) -> Result<Li
 /// Which address is whose: two listeners on one address are a mistake that the kernel reports late and unclearly.
 struct Taken<'a> {
     doc: &'a Document,
-    by: HashMap<SocketAddr, String>,
+    by: Vec<(SocketAddr, String)>,
 }
 
 impl Taken<'_> {
     fn take(&mut self, address: SocketAddr, by: &str, at: Option<&Spanned<String>>) -> Result<(), Error> {
-        // Port 0 asks the kernel for a free one: never the same twice.
-        if address.port() == 0 {
-            return Ok(());
+        if let Some((other, whose)) = self.by.iter().find(|(other, _)| collide(*other, address)) {
+            let span = at.map_or(0..0, Spanned::span);
+            return Err(self.doc.wrong(span, format!("{whose} has this address already ({other})"), "another port"));
         }
-        match self.by.insert(address, by.to_owned()) {
-            None => Ok(()),
-            Some(other) => {
-                let span = at.map_or(0..0, Spanned::span);
-                Err(self.doc.wrong(span, format!("{other} has this address already ({address})"), "another port"))
-            }
-        }
+        self.by.push((address, by.to_owned()));
+        Ok(())
     }
+}
+
+/// Whether two listeners cannot have these: one port of one family, and one address or any. Port 0 asks the kernel for
+/// a free one: never the same twice. IPv6 listeners take no IPv4 (IPV6_V6ONLY).
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_address = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && a.is_ipv4() == b.is_ipv4() && same_address
 }

@@ -84,6 +84,11 @@ fn bridge_errors() {
             "bridge.toml:10: [[listener]] listen = \"0.0.0.0:8024\": [link] listen has this address already (0.0.0.0:8024). Try: another port",
         ),
         (
+            "0.0.0.0:8080",
+            "127.0.0.1:8024",
+            "bridge.toml:10: [[listener]] listen = \"127.0.0.1:8024\": [link] listen has this address already (0.0.0.0:8024). Try: another port",
+        ),
+        (
             "type = \"tcp\"",
             "type = \"sctp\"",
             "bridge.toml:9: [[listener]] type = \"sctp\": no such type of listener. Try: \"tcp\"",

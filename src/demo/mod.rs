@@ -183,6 +183,7 @@ impl Demo {
         let expose = |backend: &Backend| Expose { service: SERVICE.into(), address: backend.address, check };
         let mut agent = AgentServer::start(AgentConfig {
             token: Some(Secret(token)),
+            token_file_missing: None,
             state_dir: folder.0.join("agent"),
             carriers: CARRIERS_DEFAULT,
             exposes: backends.iter().map(expose).collect(),
