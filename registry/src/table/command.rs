@@ -205,7 +205,7 @@ impl Exposed {
 /// How much the table will hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Instances in all. Default 1 000 000: about a gigabyte.
+    /// Instances in all. Default 1 000 000: about 0.7 GB (measured: 70 MB for 100 000).
     pub instances_max: usize,
     /// Services in all. Default 200 000.
     pub services_max: usize,
