@@ -159,7 +159,7 @@ impl<K: Copy> Mux<K> {
         Mux {
             side,
             limits,
-            table: Table::new(&limits),
+            table: Table::new(side, &limits),
             control: VecDeque::new(),
             pong: None,
             ready: VecDeque::new(),
@@ -171,7 +171,7 @@ impl<K: Copy> Mux<K> {
     pub fn set_limits(&mut self, limits: Limits) {
         assert!(self.table.len() == 0, "limits are agreed on before the first stream");
         self.limits = limits;
-        self.table = Table::new(&limits);
+        self.table = Table::new(self.side, &limits);
     }
 
     /// How many streams are not free yet.
