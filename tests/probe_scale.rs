@@ -24,6 +24,7 @@ struct World {
 
 impl World {
     fn new() -> World {
+        common::raise_nofile();
         let open = TcpListener::bind("0.0.0.0:0").expect("a free port");
         open.set_nonblocking(true).expect("a socket");
         // The port is taken on one address, so that nobody listens on it on all.

@@ -52,6 +52,7 @@ fn a_dead_backend_is_ejected_and_comes_back() {
 /// the silence costs its visitors nothing once it is.
 #[test]
 fn a_black_hole_is_ejected() {
+    common::raise_nofile();
     let world = World::start();
     let nginx = Nginx::start("b");
     let hole = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -204,6 +205,7 @@ fn what_is_taken_is_named() {
 /// 5,000 connections that say nothing, to each port in turn, disturb nobody; garbage costs its own connection.
 #[test]
 fn idle_connections_and_garbage_disturb_nobody() {
+    common::raise_nofile();
     let world = World::start();
     let a = Nginx::start("a");
     let _agent = world.agent("agent", &world.token(&[]), &[a.address]);

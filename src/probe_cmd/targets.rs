@@ -307,4 +307,20 @@ mod tests {
             collect(&arguments, None).expect("localhost resolves").iter().map(|r| r.address.port()).collect();
         assert_eq!(ports, (1..200).collect::<Vec<u16>>());
     }
+
+    /// Whatever the line, it is a target or an error that quotes it, never a panic; and what a target is written as
+    /// reads back as the same one.
+    #[test]
+    fn no_line_panics() {
+        use proptest::prelude::*;
+        let piece =
+            prop::sample::select(vec!["tcp://", "a", ":", "80", "[", "]", "::1", "é", "/", "127.0.0.1", "@", "%"]);
+        let text = prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat());
+        proptest!(|(text in text)| {
+            match parse(&text, Origin::Argument) {
+                Ok(read) => prop_assert_eq!(parse(&read.text, Origin::Argument), Ok(read)),
+                Err(error) => prop_assert!(error.contains(&format!("{:?}", text)), "{}", error),
+            }
+        });
+    }
 }

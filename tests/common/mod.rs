@@ -12,6 +12,12 @@ use std::time::{Duration, Instant};
 /// Longest wait for anything: no claim about speed, only the end of patience on a loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Room for the thousands of sockets that some tests hold: the soft limit is often 1024.
+pub(crate) fn raise_nofile() {
+    let limit = ringspan_engine::kernel::facts::raise_nofile().expect("the soft limit may be raised");
+    assert!(limit.soft >= 12_000, "the hard limit on open files is {}: ulimit -Hn", limit.soft);
+}
+
 /// The binary under test, ready for arguments.
 pub(crate) fn ringspan(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringspan"));
