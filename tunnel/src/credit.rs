@@ -128,12 +128,18 @@ mod tests {
         fn the_window_holds(steps in prop::collection::vec((0u32..300_000, 0u32..300_000), 1..200)) {
             let (mut recv, mut send) = (RecvWindow::new(WINDOW_BYTES_INITIAL), SendCredit::new(WINDOW_BYTES_INITIAL));
             let mut allowance = GROWTH_BYTES_MAX;
+            let mut held = 0;
             for (n, delivered) in steps {
                 let n = n.min(send.left());
                 send.spend(n);
                 recv.on_received(n).expect("spent only what was granted");
-                let worth = recv.on_delivered(delivered.min(recv.held()), &mut allowance);
-                prop_assert!(send.left() + recv.held() <= WINDOW_BYTES_MAX);
+                held += n;
+                let delivered = delivered.min(held);
+                held -= delivered;
+                let worth = recv.on_delivered(delivered, &mut allowance);
+                prop_assert_eq!(recv.held(), held);
+                prop_assert!(recv.window <= WINDOW_BYTES_MAX);
+                prop_assert!(send.left() + recv.owed() + held <= recv.window, "more promised than the window");
                 if worth {
                     send.on_granted(recv.take_grant()).expect("small");
                 }
