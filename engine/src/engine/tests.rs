@@ -9,7 +9,7 @@ use crate::outcome::Code;
 use crate::probe::tests::{Bench, Setup};
 use crate::sim::{Behaviour, World};
 use crate::target::Check;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroU8;
@@ -119,12 +119,18 @@ fn target(key: u64, address: SocketAddr, mode: Mode, count: u32) -> Target {
     }
 }
 
+/// An address that no other test listens on, with a port of the kernel's choice: in 127.0.0.0/8 each call has its own.
+fn own_address(family: Family) -> SocketAddr {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let (process, call) = (std::process::id() as u8, CALLS.fetch_add(1, Ordering::Relaxed));
+    match family {
+        Family::V4 => ([127, 99, process, 1 + (call % 250) as u8], 0).into(),
+        Family::V6 => ([0, 0, 0, 0, 0, 0, 0, 1], 0).into(),
+    }
+}
+
 fn listen(family: Family) -> TcpListener {
-    let listener = match family {
-        Family::V4 => TcpListener::bind("127.0.0.1:0"),
-        Family::V6 => TcpListener::bind("[::1]:0"),
-    };
-    let listener = listener.expect("a loopback address");
+    let listener = TcpListener::bind(own_address(family)).expect("a loopback address");
     listener.set_nonblocking(true).expect("a listener");
     listener
 }
@@ -145,11 +151,7 @@ struct BlackHole {
 
 impl BlackHole {
     fn new(family: Family) -> BlackHole {
-        let any: SocketAddr = match family {
-            Family::V4 => "127.0.0.1:0".parse().expect("an address"),
-            Family::V6 => "[::1]:0".parse().expect("an address"),
-        };
-        let listener = Socket::listen(&any, 0, false).expect("a loopback address");
+        let listener = Socket::listen(&own_address(family), 0, false).expect("a loopback address");
         let filler = TcpStream::connect(listener.local_addr().expect("bound")).expect("room for one");
         BlackHole { listener, _filler: filler }
     }
@@ -159,20 +161,49 @@ impl BlackHole {
     }
 }
 
-/// A port nobody listens on. Another process might take it, which loopback ports seldom suffer in a test's time.
-fn closed(family: Family) -> SocketAddr {
-    listen(family).local_addr().expect("bound")
+/// A port that refuses, and that nobody can come to listen on meanwhile: the server's end of a connection holds it.
+/// In 127.0.0.0/8 its address is not the probes' own, or one in 28,000 would draw the port itself and meet itself
+/// (TCP's simultaneous open).
+struct Closed {
+    held: TcpStream,
+    _peer: TcpStream,
 }
 
-/// Sockets in TIME_WAIT on this machine whose peer is `to` (proc(5), /proc/net/tcp: state 06).
-fn time_waits(to: SocketAddr) -> usize {
+impl Closed {
+    fn new(family: Family) -> Closed {
+        let listener = TcpListener::bind(own_address(family)).expect("a loopback address");
+        let peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("a listener of ours");
+        Closed { held: listener.accept().expect("a connection of ours").0, _peer: peer }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.held.local_addr().expect("connected")
+    }
+}
+
+/// Sockets in TIME_WAIT on this machine whose peer has the port of `to` (proc(5), /proc/net/tcp: state 06). Some may be
+/// there from an earlier life of the port.
+fn time_waits(to: SocketAddr) -> BTreeSet<String> {
     let file = if to.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
     let port = format!(":{:04X}", to.port());
-    let is_ours = |line: &&str| {
-        let mut fields = line.split_whitespace().skip(2);
-        fields.next().is_some_and(|peer| peer.ends_with(&port)) && fields.next() == Some("06")
+    let pair_if_ours = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().take(4).collect();
+        let ours = fields.len() == 4 && fields[2].ends_with(&port) && fields[3] == "06";
+        ours.then(|| format!("{} {}", fields[1], fields[2]))
     };
-    std::fs::read_to_string(file).expect("procfs").lines().filter(is_ours).count()
+    std::fs::read_to_string(file).expect("procfs").lines().filter_map(pair_if_ours).collect()
+}
+
+/// Runs `attempt` until it says that the prober was not disturbed: on a machine that is busy with other tests a worker
+/// may lose the CPU for longer than a promise about time allows.
+fn undisturbed(attempt: impl Fn() -> bool) {
+    let calm = (0..10).any(|_| {
+        attempt() || {
+            eprintln!("the worker was disturbed; again");
+            false
+        }
+    });
+    assert!(calm, "this machine is too busy for promises about time");
 }
 
 /// What was said of each key: its probes' codes and its changes of health.
@@ -197,6 +228,7 @@ fn every_kernel_gives_the_same_verdicts() {
     let families = families();
     let open: Vec<_> = families.iter().map(|family| listen(*family)).collect();
     let holes: Vec<_> = families.iter().map(|family| BlackHole::new(*family)).collect();
+    let closed: Vec<_> = families.iter().map(|family| Closed::new(*family)).collect();
     let mut world = World::default();
     let (mut targets, mut expected) = (Vec::new(), Verdicts::new());
     let mut add = |address: SocketAddr, behaviour: Behaviour, code: Code| {
@@ -212,9 +244,9 @@ fn every_kernel_gives_the_same_verdicts() {
             expected.insert(key, (vec![code; 3], change));
         }
     };
-    for (number, family) in families.iter().enumerate() {
+    for number in 0..families.len() {
         add(open[number].local_addr().expect("bound"), Behaviour::Open(10..500), Code::L4Ok);
-        add(closed(*family), Behaviour::Closed(10..500), Code::L4Refused);
+        add(closed[number].address(), Behaviour::Closed(10..500), Code::L4Refused);
         add(holes[number].address(), Behaviour::BlackHole, Code::L4Timeout);
     }
     let mut bench = Bench::new(1, Setup { world, ..Setup::default() });
@@ -223,18 +255,23 @@ fn every_kernel_gives_the_same_verdicts() {
     });
     bench.run_for(Duration::from_secs(10));
     assert_eq!(verdicts(bench.samples.iter(), bench.transitions.iter().map(|(_, change)| change)), expected);
-    on_each_backend(|backend| {
+    let attempt = |backend| {
         let mut run = Run::start(Options { backend, workers: 2, ..Options::default() });
         targets.iter().for_each(|target| {
             run.add(*target);
         });
         run.until(|run| run.last_samples() == targets.len());
-        assert_eq!(verdicts(run.samples.iter(), run.transitions.iter()), expected, "{backend:?}");
         run.engine.stop();
         let counters = run.engine.stats().total.counters;
+        if counters.outcome(Code::Late) > 0 {
+            return false;
+        }
+        assert_eq!(verdicts(run.samples.iter(), run.transitions.iter()), expected, "{backend:?}");
         assert_eq!((counters.started, counters.finished()), (3 * targets.len() as u64, 3 * targets.len() as u64));
         assert_eq!((counters.in_flight, counters.completions_stale, counters.samples_dropped), (0, 0, 0));
-    });
+        true
+    };
+    on_each_backend(|backend| undisturbed(|| attempt(backend)));
 }
 
 /// What the server's application sees of a probe is what its mode promises, and no half-open or full probe leaves a
@@ -244,30 +281,42 @@ fn the_server_sees_what_the_mode_promises() {
     on_each_backend(|backend| {
         for family in families() {
             for mode in [Mode::HalfOpen, Mode::Full, Mode::Graceful] {
-                let listener = listen(family);
-                let address = listener.local_addr().expect("bound");
-                let mut run = Run::start(Options { backend, workers: 1, ..Options::default() });
-                (0..20).for_each(|key| {
-                    run.add(target(key, address, mode, 2));
-                });
-                run.until(|run| run.last_samples() == 20);
-                assert!(run.samples.iter().all(|sample| sample.code == Code::L4Ok), "{:?}", run.samples);
-                run.engine.stop();
-                let mut accepted = 0;
-                while let Ok((mut stream, _)) = listener.accept() {
-                    accepted += 1;
-                    stream.set_nonblocking(false).expect("a stream");
-                    let end = stream.read(&mut [0; 1]).map_err(|error| error.kind());
-                    let promised = if mode == Mode::Graceful { Ok(0) } else { Err(ErrorKind::ConnectionReset) };
-                    assert_eq!(end, promised, "{backend:?} {mode:?}");
-                }
-                assert_eq!(accepted, if mode == Mode::HalfOpen { 0 } else { 40 }, "{backend:?} {mode:?} {family:?}");
-                if mode != Mode::Graceful {
-                    assert_eq!(time_waits(address), 0, "{backend:?} {mode:?} {family:?}");
-                }
+                undisturbed(|| server_sees_what_is_promised(backend, family, mode));
             }
         }
     });
+}
+
+/// Returns whether the prober was awake enough for its promise: after 200 ms Linux sends the ACK that a half-open
+/// probe holds back (TCP_DELACK_MAX).
+fn server_sees_what_is_promised(backend: Backend, family: Family, mode: Mode) -> bool {
+    let listener = listen(family);
+    let address = listener.local_addr().expect("bound");
+    let before = time_waits(address);
+    let mut run = Run::start(Options { backend, workers: 1, ..Options::default() });
+    (0..20).for_each(|key| {
+        run.add(target(key, address, mode, 2));
+    });
+    run.until(|run| run.last_samples() == 20);
+    assert!(run.samples.iter().all(|sample| sample.code == Code::L4Ok), "{:?}", run.samples);
+    run.engine.stop();
+    if run.engine.stats().total.rtt.max() > 100_000 {
+        return false;
+    }
+    let mut accepted = 0;
+    while let Ok((mut stream, _)) = listener.accept() {
+        accepted += 1;
+        stream.set_nonblocking(false).expect("a stream");
+        let end = stream.read(&mut [0; 1]).map_err(|error| error.kind());
+        let promised = if mode == Mode::Graceful { Ok(0) } else { Err(ErrorKind::ConnectionReset) };
+        assert_eq!(end, promised, "{backend:?} {mode:?}");
+    }
+    assert_eq!(accepted, if mode == Mode::HalfOpen { 0 } else { 40 }, "{backend:?} {mode:?} {family:?}");
+    if mode != Mode::Graceful {
+        let left: Vec<_> = time_waits(address).difference(&before).cloned().collect();
+        assert!(left.is_empty(), "{backend:?} {mode:?} {family:?}: {left:?}");
+    }
+    true
 }
 
 /// A target that dies and comes back is told so both times, with the streak that decided.
@@ -332,7 +381,8 @@ fn nothing_that_matters_is_lost_unread() {
     let options = Options { workers: 2, samples_max: 10, ..Options::default() };
     let (engine, mut feed) = Engine::start(&options, bell.clone(), |_| vec![]).expect("an engine");
     let (probes, count) = (engine.probes(), TRANSITIONS_MAX + 2000);
-    let address = closed(Family::V4);
+    let closed = Closed::new(Family::V4);
+    let address = closed.address();
     for key in 0..count as u64 {
         let mut target = target(key, address, Mode::HalfOpen, 2);
         while let Err(Full(back)) = probes.add(target) {
@@ -340,7 +390,9 @@ fn nothing_that_matters_is_lost_unread() {
             std::thread::yield_now();
         }
     }
+    let minute = Instant::now() + Duration::from_secs(60);
     while engine.stats().total.counters.transitions < count as u64 {
+        assert!(Instant::now() < minute, "{:?}", engine.stats().total.counters);
         std::thread::yield_now();
     }
     let mut transitions = Vec::new();
@@ -363,7 +415,8 @@ fn targets_are_shared_out_and_removed() {
     let options = Options { workers: 3, ..Options::default() };
     let (engine, _feed) = Engine::start(&options, Arc::new(Bell::default()), |_| vec![]).expect("an engine");
     let probes = engine.probes();
-    let address = closed(Family::V4);
+    let closed = Closed::new(Family::V4);
+    let address = closed.address();
     let ids: Vec<_> =
         (0..30).map(|key| probes.add(target(key, address, Mode::HalfOpen, 1)).expect("room for a few")).collect();
     let on = |stats: &Stats| stats.workers.iter().map(|worker| worker.counters.targets).collect::<Vec<_>>();

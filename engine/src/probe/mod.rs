@@ -5,7 +5,7 @@
 //!               ▲                                                    │
 //!               └────────────── next slot of the schedule ◄──────────┘
 //! ```
-//! [`Prober`](prober::Prober) is a [`Resident`](crate::resident::Resident): it speaks to the kernel through
+//! The prober is a [`Resident`](crate::resident::Resident): it speaks to the kernel through
 //! [`Io`](crate::io::Io) alone, so it runs on io_uring, on epoll and in the simulator without knowing which.
 
 mod lanes;
