@@ -126,7 +126,8 @@ pub struct Target {
     pub policy: Policy,
     /// What to believe before the first outcome.
     pub initial: Health,
-    /// Stop after this many probes; `None`: go on until removed.
+    /// Stop after this many probes; `None`: go on until removed. A probe that the prober's own trouble spoilt is made
+    /// again and not counted, five times in a row at most.
     pub count: Option<u32>,
     /// The caller's own name for it: handed back with every sample and transition.
     pub key: u64,

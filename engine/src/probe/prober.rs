@@ -323,7 +323,7 @@ impl Prober {
             let (key, streak) = (watched.key, against + 1);
             self.parts.outbox.transition(Transition { id, key, from, to, code, errno, rtt_ns, streak });
         }
-        let missed = watched.next_slot(now);
+        let missed = watched.next_slot(now, code.fault());
         if self.parts.outbox.wants_samples() {
             let (key, health, last) = (watched.key, watched.verdict.health(), missed.is_none());
             self.parts.outbox.sample(now, Sample { id, key, code, errno, rtt_ns, lateness_ns, health, last });

@@ -9,6 +9,7 @@
 
 use crate::health::{Thresholds, Verdict};
 use crate::io::{Family, Mode};
+use crate::outcome::Fault;
 use crate::slab::Key;
 use crate::target::{Check, INTERVAL_MAX, INTERVAL_MIN, Policy, TIMEOUT_MAX, TIMEOUT_MIN, Target};
 use crate::time::Instant;
@@ -39,10 +40,16 @@ pub(crate) struct Watched {
     /// Probes still to make; `None`: without end.
     left: Option<u32>,
     timeout_ms: u16,
+    /// Probes in a row that told nothing of the target and were not counted as made.
+    excused: u8,
     pub(crate) mode: Mode,
     pub(crate) thresholds: Thresholds,
     pub(crate) verdict: Verdict,
 }
+
+/// Probes in a row that the prober's own trouble may spoil before one counts as made: whoever asked for one probe gets
+/// an answer about the target after a stall of some intervals, and an end where the trouble does not pass.
+const EXCUSED_MAX: u8 = 5;
 
 /// A hundred thousand targets on one worker, with their timers, stay below 16 MB.
 const _: () = assert!(size_of::<Watched>() <= 96);
@@ -59,6 +66,7 @@ impl Watched {
             interval_ms: 0,
             left: target.count,
             timeout_ms: 0,
+            excused: 0,
             mode,
             thresholds: target.policy.thresholds,
             verdict: Verdict::new(target.initial),
@@ -98,9 +106,14 @@ impl Watched {
     }
 
     /// The probe for the current slot came out at `now`: counts it, and moves on to the next slot that has not passed.
-    /// Returns how many were skipped, or `None` if that was the last probe.
-    pub(crate) fn next_slot(&mut self, now: Instant) -> Option<u64> {
-        if let Some(left) = &mut self.left {
+    /// A probe that the prober spoilt is not counted, [`EXCUSED_MAX`] times in a row at most. Returns how many slots
+    /// were skipped, or `None` if that was the last probe.
+    pub(crate) fn next_slot(&mut self, now: Instant, fault: Fault) -> Option<u64> {
+        let is_excused = fault == Fault::Prober && self.excused < EXCUSED_MAX;
+        self.excused = if is_excused { self.excused + 1 } else { 0 };
+        if let Some(left) = &mut self.left
+            && !is_excused
+        {
             *left -= 1;
             if *left == 0 {
                 self.stage = Stage::Finished;
@@ -175,7 +188,7 @@ mod tests {
             for delay in delays {
                 let before = watched.slot;
                 now = watched.slot + Duration::from_nanos(delay);
-                let missed = watched.next_slot(now).expect("without end");
+                let missed = watched.next_slot(now, Fault::Nobody).expect("without end");
                 prop_assert!(watched.slot >= now && watched.slot > before);
                 prop_assert!(watched.slot.since(now) < interval || watched.slot == before + interval);
                 prop_assert_eq!(watched.slot.ns() % interval.as_nanos() as u64, phase);
@@ -206,9 +219,24 @@ mod tests {
     fn a_count_ends() {
         let now = Instant::from_ns(1 << 40);
         let mut watched = Watched::new(&target(1, Duration::from_secs(1), Some(2)), now);
-        assert_eq!(watched.next_slot(watched.slot), Some(0));
-        assert_eq!(watched.next_slot(watched.slot), None);
+        assert_eq!(watched.next_slot(watched.slot, Fault::Target), Some(0));
+        assert_eq!(watched.next_slot(watched.slot, Fault::Nobody), None);
         assert_eq!(watched.stage, Stage::Finished);
         assert_eq!(Watched::new(&target(1, Duration::from_secs(1), Some(0)), now).stage, Stage::Finished);
+    }
+
+    /// What the prober spoilt is made again, but not for ever; and an outcome of the target begins the patience anew.
+    #[test]
+    fn spoilt_probes_are_made_again() {
+        let now = Instant::from_ns(1 << 40);
+        let mut watched = Watched::new(&target(1, Duration::from_secs(1), Some(2)), now);
+        for _ in 0..EXCUSED_MAX {
+            assert_eq!(watched.next_slot(watched.slot, Fault::Prober), Some(0));
+        }
+        assert_eq!(watched.next_slot(watched.slot, Fault::Nobody), Some(0));
+        for _ in 0..EXCUSED_MAX {
+            assert_eq!(watched.next_slot(watched.slot, Fault::Prober), Some(0));
+        }
+        assert_eq!(watched.next_slot(watched.slot, Fault::Prober), None);
     }
 }
