@@ -7,7 +7,7 @@
 //! [`Workers::is_whole`] and an error in the log; the other workers go on.
 
 use crate::io::Io;
-use crate::kernel::{self, Backend, Capabilities, OpenError, Waker};
+use crate::kernel::{self, Backend, Capabilities, OpenError, Tier, Waker};
 use crate::resident::{Cx, Next, Resident};
 use crate::time::Instant;
 use crate::token::Token;
@@ -109,7 +109,12 @@ impl Workers {
         for (index, opened) in reports {
             workers.capabilities = opened.recv().map_err(|_| StartError::Ended(index))??;
         }
-        tracing::info!(workers = workers.threads.len(), io = %workers.capabilities, "workers run");
+        let (count, io) = (workers.threads.len(), &workers.capabilities);
+        if options.backend == Backend::Auto && io.tier == Tier::Epoll {
+            tracing::warn!(workers = count, why = io.why, "no io_uring here: workers run on epoll");
+        } else {
+            tracing::info!(workers = count, %io, "workers run");
+        }
         Ok(workers)
     }
 

@@ -456,7 +456,7 @@ fn missed_slots_are_counted_not_made_up_for() {
             let faults: Vec<_> = samples.clone().map(|sample| sample.code.fault()).collect();
             assert_eq!(faults.len(), slots.len());
             assert_eq!(counted(&faults), 12, "{faults:?}");
-            assert!(samples.clone().last().expect("twelve").last);
+            assert!(samples.clone().next_back().expect("twelve").last);
             assert_eq!(samples.clone().filter(|sample| sample.last).count(), 1);
             for pair in slots.windows(2) {
                 let apart = pair[1].since(pair[0]).as_nanos();
