@@ -175,7 +175,10 @@ impl Nginx {
              server {{ listen {address}; location / {{ return 200 \"{name}\"; }} }} }}\n"
         );
         std::fs::write(folder.path().join("nginx.conf"), config).expect("written");
-        let child = Command::new("nginx")
+        // Debian keeps it out of an ordinary user's PATH.
+        let debian = Path::new("/usr/sbin/nginx");
+        let program = if debian.exists() { debian } else { Path::new("nginx") };
+        let child = Command::new(program)
             .arg("-p")
             .arg(folder.path())
             .args(["-e", "error.log", "-c", "nginx.conf"])
