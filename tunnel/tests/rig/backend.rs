@@ -174,8 +174,13 @@ fn serve(mut stream: TcpStream) -> Report {
 
 /// Sends the order.
 pub(crate) fn ask(stream: &mut TcpStream, order: Order, seed: u64, count: u64) {
-    let mut bytes = vec![order as u8];
-    bytes.extend_from_slice(&seed.to_le_bytes());
-    bytes.extend_from_slice(&count.to_le_bytes());
-    stream.write_all(&bytes).unwrap();
+    stream.write_all(&self::order(order, seed, count)).unwrap();
+}
+
+/// The order's bytes.
+pub(crate) fn order(order: Order, seed: u64, count: u64) -> [u8; ORDER_BYTES] {
+    let mut bytes = [order as u8; ORDER_BYTES];
+    bytes[1..9].copy_from_slice(&seed.to_le_bytes());
+    bytes[9..].copy_from_slice(&count.to_le_bytes());
+    bytes
 }
