@@ -6,7 +6,7 @@
 //! its life. A caller's descriptor is registered one-shot for each poll, with a number of its own in the event, so that
 //! an event of a descriptor that was closed and given out again is never taken for the new one's.
 
-use super::socket::{Fd, RawAddr, Socket, check, open_lane_socket, set_nonblocking, take_error};
+use super::socket::{Fd, RawAddr, Socket, check, may_meet_itself, open_lane_socket, set_nonblocking, take_error};
 use super::sys::monotonic_now;
 use super::tokens::TokenTable;
 use super::waker::Waker;
@@ -52,6 +52,17 @@ struct LaneState {
     /// None between the knocks of a graceful lane, and where a lost socket could not be replaced.
     socket: Option<Socket>,
     knock: Option<(Token, RawAddr)>,
+    /// Set if the socket may be connected to itself.
+    suspect: Option<SocketAddr>,
+}
+
+impl LaneState {
+    /// What a connect's result says of the target: a socket that met itself found nobody there.
+    fn verdict(&self, result: Result<(), Errno>) -> Result<(), Errno> {
+        let local = || self.socket.as_ref().and_then(|socket| socket.local_addr().ok());
+        let met_itself = result.is_ok() && self.suspect.is_some() && self.suspect == local();
+        if met_itself { Err(Errno(libc::ECONNREFUSED)) } else { result }
+    }
 }
 
 /// What is awaited on one descriptor.
@@ -120,6 +131,7 @@ impl Epoll {
         }
         let state = &mut self.lanes[lane.0 as usize];
         let address = RawAddr::new(to);
+        state.suspect = may_meet_itself(to).then_some(*to);
         let fd = state.socket.as_ref().expect("opened above").raw();
         match connect(fd, &address) {
             Err(Errno(libc::EINPROGRESS)) => {
@@ -127,6 +139,7 @@ impl Epoll {
                 self.tokens.note(token, LANE_PLACE | lane.0);
             }
             result => {
+                let result = state.verdict(result);
                 self.recycle(lane);
                 self.found.push(knocked(token, result));
             }
@@ -169,6 +182,7 @@ impl Epoll {
             Err(Errno(libc::EALREADY | libc::EINPROGRESS)) => {}
             result => {
                 let result = if matches!(result, Err(Errno(libc::EISCONN))) { Ok(()) } else { result };
+                let result = state.verdict(result);
                 self.recycle(lane);
                 completions.push(knocked(token, result));
             }
@@ -322,7 +336,7 @@ impl Io for Epoll {
     fn open_lanes(&mut self, mode: Mode, family: Family, count: u32) -> io::Result<Range<u32>> {
         let first = self.lanes.len() as u32;
         for index in first..first.saturating_add(count).min(LANE_PLACE - 1) {
-            self.lanes.push(LaneState { mode, family, socket: None, knock: None });
+            self.lanes.push(LaneState { mode, family, socket: None, knock: None, suspect: None });
             if mode == Mode::Graceful {
                 continue;
             }

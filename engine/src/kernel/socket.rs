@@ -5,7 +5,7 @@
 use crate::io::{Family, Mode};
 use std::io;
 use std::mem;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
@@ -293,6 +293,14 @@ impl Socket {
         self.set(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, timeout.as_millis().min(i32::MAX as u128) as i32)
     }
 
+    /// Drops the connection with a reset and makes the socket as good as new (connect(2): AF_UNSPEC).
+    pub(crate) fn dissolve(&self) -> io::Result<()> {
+        let nobody = RawAddr::unspec();
+        // SAFETY: the pointer and the length describe `nobody`, which outlives the call.
+        check(unsafe { libc::connect(self.raw(), nobody.as_ptr(), nobody.len()) })?;
+        Ok(())
+    }
+
     /// Any integer-like option; for the kernel folder's own use.
     pub(crate) fn set<T: Copy>(&self, level: i32, name: i32, value: T) -> io::Result<()> {
         set_option(self.raw(), level, name, value)
@@ -362,6 +370,21 @@ pub(super) fn set_nonblocking(fd: i32, on: bool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a connect to `to` may come back to its own socket: the kernel may choose the very port that it knocks at, and
+/// a socket that sends a SYN to itself is connected (simultaneous open, RFC 9293 section 3.5), once in about 28,000
+/// knocks at a closed port of ours in the range of chosen ports (ip(7), ip_local_port_range). 127.0.0.1 and ::1 alone: a
+/// knock at another of 127.0.0.0/8 comes from 127.0.0.1, and this machine's other addresses are not known here.
+pub(crate) fn may_meet_itself(to: &SocketAddr) -> bool {
+    /// The range starts no lower than this on any machine that has not been told otherwise (Documentation/networking/
+    /// ip-sysctl.rst: 32768); a lower one that an administrator set is still mostly above it.
+    const CHOSEN_PORT_MIN: u16 = 10_000;
+    let is_source = match to.ip() {
+        IpAddr::V4(ip) => ip == Ipv4Addr::LOCALHOST,
+        IpAddr::V6(ip) => ip == Ipv6Addr::LOCALHOST,
+    };
+    is_source && to.port() >= CHOSEN_PORT_MIN
 }
 
 pub(crate) fn set_option<T: Copy>(fd: i32, level: i32, name: i32, value: T) -> io::Result<()> {

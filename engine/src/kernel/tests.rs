@@ -22,6 +22,10 @@ mod refused;
 
 /// Long enough for any event on any machine; reached only by a failure.
 const FAR: Duration = Duration::from_secs(30);
+/// A loopback address that no knock comes from, so that a socket cannot meet itself there.
+const ELSEWHERE: &str = "127.0.0.2";
+/// Where knocks at the loopback come from: the ring makes them in two steps there.
+const AT_HOME: &str = "127.0.0.1";
 const KNOCK: u8 = 0;
 const CONNECT: u8 = 1;
 const ACCEPT: u8 = 2;
@@ -112,7 +116,7 @@ fn knocked(completions: Vec<Completion>) -> HashMap<u32, Result<(), Errno>> {
 /// Somebody who listens on a port of the loopback, with room for all that a test makes without accepting any: where it
 /// runs out, SYNs are dropped and come again after a second.
 fn open_target() -> (TcpListener, SocketAddr) {
-    open_target_on("127.0.0.1")
+    open_target_on(ELSEWHERE)
 }
 
 fn open_target_on(ip: &str) -> (TcpListener, SocketAddr) {
@@ -124,8 +128,12 @@ fn open_target_on(ip: &str) -> (TcpListener, SocketAddr) {
 
 /// A port nobody listens on: held, bound but not listening, by the socket that comes with it.
 fn closed_target() -> (Socket, SocketAddr) {
+    closed_target_on(ELSEWHERE)
+}
+
+fn closed_target_on(ip: &str) -> (Socket, SocketAddr) {
     let socket = Socket::tcp(Family::V4).expect("a socket");
-    let any = super::socket::RawAddr::new(&SocketAddr::from(([127, 0, 0, 1], 0)));
+    let any = super::socket::RawAddr::new(&SocketAddr::new(ip.parse().expect("an address"), 0));
     // SAFETY: the pointer and the length describe `any`, which outlives the call.
     assert_eq!(unsafe { libc::bind(socket.raw(), any.as_ptr(), any.len()) }, 0);
     let address = socket.local_addr().expect("bound");
@@ -135,7 +143,11 @@ fn closed_target() -> (Socket, SocketAddr) {
 /// A listener that hears nobody: it drops what comes with a time to live below 255, and the loopback's is 64. A SYN to
 /// it is never answered.
 fn black_hole() -> (TcpListener, SocketAddr) {
-    let (listener, address) = open_target();
+    black_hole_on(ELSEWHERE)
+}
+
+fn black_hole_on(ip: &str) -> (TcpListener, SocketAddr) {
+    let (listener, address) = open_target_on(ip);
     super::socket::set_option(listener.as_raw_fd(), libc::IPPROTO_IP, libc::IP_MINTTL, 255i32).expect("IP_MINTTL");
     (listener, address)
 }

@@ -8,7 +8,7 @@
 
 use super::queue::File;
 use crate::io::{Family, Mode};
-use crate::kernel::socket::{RawAddr, Socket, open_lane_socket};
+use crate::kernel::socket::{RawAddr, Socket, may_meet_itself, open_lane_socket};
 use crate::token::Token;
 use std::io;
 use std::net::SocketAddr;
@@ -31,6 +31,8 @@ pub(super) struct LaneSlot {
     pub(super) busy: bool,
     pub(super) waiting: bool,
     pub(super) cancelled: bool,
+    /// The knock is not linked to its reset: where a socket could meet itself, it is asked who it met.
+    pub(super) in_two_steps: bool,
     /// In the table of registered files, at its own number.
     pub(super) fixed: bool,
     pub(super) mode: Mode,
@@ -51,6 +53,7 @@ impl LaneSlot {
             busy: false,
             waiting: false,
             cancelled: false,
+            in_two_steps: false,
             fixed: false,
             mode,
             family,
@@ -69,6 +72,17 @@ impl LaneSlot {
         self.busy = true;
         self.cancelled = false;
         self.retries = 0;
+        self.in_two_steps = self.mode != Mode::Graceful && may_meet_itself(&to);
+    }
+
+    /// The second of two steps: what the connect really said, and a socket that is idle again, or none.
+    pub(super) fn finish_in_two_steps(&mut self, result: i32) -> i32 {
+        let Some(socket) = &self.socket else { return result };
+        let met_itself = result == 0 && socket.local_addr().is_ok_and(|local| local == self.to);
+        if socket.dissolve().is_err() {
+            self.socket = None;
+        }
+        if met_itself { -libc::ECONNREFUSED } else { result }
     }
 
     pub(super) fn file(&self, number: u32) -> File {

@@ -2,8 +2,8 @@
 //!
 //! A half-open or full knock is two entries, hard-linked: connect, then connect(AF_UNSPEC), which resets and recycles
 //! the socket in the kernel, without a turn of ours in between. Its event is given out when both completions are back.
-//! Cancelling aims at the connect; the reset then follows by itself. A graceful knock is a connect on a fresh socket
-//! and a plain close.
+//! Cancelling aims at the connect; the reset then follows by itself. Where a socket could be connected to itself
+//! (`may_meet_itself`) the two are separate steps. A graceful knock is a connect on a fresh socket and a plain close.
 //!
 //! The kernel never sees a token: user data is `kind:8 | generation:32 | index:24` of a table here, and a completion
 //! counts only if the place it names is in that use. No allocation and no hashing per operation.
@@ -147,7 +147,7 @@ impl Ring {
         let generation = slot.generation;
         let connect = user_data(kind::KNOCK, generation, lane);
         slot.outstanding = match (slot.mode, &slot.socket) {
-            (Mode::Graceful, Some(socket)) => {
+            (mode, Some(socket)) if mode == Mode::Graceful || slot.in_two_steps => {
                 self.queue.push_connect(socket.raw(), slot.address(), connect)?;
                 1
             }
@@ -169,7 +169,7 @@ impl Ring {
         };
         slot.outstanding -= 1;
         if of_connect {
-            slot.result = result;
+            slot.result = if slot.in_two_steps { slot.finish_in_two_steps(result) } else { result };
         } else if result < 0 {
             tracing::debug!(lane, errno = -result, "a lane's reset failed; it gets another socket");
             slot.socket = None;

@@ -5,10 +5,11 @@ use super::*;
 #[test]
 fn verdicts_are_right() {
     on_every_io(|rig| {
-        let (_open, open_at) = open_target();
-        let (_closed, closed_at) = closed_target();
-        let (_hole, hole_at) = black_hole();
-        for mode in [Mode::HalfOpen, Mode::Full, Mode::Graceful] {
+        let modes = [Mode::HalfOpen, Mode::Full, Mode::Graceful];
+        for (ip, mode) in [ELSEWHERE, AT_HOME].into_iter().flat_map(|ip| modes.map(|mode| (ip, mode))) {
+            let (_open, open_at) = open_target_on(ip);
+            let (_closed, closed_at) = closed_target_on(ip);
+            let (_hole, hole_at) = black_hole_on(ip);
             let lanes = rig.lanes(mode, 60);
             for round in 0..10 {
                 let kind = |lane: &Lane| (lane.0 + round) % 3;
@@ -29,7 +30,12 @@ fn verdicts_are_right() {
                         Err(Errno(libc::ECONNRESET)) => Err(Errno(libc::ECONNREFUSED)),
                         result => result,
                     };
-                    assert_eq!(result, expected[kind(lane) as usize], "{mode:?} on {}, round {round}", rig.tier);
+                    assert_eq!(
+                        result,
+                        expected[kind(lane) as usize],
+                        "{mode:?} at {ip} on {}, round {round}",
+                        rig.tier
+                    );
                 }
             }
         }
@@ -53,6 +59,25 @@ fn half_open_knocks_are_not_seen() {
         let seen = listener.accept();
         assert!(seen.is_err(), "the application saw {seen:?} on {}", rig.tier);
         assert!(embryonic_resets() - before >= 1000, "{} on {}", embryonic_resets() - before, rig.tier);
+    });
+}
+
+/// A socket that the kernel gives the very port it knocks at is connected to itself, and that is not somebody who listens.
+/// More knocks than there are ports to choose from: each comes up at least once.
+#[test]
+fn nobody_meets_himself() {
+    on_every_io(|rig| {
+        // connect(2) draws even ports, as long as there are any (net/ipv4/inet_hashtables.c).
+        let free = |port: &u16| TcpListener::bind((AT_HOME, *port)).is_ok();
+        let port = (50_000..60_000).step_by(2).find(free).expect("a free port");
+        let at = SocketAddr::new(AT_HOME.parse().expect("an address"), port);
+        let lanes = rig.lanes(Mode::HalfOpen, 250);
+        for _ in 0..160 {
+            for lane in &lanes {
+                rig.knock(*lane, at);
+            }
+            assert!(knocked(rig.wait_for(250)).values().all(Result::is_err), "somebody at {at} on {}", rig.tier);
+        }
     });
 }
 
