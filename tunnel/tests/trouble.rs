@@ -138,16 +138,18 @@ fn read_end(mut visitor: TcpStream) -> u64 {
     bytes
 }
 
-/// A link that is cut ten times, in the middle of floods: each time the visitors are reset, the agent comes back by
+/// A link that is cut four times, in the middle of floods: each time the visitors are reset, the agent comes back by
 /// itself, and a visitor's bytes are whole again.
 #[test]
 fn a_cut_link_comes_back() {
     for shape in [RING, Shape { tls: true, ..EPOLL }] {
+        // One of each: else a new carrier may come before the last old one is missed, and nobody is ever gone.
+        let shape = Shape { workers: 1, carriers: 1, ..shape };
         let (address, _reports) = backend::start();
         let bridge = rig::bridge(shape, &["web"]);
         let cable = cable::straight(bridge.handle.link_address());
         let agent = bridge.agent_via(shape, cable.address, &[("web", address)]);
-        for round in 1..=10 {
+        for round in 1..=4 {
             bridge.log.wait_for(&format!("health {} 0 Up", agent.id), round);
             let mut visitor = bridge.visit(0);
             ask(&mut visitor, Order::Flood, 1, 0);
@@ -156,7 +158,7 @@ fn a_cut_link_comes_back() {
             assert!(is_reset(read_all(&mut visitor, 1).2), "{shape:?}");
             bridge.log.wait_for(&format!("gone {}", agent.id), round);
         }
-        bridge.log.wait_for(&format!("health {} 0 Up", agent.id), 11);
+        bridge.log.wait_for(&format!("health {} 0 Up", agent.id), 5);
         let mut visitor = bridge.visit(0);
         ask(&mut visitor, Order::Send, 1, 1_000_000);
         assert_eq!(read_end(visitor), 1_000_000, "{shape:?}");
