@@ -1,11 +1,11 @@
 //! An HdrHistogram interval log: what the probers measured, second by second, for the tools that read such logs
 //! (HdrHistogram's log format 1.3, histograms in V2 compressed form; values in µs).
 //!
-//! Each interval writes a line per worker and kind, tagged `rtt-0`, `lateness-0`, `rtt-1`, and so on. Workers with
-//! nothing new are left out.
+//! Each interval writes two lines: the round trips, without a tag, which is what tools show first, and the lateness with
+//! `Tag=lateness`. What has nothing new is left out.
 
 use crate::histogram::Histogram;
-use crate::stats::{Numbers, Stats};
+use crate::stats::Numbers;
 use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use std::io::{self, Write};
@@ -15,8 +15,8 @@ use std::time::{Duration, SystemTime};
 pub struct IntervalLog<W> {
     out: W,
     begin: SystemTime,
-    /// What has been written, by worker.
-    before: Vec<Numbers>,
+    /// What has been written.
+    before: Numbers,
     /// When the last interval ended, counted from `begin`.
     until: Duration,
 }
@@ -33,29 +33,26 @@ impl<W: Write> IntervalLog<W> {
             .with_base_time(begin)
             .begin_log_with(&mut out, &mut V2DeflateSerializer::new())?;
         writeln!(out, "\"StartTimestamp\",\"Interval_Length\",\"Interval_Max\",\"Interval_Compressed_Histogram\"")?;
-        Ok(IntervalLog { out, begin, before: Vec::new(), until: Duration::ZERO })
+        Ok(IntervalLog { out, begin, before: Numbers::default(), until: Duration::ZERO })
     }
 
-    /// Ends an interval at `now`: writes what `stats`, which only grows, has more than at the end of the last one.
+    /// Ends an interval at `now`: writes what `total`, which only grows, has more than at the end of the last one.
     ///
     /// # Errors
     /// Those of `out`.
-    pub fn write(&mut self, now: SystemTime, stats: &Stats) -> io::Result<()> {
+    pub fn write(&mut self, now: SystemTime, total: &Numbers) -> io::Result<()> {
         let until = now.duration_since(self.begin).unwrap_or_default().max(self.until);
         let (start, length) = (self.until, until - self.until);
-        self.before.resize_with(self.before.len().max(stats.workers.len()), Numbers::default);
-        for (worker, (numbers, before)) in stats.workers.iter().zip(&mut self.before).enumerate() {
-            for (kind, current, before) in
-                [("rtt", &numbers.rtt, &mut before.rtt), ("lateness", &numbers.lateness, &mut before.lateness)]
-            {
-                let mut fresh = current.clone();
-                // A worker that was asked in vain reports less than before; its times come with a later interval.
-                if fresh.subtract(&*before).is_err() || fresh.is_empty() {
-                    continue;
-                }
-                write_line(&mut self.out, &format!("{kind}-{worker}"), start, length, &fresh)?;
-                before.clone_from(current);
+        let before = &mut self.before;
+        let kinds = [(None, &total.rtt, &mut before.rtt), (Some("lateness"), &total.lateness, &mut before.lateness)];
+        for (tag, current, before) in kinds {
+            let mut fresh = current.clone();
+            // A worker that was asked in vain is missing from the sum; its times come with a later interval.
+            if fresh.subtract(&*before).is_err() || fresh.is_empty() {
+                continue;
             }
+            write_line(&mut self.out, tag, start, length, &fresh)?;
+            before.clone_from(current);
         }
         self.until = until;
         self.out.flush()
@@ -65,7 +62,7 @@ impl<W: Write> IntervalLog<W> {
 /// hdrhistogram's own writer borrows its output for its whole life; a line of its own each lets us keep it.
 fn write_line(
     out: &mut impl Write,
-    tag: &str,
+    tag: Option<&str>,
     start: Duration,
     length: Duration,
     histogram: &Histogram,
@@ -73,11 +70,11 @@ fn write_line(
     let (mut lines, mut serializer) = (Vec::new(), V2DeflateSerializer::new());
     IntervalLogWriterBuilder::new()
         .begin_log_with(&mut lines, &mut serializer)?
-        .write_histogram(histogram, start, length, Tag::new(tag))
+        .write_histogram(histogram, start, length, tag.and_then(Tag::new))
         .map_err(|error| io::Error::other(format!("interval log: {error:?}")))?;
-    // The head that the builder writes before the line is a comment.
-    let line = lines.split_inclusive(|byte| *byte == b'\n').find(|line| line.starts_with(b"Tag="));
-    out.write_all(line.expect("the builder has written one tagged line"))
+    // The head that the builder writes before the line is comments.
+    let line = lines.split_inclusive(|byte| *byte == b'\n').find(|line| !line.starts_with(b"#"));
+    out.write_all(line.expect("the builder has written one line"))
 }
 
 #[cfg(test)]
@@ -86,10 +83,11 @@ mod tests {
     use hdrhistogram::serialization::Deserializer;
     use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
-    fn stats(rtts: &[u64]) -> Stats {
+    fn numbers(rtts: &[u64], lateness: &[u64]) -> Numbers {
         let mut numbers = Numbers::default();
         rtts.iter().for_each(|us| numbers.rtt.record(*us).expect("in range"));
-        Stats::of(vec![numbers, Numbers::default()])
+        lateness.iter().for_each(|us| numbers.lateness.record(*us).expect("in range"));
+        numbers
     }
 
     /// A reader gets back, by tag and interval, exactly the times that were new in it.
@@ -98,9 +96,9 @@ mod tests {
         let begin = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let mut log = IntervalLog::begin(Vec::new(), begin).expect("memory");
         let second = Duration::from_secs(1);
-        log.write(begin + second, &stats(&[10, 20])).expect("memory");
-        log.write(begin + 2 * second, &stats(&[10, 20])).expect("memory");
-        log.write(begin + 3 * second, &stats(&[10, 20, 500])).expect("memory");
+        log.write(begin + second, &numbers(&[10, 20], &[])).expect("memory");
+        log.write(begin + 2 * second, &numbers(&[10, 20], &[])).expect("memory");
+        log.write(begin + 3 * second, &numbers(&[10, 20, 500], &[7])).expect("memory");
         let mut seen = Vec::new();
         for entry in IntervalLogIterator::new(&log.out) {
             if let LogEntry::Interval(line) = entry.expect("a log that its own reader can read") {
@@ -110,8 +108,9 @@ mod tests {
                 seen.push((tag, line.start_timestamp(), line.duration(), histogram.len(), histogram.max()));
             }
         }
-        let tag = Some("rtt-0".to_owned());
-        assert_eq!(seen, [(tag.clone(), Duration::ZERO, second, 2, 20), (tag, 2 * second, second, 1, 500)]);
+        let late = Some("lateness".to_owned());
+        let wanted = [(None, 0, 2, 20), (None, 2, 1, 500), (late, 2, 1, 7)];
+        assert_eq!(seen, wanted.map(|(tag, at, count, max)| (tag, at * second, second, count, max)));
     }
 
     /// Standard base64 (RFC 4648, 4), to read the log without another dependency.

@@ -12,6 +12,8 @@ pub struct Counters {
     pub outcomes: [u64; Code::COUNT],
     /// Probes whose target was removed, or whose engine was stopped, before they came out.
     pub abandoned: u64,
+    /// Targets that have had all the probes of their count.
+    pub ended: u64,
     /// Slots of the schedule that were skipped because the target's last probe was not over, or not even started.
     /// Never made up for.
     pub missed: u64,
@@ -52,6 +54,7 @@ impl Counters {
         self.started += other.started;
         self.outcomes.iter_mut().zip(other.outcomes).for_each(|(mine, theirs)| *mine += theirs);
         self.abandoned += other.abandoned;
+        self.ended += other.ended;
         self.missed += other.missed;
         self.answers_late += other.answers_late;
         self.completions_stale += other.completions_stale;

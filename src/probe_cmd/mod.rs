@@ -5,7 +5,6 @@
 //! ```
 
 mod draw;
-mod hlog;
 mod report;
 mod session;
 mod targets;

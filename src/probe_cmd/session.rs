@@ -1,7 +1,6 @@
 //! One run: gives the engine its targets, waits until each has had its probes, and sums up.
 //! Promise: Ctrl-C ends it early and the report still comes; a verdict rests on transitions, which are never lost.
 
-use super::hlog::Hlog;
 use super::report::{NAMES_SHOWN, Named, Summary};
 use super::targets::Resolved;
 use crate::Failure;
@@ -10,12 +9,15 @@ use crate::machine::Signals;
 use indicatif::{ProgressBar, ProgressStyle};
 use ringspan_engine::engine::{Engine, Feed, Options};
 use ringspan_engine::health::{Health, Thresholds};
+use ringspan_engine::hlog::IntervalLog;
 use ringspan_engine::kernel::{CpuOf, cpu_time};
 use ringspan_engine::mailbox::{Full, Wake};
 use ringspan_engine::outcome::Code;
-use ringspan_engine::stats::Stats;
+use ringspan_engine::stats::{Numbers, Stats};
 use ringspan_engine::target::{Check, INTERVAL_MIN, Policy, Sample, Target, Transition};
-use std::io::{self, IsTerminal, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
@@ -45,9 +47,35 @@ impl Wake for Bell {
     }
 }
 
+/// The interval log that `--hlog` asks for. It is whole after every interval, whatever becomes of us.
+struct Hlog {
+    log: IntervalLog<BufWriter<File>>,
+    name: String,
+}
+
+impl Hlog {
+    /// Creates the file now: a path that cannot be written is known before the first probe.
+    fn create(path: &Path) -> Result<Hlog, Failure> {
+        let name = path.display().to_string();
+        let file = File::create(path)
+            .map_err(|e| Failure::Usage(format!("--hlog {name}: {e}. Try: a path that can be written")))?;
+        let log = IntervalLog::begin(BufWriter::new(file), SystemTime::now()).map_err(|e| cannot_write(&name, &e))?;
+        Ok(Hlog { log, name })
+    }
+
+    /// Ends an interval now, with what was counted since the start.
+    fn interval(&mut self, total: &Numbers) -> Result<(), Failure> {
+        self.log.write(SystemTime::now(), total).map_err(|e| cannot_write(&self.name, &e))
+    }
+}
+
+fn cannot_write(name: &str, error: &std::io::Error) -> Failure {
+    Failure::Run(format!("--hlog {name}: {error}. Try: a place with room"))
+}
+
 /// Probes all targets as the flags say.
 pub(super) fn run(args: &cli::Probe, targets: &[Resolved]) -> Result<Summary, Failure> {
-    let hlog = args.hlog.as_deref().map(Hlog::create).transpose().map_err(Failure::Usage)?;
+    let hlog = args.hlog.as_deref().map(Hlog::create).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -94,7 +122,7 @@ impl<'a> Session<'a> {
     }
 
     async fn run(mut self, mut signals: Signals) -> Result<Summary, Failure> {
-        let (started, wall, cpu) = (Instant::now(), SystemTime::now(), cpu_time(CpuOf::Process));
+        let (started, cpu) = (Instant::now(), cpu_time(CpuOf::Process));
         let interrupted = tokio::select! {
             biased;
             () = signals.caught() => true,
@@ -105,9 +133,8 @@ impl<'a> Session<'a> {
         self.engine.stop();
         self.collect();
         let stats = self.engine.stats();
-        if let Some(mut hlog) = self.hlog.take() {
-            hlog.interval(duration, &stats.total);
-            hlog.finish(wall).map_err(Failure::Run)?;
+        if let Some(hlog) = &mut self.hlog {
+            hlog.interval(&stats.total)?;
         }
         if stats.total.counters.samples_dropped > 0 {
             eprintln!(
@@ -133,12 +160,12 @@ impl<'a> Session<'a> {
             if let Some(hlog) = &mut self.hlog
                 && elapsed >= hlog_at
             {
-                hlog.interval(elapsed, &stats.total);
+                hlog.interval(&stats.total)?;
                 hlog_at = elapsed + HLOG_INTERVAL;
             }
             let now_finished = stats.total.counters.finished();
             bar.show(now_finished, elapsed);
-            if now_finished >= expected {
+            if stats.total.counters.ended >= self.targets.len() as u64 {
                 return Ok(());
             }
             if now_finished > finished {

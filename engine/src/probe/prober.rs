@@ -328,9 +328,12 @@ impl Prober {
             let (key, health, last) = (watched.key, watched.verdict.health(), missed.is_none());
             self.parts.outbox.sample(now, Sample { id, key, code, errno, rtt_ns, lateness_ns, health, last });
         }
-        if let Some(missed) = missed {
-            self.numbers.counters.missed += missed;
-            self.schedule.arm(target.index, watched.slot);
+        match missed {
+            Some(missed) => {
+                self.numbers.counters.missed += missed;
+                self.schedule.arm(target.index, watched.slot);
+            }
+            None => self.numbers.counters.ended += 1,
         }
     }
 
