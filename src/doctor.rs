@@ -157,7 +157,7 @@ fn judge(facts: &Facts) -> Vec<Finding> {
             Mark::Good,
             "kernel TLS",
             "absent",
-            "encrypted links are copied through this process, about twice the CPU of spliced ones",
+            "encrypted links are copied through this process, four to five times the CPU of spliced ones",
             "modprobe tls, where the kernel has it",
         ),
     });
@@ -190,13 +190,9 @@ fn judge_io(facts: &Facts) -> Finding {
     match &facts.io {
         Err(why) => finding(Mark::Bad, "io", "none", why.clone(), "raise the limit on open files"),
         Ok(c) => match c.tier {
-            Tier::Epoll => finding(
-                Mark::Costs,
-                "io",
-                c,
-                "probes by epoll: about twice the CPU of io_uring; all else works",
-                disabled,
-            ),
+            Tier::Epoll => {
+                finding(Mark::Costs, "io", c, "probes by epoll: up to a third more CPU each; all else works", disabled)
+            }
             Tier::Ring510 => finding(
                 Mark::Costs,
                 "io",
