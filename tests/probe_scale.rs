@@ -54,6 +54,8 @@ impl World {
 fn every_verdict_is_right(backend: &str) {
     let world = World::new();
     let targets = world.targets();
+    // Our ports may have been somebody else's a minute ago.
+    let left_before = time_wait(&world.ports.map(|p| p.0));
     let list: String = targets.keys().map(|t| format!("{t}\n")).collect();
     let args = ["probe", "--file", "-", "--timeout", "2s", "--format", "ndjson", "--backend", backend];
     let (code, out, err) = parts(&run_with(&mut ringspan(&args), &list));
@@ -74,7 +76,8 @@ fn every_verdict_is_right(backend: &str) {
     assert_eq!(summary["backend"], backend);
     let seen = world.open.accept();
     assert!(matches!(&seen, Err(e) if e.kind() == ErrorKind::WouldBlock), "an application saw a probe: {seen:?}");
-    assert_eq!(time_wait(&world.ports.map(|p| p.0)), 0, "sockets in TIME_WAIT");
+    let left = time_wait(&world.ports.map(|p| p.0));
+    assert!(left <= left_before, "{left} sockets in TIME_WAIT, {left_before} before");
 }
 
 /// Sockets in TIME_WAIT with one of these ports at either end (proc(5): state 06; addresses end in a hex port).
