@@ -1,12 +1,13 @@
 //! What one half-open probe costs in this engine, and how late it starts: `probe_cost TARGETS INTERVAL_MS SECONDS
 //! [IN_FLIGHT] [epoll|ring] [PORT]`, one worker, against listeners on 127.0.1.1 to 127.0.1.16 (port 7777 by default).
 
+use ringspan_engine::check::Check;
 use ringspan_engine::engine::{Engine, Options};
 use ringspan_engine::health::{Health, Thresholds};
 use ringspan_engine::io::Mode;
 use ringspan_engine::kernel::Backend;
 use ringspan_engine::mailbox::{Full, NoWake};
-use ringspan_engine::target::{Check, Policy, Target};
+use ringspan_engine::target::{Policy, Target};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,19 +31,20 @@ fn main() {
     let (mut engine, mut feed) = Engine::start(&options, Arc::new(NoWake), |_| Vec::new()).expect("engine");
     println!("{}", engine.capabilities());
     let probes = engine.probes();
-    let policy = Policy {
+    let policy = std::sync::Arc::new(Policy {
         interval: Duration::from_millis(interval),
         timeout: Duration::from_secs(1),
-        thresholds: Thresholds::DEFAULT,
-    };
+        ..Policy::DEFAULT
+    });
     for key in 0..targets {
         let mut target = Target {
             address: ([127, 0, 1, 1 + (key % 16) as u8], number(5, 7777) as u16).into(),
             check: Check::Tcp(Mode::HalfOpen),
-            policy,
+            policy: policy.clone(),
             initial: Health::Unknown,
             count: None,
             key,
+            group: 0,
         };
         while let Err(Full(back)) = probes.add(target) {
             target = back;

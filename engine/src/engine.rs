@@ -200,8 +200,9 @@ impl Probes {
             .min_by_key(|(_, desk)| desk.targets.load(Ordering::Relaxed))
             .expect("an engine has at least one worker");
         let Some(key) = desk.names.take() else { return Err(Full(target)) };
-        if desk.commands.send(Command::Add(key, target)).is_err() {
+        if let Err(Full(command)) = desk.commands.send(Command::Add(key, target)) {
             desk.names.give_back(key);
+            let Command::Add(_, target) = command else { unreachable!("what was sent comes back") };
             return Err(Full(target));
         }
         desk.targets.fetch_add(1, Ordering::Relaxed);
@@ -224,9 +225,9 @@ impl Probes {
     ///
     /// # Errors
     /// [`Full`] with both when the worker's mailbox is full: try again in a millisecond.
-    pub fn update(&self, id: TargetId, policy: Policy) -> Result<(), Full<(TargetId, Policy)>> {
+    pub fn update(&self, id: TargetId, policy: Arc<Policy>) -> Result<(), Full<(TargetId, Arc<Policy>)>> {
         let Some(desk) = self.desks.get(id.worker()) else { return Ok(()) };
-        desk.commands.send(Command::Update(id.key(), policy)).map_err(|_| Full((id, policy)))
+        desk.commands.send(Command::Update(id.key(), policy.clone())).map_err(|_| Full((id, policy)))
     }
 }
 

@@ -8,15 +8,17 @@
 //! 2. `cancel` makes an operation end soon; the completion still comes, and a success that was faster is reported as
 //!    success. Cancelling a token that has ended is harmless.
 //! 3. Nothing is completed inside `submit` or `cancel`: completions come from `wait` alone.
-//! 4. Bytes are not moved through an `Io`. It says when a socket is ready; the resident then calls the non-blocking
-//!    methods of [`Socket`](crate::kernel::Socket) and [`Pipe`](crate::kernel::Pipe) on this thread. (IORING_OP_SPLICE
-//!    always hops to a kernel worker thread: kernel `io_uring/splice.c`, REQ_F_FORCE_ASYNC.)
+//! 4. Bytes of a caller's own socket are not moved through an `Io`. It says when the socket is ready; the resident then
+//!    calls the non-blocking methods of [`Socket`](crate::kernel::Socket) and [`Pipe`](crate::kernel::Pipe) on this
+//!    thread. (IORING_OP_SPLICE always hops to a kernel worker thread: kernel `io_uring/splice.c`, REQ_F_FORCE_ASYNC.)
+//! 5. Lanes are the exception: a talking lane has two buffers that belong to the `Io`, so that connect, send and receive
+//!    can be one chain in the kernel and nothing a caller owns is ever lent to it.
 
 use crate::kernel::{Fd, Socket};
 use crate::time::Instant;
 use crate::token::Token;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 /// One operation. Small and `Copy`: an `Io` keeps what the kernel needs of it.
@@ -29,6 +31,30 @@ pub enum Op {
         lane: Lane,
         /// Where to knock; its family must be the lane's.
         to: SocketAddr,
+        /// Ask the kernel what it measured ([`Io::tcp_facts`]) before the connection is dropped. Costs a system call
+        /// and a turn between connect and reset: for a sample of the knocks, not for all.
+        look: bool,
+    },
+    /// Connect a talking lane's socket to `to`, say what its outgoing buffer holds ([`Io::outgoing`]; may be nothing),
+    /// and wait for the first bytes of the answer. Ends in [`Event::Heard`]. The lane stays connected, whatever came of
+    /// it, until [`Op::Hang`]. One operation per lane at a time.
+    Call {
+        /// A lane of [`Way::Stream`], [`Way::Datagram`] or [`Way::Ping`], not in a call.
+        lane: Lane,
+        /// Whom to call; its family must be the lane's.
+        to: SocketAddr,
+    },
+    /// Say what the outgoing buffer holds (may be nothing), then wait for more bytes. Ends in [`Event::Heard`].
+    Talk {
+        /// A lane in a call.
+        lane: Lane,
+    },
+    /// End the call and make the lane ready for the next. Ends in [`Event::Hung`]; cannot be cancelled.
+    Hang {
+        /// A lane in a call, or one whose call failed.
+        lane: Lane,
+        /// How.
+        end: End,
     },
     /// connect(2) on a fresh non-blocking socket. Ends in [`Event::Connected`].
     Connect {
@@ -63,6 +89,81 @@ pub enum Interest {
     /// Room to write, or an error.
     Write,
 }
+
+/// What a lane's socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// TCP, for [`Op::Knock`].
+    Knock(Mode),
+    /// TCP, for [`Op::Call`].
+    Stream,
+    /// UDP, for [`Op::Call`]; each [`Event::Heard`] is one datagram.
+    Datagram,
+    /// ICMP echo over a ping socket (icmp(7): net.ipv4.ping_group_range), for [`Op::Call`]; bytes are an ICMP message
+    /// from its type on; the kernel fills in identifier and checksum.
+    Ping,
+}
+
+/// What lanes of one pool have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LaneKind {
+    /// What for.
+    pub way: Way,
+    /// Address family.
+    pub family: Family,
+    /// Local address to speak from, of the same family; `None`: the kernel chooses (ip(7), IP_BIND_ADDRESS_NO_PORT).
+    pub source: Option<IpAddr>,
+}
+
+impl LaneKind {
+    /// A knocking lane with no source of its own.
+    pub const fn knock(mode: Mode, family: Family) -> LaneKind {
+        LaneKind { way: Way::Knock(mode), family, source: None }
+    }
+}
+
+/// How a call ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// connect(AF_UNSPEC): RST if the peer has not closed first; no TIME_WAIT. For datagrams: forget the peer.
+    Reset,
+    /// FIN. If the peer has not closed first this leaves a TIME_WAIT of 60 s on this side. The lane gets a new socket.
+    Fin,
+}
+
+/// Where a call failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Leg {
+    /// connect(2).
+    Connect,
+    /// send(2).
+    Say,
+    /// recv(2).
+    Hear,
+}
+
+/// Why a call failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Trouble {
+    /// Where.
+    pub leg: Leg,
+    /// The kernel's errno; ECANCELED if the operation was cancelled first.
+    pub errno: Errno,
+}
+
+/// What the kernel measured on a lane's connection (tcp(7), TCP_INFO).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TcpFacts {
+    /// Smoothed round trip, microseconds: right after a connect it is the one sample SYN to SYN/ACK (tcpi_rtt). 0: none.
+    pub rtt_us: u32,
+    /// Segments sent again (tcpi_total_retrans): right after a connect, SYNs.
+    pub retransmits: u32,
+}
+
+/// Bytes one [`Event::Heard`] brings at most.
+pub const HEAR_MAX: usize = 4096;
+/// Bytes an outgoing buffer may hold: a request, a handshake message. More is an error of the caller.
+pub const SAY_MAX: usize = 16 * 1024;
 
 /// A recycled socket that belongs to the `Io`, opened by [`Io::open_lanes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,6 +218,10 @@ impl std::fmt::Debug for Errno {
 pub enum Event {
     /// A knock is over and its lane is free. `Err(ECANCELED)` if it was cancelled first.
     Knocked(Result<(), Errno>),
+    /// A call or a talk is over: so many bytes were heard ([`Io::heard`]); 0: the peer has closed its side.
+    Heard(Result<usize, Trouble>),
+    /// A call has ended and its lane is free.
+    Hung,
     /// A connect is over.
     Connected(Result<(), Errno>),
     /// `Ok`: one more connection, and the accept is still armed. `Err`: the accept is over.
@@ -139,12 +244,27 @@ pub trait Io {
     /// The clock, read now.
     fn now(&self) -> Instant;
 
-    /// Opens up to `count` more lanes and returns their numbers, consecutive. Fewer than asked, but at least one, is
+    /// Opens up to `count` more lanes of one kind and returns their numbers, consecutive. Fewer than asked, but at least one, is
     /// success: the limit on open files is near. Lanes live as long as the `Io`.
     ///
     /// # Errors
     /// EMFILE, ENFILE, ENOMEM when not even one could be opened: local trouble, never a target's fault.
-    fn open_lanes(&mut self, mode: Mode, family: Family, count: u32) -> io::Result<Range<u32>>;
+    /// EADDRNOTAVAIL when the source is not an address of this machine; EACCES when ping sockets are not permitted.
+    fn open_lanes(&mut self, kind: LaneKind, count: u32) -> io::Result<Range<u32>>;
+
+    /// What a talking lane will say with its next [`Op::Call`] or [`Op::Talk`]: emptied when the operation ends. Must not
+    /// be touched while one is in flight. At most [`SAY_MAX`] bytes.
+    fn outgoing(&mut self, lane: Lane) -> &mut Vec<u8>;
+
+    /// What the lane heard last; valid from [`Event::Heard`] until the lane's next operation.
+    fn heard(&self, lane: Lane) -> &[u8];
+
+    /// When the connection of the lane's present call was seen to be made; `None`: not yet, or no call.
+    fn connected_at(&self, lane: Lane) -> Option<Instant>;
+
+    /// What the kernel measured: of a talking lane, now, while it is in a call; of a knocking lane, at its last knock if
+    /// that was told to look. `None`: nothing is known. A system call for talking lanes.
+    fn tcp_facts(&mut self, lane: Lane) -> Option<TcpFacts>;
 
     /// Queues one operation. The token must not be in flight already. Never blocks and never fails: what cannot be
     /// done comes back as a completion with the errno.

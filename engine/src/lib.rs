@@ -3,6 +3,7 @@
 //! Arrows point one way: `engine` → (`probe`, `worker`) → `io` ← `kernel`. `probe/` and `kernel/` never meet;
 //! everything they say to each other is in [`io`]. All unsafe code is in `kernel/`.
 
+pub mod check;
 pub mod engine;
 pub mod health;
 pub mod histogram;

@@ -28,7 +28,7 @@ macro_rules! codes {
             pub const COUNT: usize = Code::ALL.len();
             /// The short name in logs, JSON and metrics.
             pub const fn as_str(self) -> &'static str { match self { $(Code::$name => $text),* } }
-            /// The OSI layer it speaks of: 4 or 7; 0 for the prober's own trouble.
+            /// The OSI layer it speaks of: 4, 6 or 7; 0 for the prober's own trouble.
             pub const fn layer(self) -> u8 { match self { $(Code::$name => $layer),* } }
             /// Whose fault it is.
             pub const fn fault(self) -> Fault { match self { $(Code::$name => Fault::$fault),* } }
@@ -44,6 +44,16 @@ codes! {
     L4Timeout     "L4TOUT"  4 Target "No answer within the timeout."
     L4Unreachable "L4UNR"   4 Target "The network says that the host cannot be reached."
     L4Reset       "L4RST"   4 Target "The connection was reset while it was being made."
+    L6Ok          "L6OK"    6 Nobody "The TLS handshake went well."
+    L6Timeout     "L6TOUT"  6 Target "The TLS handshake was not over within the timeout."
+    L6Response    "L6RSP"   6 Target "The TLS handshake failed: an alert, a reset, or something that is not TLS."
+    L6Certificate "L6CERT"  6 Target "The certificate was presented and not accepted."
+    L7Ok          "L7OK"    7 Nobody "The application answered as expected."
+    L7OkLogin     "L7OKC"   7 Nobody "The application is alive, though it refused the login or the question."
+    L7Timeout     "L7TOUT"  7 Target "The application did not answer within the timeout."
+    L7Response    "L7RSP"   7 Target "The answer was not of the protocol, or broke off."
+    L7Status      "L7STS"   7 Target "The application answered with a status or an error that was not expected."
+    L7Content     "L7CONT"  7 Target "The answer's content was not as expected."
     SockErr       "SOCKERR" 0 Prober "The prober had no port, descriptor or memory for the probe, or may not make it."
     Late          "LATE"    0 Prober "The prober was too busy to judge: its own lateness ate the timeout."
 }

@@ -1,10 +1,11 @@
 //! What is probed, and what is said about it: the vocabulary between the engine and those who use it.
 
+use crate::check::{Check, Detail, Phases};
 use crate::health::{Health, Thresholds};
-use crate::io::Mode;
 use crate::outcome::Code;
 use crate::slab::Key;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The engine's name for a target: its worker and slot, with a generation so that a removed target's name is never
@@ -33,13 +34,6 @@ impl TargetId {
     }
 }
 
-/// What a probe does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Check {
-    /// A TCP handshake, ended as `Mode` says.
-    Tcp(Mode),
-}
-
 /// How often, how long, how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -52,6 +46,75 @@ pub struct Policy {
     pub timeout: Duration,
     /// Rise and fall.
     pub thresholds: Thresholds,
+    /// While outcomes speak against what is believed, and before anything is believed: come back sooner, so that a
+    /// change is found or dismissed sooner. Range as `interval`. Default `None`: as `interval`.
+    pub interval_fast: Option<Duration>,
+    /// While the target is down and nothing speaks against it. Range as `interval`. Default `None`: as `interval`.
+    pub interval_down: Option<Duration>,
+    /// Each slot is moved by up to so many percent of the interval, either way, 0 to 50, drawn anew each time. Default
+    /// 0: the slots of a target keep their distance, and its phase alone (hashed from key and address) spreads targets.
+    pub jitter_percent: u8,
+    /// Patience of single phases; what is `None` has the whole `timeout`, which ends every probe.
+    pub timeouts: Timeouts,
+    /// A target that stays down is probed more and more rarely: the interval doubles with each further failure up to
+    /// this many times the interval, 1 to 64. Default 1: off.
+    pub backoff_max: u8,
+    /// Hold a flapping target down. Default `None`.
+    pub damping: Option<Damping>,
+    /// Nacos' adaptive interval in place of `interval`, `interval_fast` and `interval_down`. Default `None`.
+    pub adaptive: Option<Adaptive>,
+    /// A refusal turns a target down at once, as Nacos has it (checkFailNow), whatever `fall` says. Default false.
+    pub refusal_is_final: bool,
+    /// Header that goes before everything else on a talking check's connection. Default `None`.
+    pub proxy: Option<Proxy>,
+    /// Local address to probe from, of the target's family. Default `None`: the kernel chooses.
+    pub source: Option<IpAddr>,
+    /// Probe this port instead of the target's own. Default `None`.
+    pub port: Option<u16>,
+}
+
+/// Timeouts of single phases, each within the policy's whole timeout, same range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the start until the connection is made.
+    pub connect: Option<Duration>,
+    /// From the connection until the TLS handshake is over.
+    pub tls: Option<Duration>,
+    /// From there until the verdict.
+    pub answer: Option<Duration>,
+}
+
+/// Flap damping as routers have it (RFC 2439): each transition adds 1000 to a penalty that halves every `half_life`;
+/// above `suppress` the target is held down until the penalty is below `reuse`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damping {
+    /// Time in which the penalty halves, 1 s to 1 h.
+    pub half_life: Duration,
+    /// Above it the target is held down, 1000 to 60000.
+    pub suppress: u16,
+    /// Below it the target is believed again, 1 to `suppress` - 1.
+    pub reuse: u16,
+}
+
+/// Nacos' interval: an exponentially weighted mean of the check's round trips, clamped, plus a random part
+/// (`HealthCheckTaskV2`, `SwitchDomain.HealthParams`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Adaptive {
+    /// Shortest normalised interval.
+    pub min: Duration,
+    /// Longest normalised interval.
+    pub max: Duration,
+    /// Weight of the old mean, thousandths, 0 to 1000.
+    pub factor_permille: u16,
+}
+
+/// A PROXY protocol header for a connection that carries nobody's traffic (proxy-protocol.txt, section 2.2: LOCAL).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Proxy {
+    /// `PROXY UNKNOWN`.
+    V1,
+    /// Version 2, command LOCAL.
+    V2,
 }
 
 /// The shortest interval a policy may ask for: a tenth of a second is 10 probes a second for one target; whoever
@@ -91,8 +154,22 @@ impl std::fmt::Display for Ms {
 
 impl Policy {
     /// Every second, one second's patience, rise 2, fall 3.
-    pub const DEFAULT: Policy =
-        Policy { interval: Duration::from_secs(1), timeout: Duration::from_secs(1), thresholds: Thresholds::DEFAULT };
+    pub const DEFAULT: Policy = Policy {
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(1),
+        thresholds: Thresholds::DEFAULT,
+        interval_fast: None,
+        interval_down: None,
+        jitter_percent: 0,
+        timeouts: Timeouts { connect: None, tls: None, answer: None },
+        backoff_max: 1,
+        damping: None,
+        adaptive: None,
+        refusal_is_final: false,
+        proxy: None,
+        source: None,
+        port: None,
+    };
 
     /// Whether the engine will do exactly this. One that fails is done as far as possible: clamped into the range.
     ///
@@ -116,14 +193,14 @@ impl Default for Policy {
 }
 
 /// One thing to probe.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Target {
     /// Where.
     pub address: SocketAddr,
     /// What.
     pub check: Check,
-    /// How often, how long, how many.
-    pub policy: Policy,
+    /// How often, how long, how many. Shared: a million targets of one policy hold one copy.
+    pub policy: Arc<Policy>,
     /// What to believe before the first outcome.
     pub initial: Health,
     /// Stop after this many probes; `None`: go on until removed. A probe that the prober's own trouble spoilt is made
@@ -131,6 +208,9 @@ pub struct Target {
     pub count: Option<u32>,
     /// The caller's own name for it: handed back with every sample and transition.
     pub key: u64,
+    /// Which histograms it counts in, besides the whole's: see [`Options`](crate::engine::Options)`::groups`. Default 0:
+    /// none.
+    pub group: u16,
 }
 
 /// One probe's outcome. Samples may be dropped when nobody reads fast enough; drops are counted.
@@ -148,6 +228,15 @@ pub struct Sample {
     pub rtt_ns: u64,
     /// Actual minus scheduled start. Nanoseconds.
     pub lateness_ns: u64,
+    /// What the protocol said.
+    pub detail: Detail,
+    /// How long each part took. All 0 for knocks.
+    pub phases: Phases,
+    /// The kernel's own round trip of the handshake (tcpi_rtt), microseconds; 0: not sampled.
+    pub kernel_rtt_us: u32,
+    /// SYNs that had to be sent again, as far as is known: measured where the kernel was asked, else read from an RTT of
+    /// 1, 3 or 7 s (RFC 6298).
+    pub syn_retransmits: u8,
     /// What is believed after it.
     pub health: Health,
     /// This was the last of the target's `count` probes.
@@ -169,6 +258,8 @@ pub struct Transition {
     pub code: Code,
     /// The errno behind the code, 0 if none.
     pub errno: i32,
+    /// What the protocol said.
+    pub detail: Detail,
     /// The deciding probe's RTT. Nanoseconds.
     pub rtt_ns: u64,
     /// How many outcomes in a row decided, as many as were needed: "3 of 3"; 1 when nothing was believed before.

@@ -16,11 +16,12 @@ use crate::model::{InstanceId, ServiceKey};
 use crate::service::Registry;
 use crate::snapshot::ServiceView;
 use crate::table::{Change, Changes, Command, Delta, Refusal};
+use ringspan_engine::check::Check;
 use ringspan_engine::engine::{Feed, Probes};
 use ringspan_engine::health::Thresholds;
 use ringspan_engine::io::Mode;
 use ringspan_engine::mailbox::Wake;
-use ringspan_engine::target::{Check, Policy, Target, TargetId, Transition};
+use ringspan_engine::target::{Policy, Target, TargetId, Transition};
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 /// How persistent instances are probed: each 5 s, a timeout of 1 s, up after 2, down after 3. A dead instance is
 /// reported within 16 s; 10 000 of them cost 2 000 handshakes a second, a fifth of what Nacos makes for them.
 pub fn policy_default() -> Policy {
-    Policy { interval: Duration::from_secs(5), timeout: Duration::from_secs(1), thresholds: Thresholds::default() }
+    Policy { interval: Duration::from_secs(5), thresholds: Thresholds::default(), ..Policy::DEFAULT }
 }
 
 /// The engine, as the prober needs it.
@@ -115,7 +116,7 @@ type Key = (ServiceKey, InstanceId);
 
 struct Prober<E> {
     engine: E,
-    policy: Policy,
+    policy: Arc<Policy>,
     /// Where each instance is probed.
     addresses: HashMap<Key, SocketAddr>,
     targets: HashMap<SocketAddr, Probed>,
@@ -157,7 +158,7 @@ impl<E: Probing> Prober<E> {
     fn new(engine: E, policy: Policy) -> Prober<E> {
         Prober {
             engine,
-            policy,
+            policy: policy.into(),
             addresses: HashMap::new(),
             targets: HashMap::new(),
             keys: HashMap::new(),
@@ -273,10 +274,11 @@ impl<E: Probing> Prober<E> {
             let wanted = Target {
                 address: *address,
                 check: Check::Tcp(Mode::HalfOpen),
-                policy: self.policy,
+                policy: self.policy.clone(),
                 initial: Health::Unknown,
                 count: None,
                 key: target.key,
+                group: 0,
             };
             target.id = self.engine.add(wanted);
             if target.id.is_none() {

@@ -13,11 +13,12 @@ use crate::config::bridge::Engine as EngineConfig;
 use crate::machine::Signals;
 use crate::{Ending, Failure, cli, machine};
 use link::Link;
+use ringspan_engine::check::Check;
 use ringspan_engine::engine::{Engine, Feed, Options as EngineOptions};
 use ringspan_engine::health::Health;
 use ringspan_engine::kernel::monotonic_now;
 use ringspan_engine::mailbox::{Full, Wake};
-use ringspan_engine::target::{Check, Target, Transition};
+use ringspan_engine::target::{Target, Transition};
 use ringspan_engine::worker::Workers;
 use ringspan_tunnel::agent::{Agent, AgentEvent, AgentEvents, AgentHandle, AgentOptions};
 use ringspan_tunnel::fingerprint::Trust;
@@ -188,10 +189,11 @@ impl AgentServer {
             let mut target = Target {
                 address: expose.address,
                 check: Check::Tcp(expose.check.mode),
-                policy: expose.check.policy,
+                policy: expose.check.policy.into(),
                 initial: Health::Unknown,
                 count: None,
                 key: key as u64,
+                group: 0,
             };
             while let Err(Full(back)) = probes.add(target) {
                 target = back;

@@ -30,6 +30,7 @@ pub(crate) const CHECK_DEFAULT: Check = Check {
             rise: NonZeroU8::new(2).expect("2 is not 0"),
             fall: NonZeroU8::new(3).expect("3 is not 0"),
         },
+        ..Policy::DEFAULT
     },
 };
 

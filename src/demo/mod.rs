@@ -178,7 +178,7 @@ impl Demo {
             Ok(other) => return Err(Failure::Run(format!("no token: {other:?}"))),
             Err(error) => return Err(Failure::Run(format!("no token: {error}"))),
         };
-        let policy = Policy { interval: INTERVAL, timeout: INTERVAL, thresholds: Thresholds::default() };
+        let policy = Policy { interval: INTERVAL, timeout: INTERVAL, ..Policy::DEFAULT };
         let check = Check { mode: Mode::HalfOpen, policy };
         let expose = |backend: &Backend| Expose { service: SERVICE.into(), address: backend.address, check };
         let mut agent = AgentServer::start(AgentConfig {

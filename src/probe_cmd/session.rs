@@ -7,6 +7,7 @@ use crate::Failure;
 use crate::cli::{self, ReportFormat};
 use crate::machine::Signals;
 use indicatif::{ProgressBar, ProgressStyle};
+use ringspan_engine::check::Check;
 use ringspan_engine::engine::{Engine, Feed, Options};
 use ringspan_engine::health::{Health, Thresholds};
 use ringspan_engine::hlog::IntervalLog;
@@ -14,7 +15,7 @@ use ringspan_engine::kernel::{CpuOf, cpu_time};
 use ringspan_engine::mailbox::{Full, Wake};
 use ringspan_engine::outcome::Code;
 use ringspan_engine::stats::{Numbers, Stats};
-use ringspan_engine::target::{Check, INTERVAL_MIN, Policy, Sample, Target, Transition};
+use ringspan_engine::target::{INTERVAL_MIN, Policy, Sample, Target, Transition};
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::Path;
@@ -191,12 +192,13 @@ impl<'a> Session<'a> {
         // A single round has no rhythm to keep: it is spread just enough not to be a burst.
         let spread = (SPREAD_EACH * u32::try_from(self.targets.len()).unwrap_or(u32::MAX)).max(INTERVAL_MIN);
         let interval = if args.count.get() == 1 { args.interval.min(spread) } else { args.interval };
-        let policy = Policy { interval, timeout: args.timeout, thresholds: Thresholds::default() };
+        let policy = Arc::new(Policy { interval, timeout: args.timeout, ..Policy::DEFAULT });
         let check = Check::Tcp(args.mode.into());
         let probes = self.engine.probes();
         for (key, target) in self.targets.iter().enumerate() {
             let (address, count) = (target.address, Some(args.count.get()));
-            let mut target = Target { address, check, policy, initial: Health::Unknown, count, key: key as u64 };
+            let (check, policy, key) = (check.clone(), policy.clone(), key as u64);
+            let mut target = Target { address, check, policy, initial: Health::Unknown, count, key, group: 0 };
             while let Err(Full(back)) = probes.add(target) {
                 target = back;
                 self.collect();

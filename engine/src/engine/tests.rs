@@ -2,13 +2,13 @@
 //! tests say so and go on with epoll alone.
 
 use super::*;
+use crate::check::Check;
 use crate::health::{Health, Thresholds};
 use crate::io::{Family, Mode};
 use crate::kernel::Socket;
 use crate::outcome::Code;
 use crate::probe::tests::{Bench, Setup};
 use crate::sim::{Behaviour, World};
-use crate::target::Check;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -112,10 +112,13 @@ fn target(key: u64, address: SocketAddr, mode: Mode, count: u32) -> Target {
             interval: Duration::from_millis(100),
             timeout: PATIENCE,
             thresholds: Thresholds { rise: two, fall: two },
-        },
+            ..Policy::DEFAULT
+        }
+        .into(),
         initial: Health::Up,
         count: Some(count),
         key,
+        group: 0,
     }
 }
 
@@ -237,7 +240,7 @@ fn every_kernel_gives_the_same_verdicts() {
             let key = targets.len() as u64;
             let mut target = target(key, address, mode, 3);
             if code == Code::L4Timeout {
-                target.policy.timeout = IMPATIENCE;
+                Arc::make_mut(&mut target.policy).timeout = IMPATIENCE;
             }
             targets.push(target);
             let change = if code.is_up() { vec![] } else { vec![(Health::Up, Health::Down, code, 2)] };
@@ -251,14 +254,14 @@ fn every_kernel_gives_the_same_verdicts() {
     }
     let mut bench = Bench::new(1, Setup { world, ..Setup::default() });
     targets.iter().for_each(|target| {
-        bench.add(*target);
+        bench.add(target.clone());
     });
     bench.run_for(Duration::from_secs(10));
     assert_eq!(verdicts(bench.samples.iter(), bench.transitions.iter().map(|(_, change)| change)), expected);
     let attempt = |backend| {
         let mut run = Run::start(Options { backend, workers: 2, ..Options::default() });
         targets.iter().for_each(|target| {
-            run.add(*target);
+            run.add(target.clone());
         });
         run.until(|run| run.last_samples() == targets.len());
         run.engine.stop();
@@ -356,9 +359,9 @@ fn a_stop_abandons_what_is_in_flight() {
         let hole = BlackHole::new(Family::V4);
         let mut run = Run::start(Options { backend, workers: 2, in_flight_max: 8, ..Options::default() });
         let mut patient = target(0, hole.address(), Mode::HalfOpen, 5);
-        patient.policy.timeout = crate::target::TIMEOUT_MAX;
+        Arc::make_mut(&mut patient.policy).timeout = crate::target::TIMEOUT_MAX;
         for key in 0..40 {
-            run.add(Target { key, ..patient });
+            run.add(Target { key, ..patient.clone() });
         }
         let mut in_flight = 0;
         while in_flight < 16 {
@@ -424,7 +427,7 @@ fn targets_are_shared_out_and_removed() {
     for id in &ids {
         probes.remove(*id).expect("room for a few");
         probes.remove(*id).expect("room for a few");
-        probes.update(*id, Policy::DEFAULT).expect("room for a few");
+        probes.update(*id, Policy::DEFAULT.into()).expect("room for a few");
     }
     assert_eq!(on(&engine.stats()), [0, 0, 0]);
 }

@@ -4,7 +4,7 @@
 //! so far off that meeting it is the failure.
 
 use super::{Tier, Waker, open_tier};
-use crate::io::{Completion, Errno, Event, Family, Interest, Io, Lane, Mode, Op};
+use crate::io::{Completion, Errno, Event, Family, Interest, Io, Lane, LaneKind, Mode, Op};
 use crate::kernel::{Shutdown, Socket};
 use crate::mailbox::Wake;
 use crate::time::Instant;
@@ -91,13 +91,13 @@ impl Rig {
     }
 
     fn lanes(&mut self, mode: Mode, count: u32) -> Vec<Lane> {
-        let range = self.io.open_lanes(mode, Family::V4, count).expect("some lanes");
+        let range = self.io.open_lanes(LaneKind::knock(mode, Family::V4), count).expect("some lanes");
         assert_eq!(range.len(), count as usize);
         range.map(Lane).collect()
     }
 
     fn knock(&mut self, lane: Lane, to: SocketAddr) {
-        self.io.submit(token(KNOCK, lane.0), Op::Knock { lane, to });
+        self.io.submit(token(KNOCK, lane.0), Op::Knock { lane, to, look: false });
     }
 }
 

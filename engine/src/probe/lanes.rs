@@ -2,7 +2,7 @@
 //! Lanes are opened lazily, a batch at a time, and the one used last is used next: its memory is still warm.
 //! Promise: a pool that cannot get a lane never holds up another pool.
 
-use crate::io::{Errno, Family, Io, Mode};
+use crate::io::{Errno, Family, Io, LaneKind, Mode};
 use crate::slab::Key;
 use crate::time::Instant;
 use std::collections::VecDeque;
@@ -143,7 +143,7 @@ impl Pool {
     }
 
     fn open(&mut self, (mode, family): (Mode, Family), now: Instant, lanes_max: u32, io: &mut dyn Io) {
-        match io.open_lanes(mode, family, BATCH.min(lanes_max - self.opened)) {
+        match io.open_lanes(LaneKind::knock(mode, family), BATCH.min(lanes_max - self.opened)) {
             Ok(lanes) => {
                 self.opened += lanes.len() as u32;
                 self.free.extend(lanes.rev());

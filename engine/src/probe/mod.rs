@@ -8,12 +8,19 @@
 //! The prober is a [`Resident`](crate::resident::Resident): it speaks to the kernel through
 //! [`Io`](crate::io::Io) alone, so it runs on io_uring, on epoll and in the simulator without knowing which.
 
+pub(crate) mod expect;
+pub(crate) mod http;
 mod lanes;
+pub(crate) mod mysql;
 mod names;
 mod outbox;
 mod pace;
+pub(crate) mod ping;
 mod prober;
+mod talk;
 mod tcp;
+pub(crate) mod tls;
+pub(crate) mod udp;
 mod watched;
 
 pub(crate) use names::Names;

@@ -132,6 +132,7 @@ mod tests {
             to: Health::Down,
             code: Code::L4Refused,
             errno: 111,
+            detail: crate::check::Detail::default(),
             rtt_ns: 1,
             streak: 3,
         }
@@ -143,8 +144,12 @@ mod tests {
             key,
             code: Code::L4Ok,
             errno: 0,
+            detail: crate::check::Detail::default(),
             rtt_ns: 1,
             lateness_ns: 0,
+            phases: crate::check::Phases::default(),
+            kernel_rtt_us: 0,
+            syn_retransmits: 0,
             health: Health::Up,
             last: false,
         }

@@ -4,6 +4,7 @@
 //! started a second, than the options say. Reads no clock: `now` comes with each call.
 //! Uses `watched` (targets), `tcp` (probes), `lanes` (sockets and queues), `pace` (limits), `outbox` (results).
 
+use crate::check::{Detail, Phases};
 use crate::histogram::record;
 use crate::io::{Completion, Errno, Event as IoEvent, Lane, Op};
 use crate::mailbox::Receiver;
@@ -47,7 +48,7 @@ pub(crate) enum Command {
     /// Forget it.
     Remove(Key),
     /// Probe it otherwise from now on.
-    Update(Key, Policy),
+    Update(Key, Arc<Policy>),
 }
 
 /// What a prober is made of.
@@ -252,7 +253,7 @@ impl Prober {
         watched.stage = Stage::Flying(key);
         let to = watched.address;
         self.deadlines.arm(key.index, cx.now + timeout);
-        cx.io.submit(cx.token(OP_KNOCK, key.generation, key.index), Op::Knock { lane: Lane(lane), to });
+        cx.io.submit(cx.token(OP_KNOCK, key.generation, key.index), Op::Knock { lane: Lane(lane), to, look: false });
         self.on_started(cx.now, target);
     }
 
@@ -321,12 +322,37 @@ impl Prober {
         let lateness_ns = started.since(watched.slot).as_nanos() as u64;
         if let Some(to) = watched.verdict.on_outcome(code, watched.thresholds) {
             let (key, streak) = (watched.key, against + 1);
-            self.parts.outbox.transition(Transition { id, key, from, to, code, errno, rtt_ns, streak });
+            self.parts.outbox.transition(Transition {
+                id,
+                key,
+                from,
+                to,
+                code,
+                errno,
+                detail: Detail::default(),
+                rtt_ns,
+                streak,
+            });
         }
         let missed = watched.next_slot(now, code.fault());
         if self.parts.outbox.wants_samples() {
             let (key, health, last) = (watched.key, watched.verdict.health(), missed.is_none());
-            self.parts.outbox.sample(now, Sample { id, key, code, errno, rtt_ns, lateness_ns, health, last });
+            let (detail, phases) = (Detail::default(), Phases::default());
+            let sample = Sample {
+                id,
+                key,
+                code,
+                errno,
+                rtt_ns,
+                lateness_ns,
+                detail,
+                phases,
+                kernel_rtt_us: 0,
+                syn_retransmits: 0,
+                health,
+                last,
+            };
+            self.parts.outbox.sample(now, sample);
         }
         match missed {
             Some(missed) => {

@@ -2,12 +2,13 @@
 //! one; the seed of a failure is printed).
 
 use super::*;
+use crate::check::Check;
 use crate::health::{Health, Thresholds, Verdict};
 use crate::io::{Io, Mode};
 use crate::outcome::{Code, Fault};
 use crate::sim::{Behaviour, Faults, World};
 use crate::slab::Key;
-use crate::target::{Check, Policy, Target};
+use crate::target::{Policy, Target};
 use crate::time::Instant;
 use fastrand::Rng;
 use std::collections::HashMap;
@@ -61,13 +62,14 @@ fn every_probe_has_one_outcome() {
                 let target = Target {
                     address: address(key, &mut rng),
                     check: Check::Tcp(any_mode(&mut rng)),
-                    policy: policy(rng.u64(100..2000), rng.u64(1..1500), rng.u8(1..4), rng.u8(1..4)),
+                    policy: policy(rng.u64(100..2000), rng.u64(1..1500), rng.u8(1..4), rng.u8(1..4)).into(),
                     initial: rng.choice([Health::Unknown, Health::Up, Health::Down]).expect("three"),
                     count: rng.bool().then(|| rng.u32(..5)),
                     key,
+                    group: 0,
                 };
                 bench.sim.io.world.set(target.address, any_behaviour(&mut rng));
-                live.push((key, bench.add(target)));
+                live.push((key, bench.add(target.clone())));
                 targets.insert(key, target);
             }
             for _ in 0..rng.u64(..4) {
@@ -84,8 +86,8 @@ fn every_probe_has_one_outcome() {
                     }
                     1 => {
                         let Policy { interval, timeout, .. } = policy(rng.u64(100..2000), rng.u64(1..1500), 1, 1);
-                        target.policy = Policy { interval, timeout, ..target.policy };
-                        bench.send(Command::Update(name, target.policy));
+                        target.policy = Policy { interval, timeout, ..*target.policy }.into();
+                        bench.send(Command::Update(name, target.policy.clone()));
                     }
                     _ => bench.sim.io.world.set(target.address, any_behaviour(&mut rng)),
                 }
@@ -156,10 +158,11 @@ fn dead_targets_are_reported_in_time() {
             let target = Target {
                 address: address(key, &mut rng),
                 check: Check::Tcp(any_mode(&mut rng)),
-                policy: policy(interval_ms, timeout_ms, 2, fall),
+                policy: policy(interval_ms, timeout_ms, 2, fall).into(),
                 initial: Health::Up,
                 count: None,
                 key,
+                group: 0,
             };
             let rtt = 1..rng.u64(2..2_000_000);
             let behaviour = match rng.u8(..5) {
@@ -174,7 +177,7 @@ fn dead_targets_are_reported_in_time() {
                 bounds.insert(key, BEGIN + bound);
             }
             bench.sim.io.world.set(target.address, behaviour);
-            bench.add(target);
+            bench.add(target.clone());
         }
         bench.run_for(Duration::from_secs(25));
         for (at, change) in &bench.transitions {
@@ -203,13 +206,14 @@ fn living_targets_are_never_down() {
             let target = Target {
                 address: address(key, &mut rng),
                 check: Check::Tcp(any_mode(&mut rng)),
-                policy: policy(rng.u64(100..3000), timeout_ms, 1, 1),
+                policy: policy(rng.u64(100..3000), timeout_ms, 1, 1).into(),
                 initial: Health::Up,
                 count: None,
                 key,
+                group: 0,
             };
             bench.sim.io.world.set(target.address, Behaviour::Open(1..timeout_ms * 250));
-            bench.add(target);
+            bench.add(target.clone());
         }
         bench.run_for(Duration::from_secs(seconds));
         assert!(bench.transitions.is_empty(), "{:?}", bench.transitions);
@@ -229,13 +233,14 @@ fn an_answer_that_is_there_wins() {
             let target = Target {
                 address: address(key, &mut rng),
                 check: Check::Tcp(Mode::HalfOpen),
-                policy: policy(100, 100, 1, 1),
+                policy: policy(100, 100, 1, 1).into(),
                 initial: Health::Up,
                 count: None,
                 key,
+                group: 0,
             };
             bench.sim.io.world.set(target.address, Behaviour::Open(60_000..99_000));
-            bench.add(target);
+            bench.add(target.clone());
         }
         for _ in 0..50 {
             bench.run_for(Duration::from_millis(rng.u64(50..150)));
@@ -258,13 +263,14 @@ fn few_sockets_are_shared() {
             let target = Target {
                 address: ([127, 0, 0, 1], 1000 + key as u16).into(),
                 check: Check::Tcp(Mode::HalfOpen),
-                policy: policy(1000, 1000, 1, 1),
+                policy: policy(1000, 1000, 1, 1).into(),
                 initial: Health::Up,
                 count: None,
                 key,
+                group: 0,
             };
             bench.sim.io.world.set(target.address, Behaviour::Open(1..rng.u64(2..200_000)));
-            bench.add(target);
+            bench.add(target.clone());
         }
         bench.run_for(Duration::from_secs(20));
         let counters = bench.counters();
@@ -293,13 +299,14 @@ fn missed_slots_are_counted_not_made_up_for() {
             let target = Target {
                 address: address(key, &mut rng),
                 check: Check::Tcp(Mode::HalfOpen),
-                policy: policy(rng.u64(100..1000), rng.u64(1..3000), 1, 1),
+                policy: policy(rng.u64(100..1000), rng.u64(1..3000), 1, 1).into(),
                 initial: Health::Unknown,
                 count: Some(12),
                 key,
+                group: 0,
             };
             bench.sim.io.world.set(target.address, any_behaviour(&mut rng));
-            bench.add(target);
+            bench.add(target.clone());
             targets.push(target);
         }
         bench.run_for(Duration::from_secs(900));
@@ -342,13 +349,14 @@ fn caps_hold() {
             let target = Target {
                 address: address(key, &mut rng),
                 check: Check::Tcp(any_mode(&mut rng)),
-                policy: policy(100, 200, 1, 1),
+                policy: policy(100, 200, 1, 1).into(),
                 initial: Health::Unknown,
                 count: None,
                 key,
+                group: 0,
             };
             bench.sim.io.world.set(target.address, any_behaviour(&mut rng));
-            bench.add(target);
+            bench.add(target.clone());
         }
         bench.run_for(Duration::from_secs(5));
         assert!(bench.sim.io.in_flight_most() <= in_flight_max as usize);
@@ -375,12 +383,13 @@ fn a_late_answer_changes_nothing() {
         let target = Target {
             address: to,
             check: Check::Tcp(Mode::HalfOpen),
-            policy: policy(300, 200, 1, 1),
+            policy: policy(300, 200, 1, 1).into(),
             initial: Health::Up,
             count: Some(20),
             key: 7,
+            group: 0,
         };
-        bench.add(target);
+        bench.add(target.clone());
         bench.run_for(Duration::from_secs(10));
         let counters = bench.counters();
         // An answer in the tick that rounds the deadline up is in time: a success before the verdict wins.
@@ -402,18 +411,19 @@ fn a_removed_target_is_silent() {
     let target = Target {
         address: to,
         check: Check::Tcp(Mode::HalfOpen),
-        policy: policy(100, 1000, 1, 1),
+        policy: policy(100, 1000, 1, 1).into(),
         initial: Health::Up,
         count: None,
         key: 7,
+        group: 0,
     };
-    let old = bench.add(target);
+    let old = bench.add(target.clone());
     bench.run_for(Duration::from_millis(150));
     assert_eq!(bench.counters().in_flight, 1, "the first probe is on its way");
     bench.send(Command::Remove(old));
     bench.run_for(Duration::from_millis(50));
     assert_eq!((bench.counters().in_flight, bench.counters().abandoned, bench.counters().targets), (0, 1, 0));
-    let new = bench.add(target);
+    let new = bench.add(target.clone());
     assert_eq!((new.index, new.generation), (old.index, old.generation + 1));
     bench.send(Command::Remove(old));
     bench.run_for(Duration::from_secs(3));
@@ -434,12 +444,13 @@ fn no_descriptors_is_nobodys_death() {
     let target = Target {
         address: to,
         check: Check::Tcp(Mode::HalfOpen),
-        policy: policy(1000, 500, 1, 1),
+        policy: policy(1000, 500, 1, 1).into(),
         initial: Health::Unknown,
         count: None,
         key: 7,
+        group: 0,
     };
-    bench.add(target);
+    bench.add(target.clone());
     bench.run_for(Duration::from_secs(5));
     assert_eq!(bench.counters().outcome(Code::SockErr), 5);
     assert!(bench.samples.iter().all(|s| (s.errno, s.health) == (libc::EMFILE, Health::Unknown)));

@@ -7,11 +7,12 @@
 //! target's key and address. So targets spread evenly over the interval, a late probe does not push its successors,
 //! and a skipped slot is skipped for good.
 
+use crate::check::Check;
 use crate::health::{Thresholds, Verdict};
 use crate::io::{Family, Mode};
 use crate::outcome::Fault;
 use crate::slab::Key;
-use crate::target::{Check, INTERVAL_MAX, INTERVAL_MIN, Policy, TIMEOUT_MAX, TIMEOUT_MIN, Target};
+use crate::target::{INTERVAL_MAX, INTERVAL_MIN, Policy, TIMEOUT_MAX, TIMEOUT_MIN, Target};
 use crate::time::Instant;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -57,7 +58,10 @@ const _: () = assert!(size_of::<Watched>() <= 96);
 impl Watched {
     /// The target, waiting for its first slot at or after `now`.
     pub(crate) fn new(target: &Target, now: Instant) -> Watched {
-        let Check::Tcp(mode) = target.check;
+        let mode = match target.check {
+            Check::Tcp(mode) => mode,
+            _ => Mode::Full,
+        };
         let mut watched = Watched {
             address: target.address,
             key: target.key,
@@ -162,10 +166,11 @@ mod tests {
         Target {
             address: ([127, 0, 0, 1], 80).into(),
             check: Check::Tcp(Mode::HalfOpen),
-            policy: Policy { interval, ..Policy::DEFAULT },
+            policy: Policy { interval, ..Policy::DEFAULT }.into(),
             initial: Health::Unknown,
             count,
             key,
+            group: 0,
         }
     }
 

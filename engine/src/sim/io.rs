@@ -1,6 +1,6 @@
 //! The simulated [`Io`]: virtual time that moves when its user waits, and completions in random order.
 
-use crate::io::{Completion, Errno, Event, Family, Io, Lane, Mode, Op};
+use crate::io::{Completion, Errno, Event, Family, Io, Lane, LaneKind, Mode, Op, TcpFacts, Way};
 use crate::sim::{Faults, World};
 use crate::time::Instant;
 use crate::token::Token;
@@ -141,7 +141,10 @@ impl Io for SimIo {
         self.now
     }
 
-    fn open_lanes(&mut self, mode: Mode, family: Family, count: u32) -> io::Result<Range<u32>> {
+    fn open_lanes(&mut self, kind: LaneKind, count: u32) -> io::Result<Range<u32>> {
+        let (Way::Knock(mode), family) = (kind.way, kind.family) else {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        };
         let opened = self.lanes.len() as u32;
         let room = self.faults.lanes_max.map_or(count, |max| max.saturating_sub(opened)).min(count);
         if room == 0 {
@@ -151,8 +154,24 @@ impl Io for SimIo {
         Ok(opened..opened + room)
     }
 
+    fn outgoing(&mut self, lane: Lane) -> &mut Vec<u8> {
+        unreachable!("{lane:?} does not talk: none that does can be opened")
+    }
+
+    fn heard(&self, lane: Lane) -> &[u8] {
+        unreachable!("{lane:?} does not talk: none that does can be opened")
+    }
+
+    fn connected_at(&self, _lane: Lane) -> Option<Instant> {
+        None
+    }
+
+    fn tcp_facts(&mut self, _lane: Lane) -> Option<TcpFacts> {
+        None
+    }
+
     fn submit(&mut self, token: Token, op: Op) {
-        let Op::Knock { lane, to } = op else { panic!("the simulated network knows knocks only, not {op:?}") };
+        let Op::Knock { lane, to, .. } = op else { panic!("the simulated network knows knocks only, not {op:?}") };
         let slot = &mut self.lanes[lane.0 as usize];
         assert!(!slot.busy, "lane {lane:?} ({:?}) is used while its last knock is in flight", slot.mode);
         assert_eq!(slot.family, Family::of(&to), "lane {lane:?} is of the other family than {to}");
@@ -171,7 +190,7 @@ impl Io for SimIo {
         self.stall();
         for request in std::mem::take(&mut self.queue) {
             match request {
-                Request::Submit(token, Op::Knock { lane, to }) => self.launch(token, lane, &to),
+                Request::Submit(token, Op::Knock { lane, to, .. }) => self.launch(token, lane, &to),
                 Request::Submit(..) => unreachable!("refused by submit"),
                 Request::Cancel(token) => self.launch_cancel(token),
             }

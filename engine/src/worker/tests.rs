@@ -55,6 +55,7 @@ impl Resident for SelfCaller {
                 self.open -= 1;
                 self.say(&format!("heard {}", String::from_utf8_lossy(&buffer[..n])));
             }
+            Event::Heard(_) | Event::Hung => panic!("nobody called"),
             Event::Knocked(_) => unreachable!("no knock was submitted"),
         }
     }

@@ -62,6 +62,7 @@ impl Paper {
             to,
             code: if to == Health::Up { Code::L4Ok } else { Code::L4Refused },
             errno: 0,
+            detail: ringspan_engine::check::Detail::default(),
             rtt_ns: 1_000,
             streak: 1,
         };

@@ -21,7 +21,7 @@ use super::socket::{RawAddr, Socket, take_error};
 use super::sys::monotonic_now;
 use super::tokens::TokenTable;
 use super::waker::Waker;
-use crate::io::{Completion, Errno, Event, Family, Interest, Io, Lane, Mode, Op};
+use crate::io::{Completion, Errno, Event, Family, Interest, Io, Lane, LaneKind, Mode, Op, TcpFacts, Way};
 use crate::time::Instant;
 use crate::token::Token;
 use std::collections::VecDeque;
@@ -390,7 +390,10 @@ impl Io for Ring {
         monotonic_now()
     }
 
-    fn open_lanes(&mut self, mode: Mode, family: Family, count: u32) -> io::Result<Range<u32>> {
+    fn open_lanes(&mut self, kind: LaneKind, count: u32) -> io::Result<Range<u32>> {
+        let (Way::Knock(mode), family) = (kind.way, kind.family) else {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        };
         let first = self.lanes.len() as u32;
         for number in first..first.saturating_add(count).min(LANES_MAX) {
             let mut lane = LaneSlot::new(mode, family);
@@ -408,9 +411,26 @@ impl Io for Ring {
         Ok(first..self.lanes.len() as u32)
     }
 
+    fn outgoing(&mut self, lane: Lane) -> &mut Vec<u8> {
+        unreachable!("{lane:?} does not talk: none that does can be opened")
+    }
+
+    fn heard(&self, lane: Lane) -> &[u8] {
+        unreachable!("{lane:?} does not talk: none that does can be opened")
+    }
+
+    fn connected_at(&self, _lane: Lane) -> Option<Instant> {
+        None
+    }
+
+    fn tcp_facts(&mut self, _lane: Lane) -> Option<TcpFacts> {
+        None
+    }
+
     fn submit(&mut self, token: Token, op: Op) {
         match op {
-            Op::Knock { lane: Lane(lane), to } => self.knock(token, lane, to),
+            Op::Knock { lane: Lane(lane), to, .. } => self.knock(token, lane, to),
+            Op::Call { .. } | Op::Talk { .. } | Op::Hang { .. } => unreachable!("no lane that talks can be opened"),
             Op::Connect { fd, to } => self.start(token, fd.0, Work::Connect(to)),
             Op::Accept { fd } => self.start(token, fd.0, Work::Accept),
             Op::Poll { fd, interest } => {

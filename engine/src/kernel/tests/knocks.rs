@@ -191,7 +191,7 @@ fn knocks_go_over_ipv6() {
             return;
         };
         for mode in [Mode::HalfOpen, Mode::Full, Mode::Graceful] {
-            let lane = Lane(rig.io.open_lanes(mode, Family::V6, 1).expect("a lane").start);
+            let lane = Lane(rig.io.open_lanes(LaneKind::knock(mode, Family::V6), 1).expect("a lane").start);
             for _ in 0..3 {
                 rig.knock(lane, listener.local_addr().expect("bound"));
                 assert_eq!(knocked(rig.wait_for(1))[&lane.0], Ok(()), "{mode:?} on {}", rig.tier);
@@ -206,10 +206,10 @@ fn mistakes_end_in_an_errno() {
     on_every_io(|rig| {
         let (_hole, at) = black_hole();
         let lane = rig.lanes(Mode::HalfOpen, 1)[0];
-        rig.io.submit(token(KNOCK, 9), Op::Knock { lane: Lane(77), to: at });
-        rig.io.submit(token(KNOCK, 8), Op::Knock { lane, to: SocketAddr::from(([0; 16], 1)) });
+        rig.io.submit(token(KNOCK, 9), Op::Knock { lane: Lane(77), to: at, look: false });
+        rig.io.submit(token(KNOCK, 8), Op::Knock { lane, to: SocketAddr::from(([0; 16], 1)), look: false });
         rig.knock(lane, at);
-        rig.io.submit(token(KNOCK, 7), Op::Knock { lane, to: at });
+        rig.io.submit(token(KNOCK, 7), Op::Knock { lane, to: at, look: false });
         let said = knocked(rig.wait_for(3));
         assert_eq!(said[&9], Err(Errno(libc::EBADF)));
         assert_eq!(said[&8], Err(Errno(libc::EAFNOSUPPORT)));
@@ -237,12 +237,13 @@ fn lanes_end_where_descriptors_do() {
             while let Ok(socket) = Socket::tcp(Family::V4) {
                 held.push(socket);
             }
-            let error = rig.io.open_lanes(Mode::HalfOpen, Family::V4, 1).expect_err("none is left");
+            let error = rig.io.open_lanes(LaneKind::knock(Mode::HalfOpen, Family::V4), 1).expect_err("none is left");
             assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
             held.truncate(held.len() - 5);
-            let range = rig.io.open_lanes(Mode::HalfOpen, Family::V4, 100).expect("a few are left");
+            let range = rig.io.open_lanes(LaneKind::knock(Mode::HalfOpen, Family::V4), 100).expect("a few are left");
             assert_eq!(range.len(), 5, "on {tier}");
-            let graceful = rig.io.open_lanes(Mode::Graceful, Family::V4, 1).expect("it takes none yet").start;
+            let graceful =
+                rig.io.open_lanes(LaneKind::knock(Mode::Graceful, Family::V4), 1).expect("it takes none yet").start;
             for lane in range.clone() {
                 rig.knock(Lane(lane), at);
             }

@@ -211,12 +211,12 @@ fn a_late_cancel_hits_nobody() {
         let (poll, knock) = tokens(1);
         far.send(b"x", false).expect("room");
         rig.io.submit(poll, Op::Poll { fd: near.fd(), interest: Interest::Read });
-        rig.io.submit(knock, Op::Knock { lane, to: at });
+        rig.io.submit(knock, Op::Knock { lane, to: at, look: false });
         rig.wait_for(2);
         drain(&near);
         let (next_poll, next_knock) = tokens(2);
         rig.io.submit(next_poll, Op::Poll { fd: near.fd(), interest: Interest::Read });
-        rig.io.submit(next_knock, Op::Knock { lane, to: hole_at });
+        rig.io.submit(next_knock, Op::Knock { lane, to: hole_at, look: false });
         rig.io.cancel(poll);
         rig.io.cancel(knock);
         rig.is_quiet();

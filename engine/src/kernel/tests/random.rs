@@ -85,7 +85,7 @@ impl Scene {
         let (near, far) = &self.pairs[pair];
         self.generation += 1;
         let (op, index, what) = match rng.u32(0..10) {
-            0..5 => (KNOCK, lane.0, Op::Knock { lane, to: self.targets[rng.usize(..3)] }),
+            0..5 => (KNOCK, lane.0, Op::Knock { lane, to: self.targets[rng.usize(..3)], look: false }),
             5 => (READ, pair as u32, Op::Poll { fd: near.fd(), interest: Interest::Read }),
             6 => (WRITE, pair as u32, Op::Poll { fd: near.fd(), interest: Interest::Write }),
             7 => {

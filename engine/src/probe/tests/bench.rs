@@ -120,6 +120,7 @@ pub(crate) fn policy(interval_ms: u64, timeout_ms: u64, rise: u8, fall: u8) -> P
             rise: NonZeroU8::new(rise).expect("not 0"),
             fall: NonZeroU8::new(fall).expect("not 0"),
         },
+        ..Policy::DEFAULT
     }
 }
 

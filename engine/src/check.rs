@@ -1,0 +1,79 @@
+//! What can be asked of a target: one kind of check each, and what it says of an answer beyond its code.
+//! Owns the choice ([`Check`]); each kind's settings and its machine live in one file of `probe/`.
+
+pub use crate::probe::expect::Expect;
+pub use crate::probe::http::HttpCheck;
+pub use crate::probe::mysql::MysqlCheck;
+pub use crate::probe::tls::TlsCheck;
+pub use crate::probe::udp::UdpCheck;
+
+use crate::io::{Mode, Way};
+use std::sync::Arc;
+
+/// What a probe does. Settings are shared: a million targets with the same check hold one copy.
+#[derive(Clone, Debug)]
+pub enum Check {
+    /// Nothing: the target is kept with the health it was given, and no packet is sent.
+    None,
+    /// A TCP handshake, ended as `Mode` says.
+    Tcp(Mode),
+    /// A TCP connection on which something is said, something expected, or both.
+    Expect(Arc<Expect>),
+    /// A TLS handshake and nothing more.
+    Tls(Arc<TlsCheck>),
+    /// One HTTP/1.1 request, over TLS or not.
+    Http(Arc<HttpCheck>),
+    /// A MySQL login, or a question to the server.
+    Mysql(Arc<MysqlCheck>),
+    /// A datagram and its answer.
+    Udp(Arc<UdpCheck>),
+    /// ICMP echo.
+    Ping,
+}
+
+impl Check {
+    /// The short name in logs, JSON and metrics.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Check::None => "none",
+            Check::Tcp(_) => "tcp",
+            Check::Expect(_) => "expect",
+            Check::Tls(_) => "tls",
+            Check::Http(_) => "http",
+            Check::Mysql(_) => "mysql",
+            Check::Udp(_) => "udp",
+            Check::Ping => "icmp",
+        }
+    }
+
+    /// Which lanes it needs; `None` for none.
+    pub const fn way(&self) -> Option<Way> {
+        match self {
+            Check::None => None,
+            Check::Tcp(mode) => Some(Way::Knock(*mode)),
+            Check::Expect(_) | Check::Tls(_) | Check::Http(_) | Check::Mysql(_) => Some(Way::Stream),
+            Check::Udp(_) => Some(Way::Datagram),
+            Check::Ping => Some(Way::Ping),
+        }
+    }
+}
+
+/// What an outcome says beyond its code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Detail {
+    /// What the protocol said: HTTP status, MySQL error number, TLS alert. 0: nothing.
+    pub number: u32,
+    /// Whole days until the presented certificate expires, negative when it has. `None`: no certificate was seen.
+    pub cert_days: Option<i16>,
+}
+
+/// How long each part of a probe took, microseconds from its start; 0: not reached. The total is the sample's RTT.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// The connection was made, as this worker saw it.
+    pub connect_us: u32,
+    /// The TLS handshake was over.
+    pub tls_us: u32,
+    /// The first byte of the answer was there.
+    pub first_byte_us: u32,
+}

@@ -1,0 +1,34 @@
+//! A datagram and its answer.
+
+use crate::outcome::Code;
+use crate::probe::talk::{Finding, Next, Peer, Phase, Talk};
+use crate::time::Instant;
+use std::sync::Arc;
+
+/// The settings of the check.
+#[derive(Clone, Debug, Default)]
+pub struct UdpCheck {}
+
+/// One check in progress.
+pub(crate) struct Exchanging {
+    _check: Arc<UdpCheck>,
+}
+
+impl Exchanging {
+    /// A check that has not begun.
+    pub(crate) fn new(check: Arc<UdpCheck>) -> Exchanging {
+        Exchanging { _check: check }
+    }
+}
+
+impl Talk for Exchanging {
+    fn open(&mut self, _now: Instant, _peer: &Peer, _say: &mut Vec<u8>) {}
+
+    fn hear(&mut self, _now: Instant, _heard: &[u8], _say: &mut Vec<u8>) -> Next {
+        Next::Over(Finding::of(Code::L7Response))
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Answer
+    }
+}
