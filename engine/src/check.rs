@@ -4,6 +4,7 @@
 pub use crate::probe::expect::Expect;
 pub use crate::probe::http::HttpCheck;
 pub use crate::probe::mysql::MysqlCheck;
+pub use crate::probe::pattern::{Pattern, PatternError};
 pub use crate::probe::tls::TlsCheck;
 pub use crate::probe::udp::UdpCheck;
 

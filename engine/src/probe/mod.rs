@@ -15,6 +15,7 @@ pub(crate) mod mysql;
 mod names;
 mod outbox;
 mod pace;
+pub(crate) mod pattern;
 pub(crate) mod ping;
 mod prober;
 mod talk;
