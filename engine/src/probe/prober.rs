@@ -177,7 +177,7 @@ impl Prober {
         }
     }
 
-    fn on_update(&mut self, now: Instant, key: Key, policy: &Policy) {
+    fn on_update(&mut self, now: Instant, key: Key, policy: &Arc<Policy>) {
         let Some(watched) = self.watched.get_mut(key) else { return };
         watched.set_policy(policy);
         if watched.stage == Stage::Waiting {
@@ -205,7 +205,9 @@ impl Prober {
         for index in fired.drain(..) {
             let (key, watched) = self.watched.at_mut(index).expect("a target's timer is disarmed when it goes");
             watched.stage = Stage::Due;
-            self.lanes.on_due(watched.mode, watched.family(), key);
+            let kind = watched.kind().expect("who is not probed has no slots");
+            let mode = if let crate::io::Way::Knock(mode) = kind.way { mode } else { crate::io::Mode::Full };
+            self.lanes.on_due(mode, kind.family, key);
         }
         self.fired = fired;
         more
@@ -251,7 +253,7 @@ impl Prober {
         };
         let key = self.flights.insert(flight).expect("asked before the turn was taken");
         watched.stage = Stage::Flying(key);
-        let to = watched.address;
+        let to = watched.address();
         self.deadlines.arm(key.index, cx.now + timeout);
         cx.io.submit(cx.token(OP_KNOCK, key.generation, key.index), Op::Knock { lane: Lane(lane), to, look: false });
         self.on_started(cx.now, target);

@@ -9,12 +9,13 @@
 
 use crate::check::Check;
 use crate::health::{Thresholds, Verdict};
-use crate::io::{Family, Mode};
+use crate::io::{Family, LaneKind};
 use crate::outcome::Fault;
 use crate::slab::Key;
 use crate::target::{INTERVAL_MAX, INTERVAL_MIN, Policy, TIMEOUT_MAX, TIMEOUT_MIN, Target};
 use crate::time::Instant;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Where a target is between two probes.
@@ -32,7 +33,9 @@ pub(crate) enum Stage {
 
 /// See the module.
 pub(crate) struct Watched {
-    pub(crate) address: SocketAddr,
+    address: SocketAddr,
+    check: Check,
+    policy: Arc<Policy>,
     pub(crate) key: u64,
     /// The slot it waits for, is due since, or was last probed for.
     pub(crate) slot: Instant,
@@ -43,7 +46,10 @@ pub(crate) struct Watched {
     timeout_ms: u16,
     /// Probes in a row that told nothing of the target and were not counted as made.
     excused: u8,
-    pub(crate) mode: Mode,
+    /// Its next probe asks the kernel what it measured.
+    pub(crate) look: bool,
+    /// Which histograms it counts in; 0: none.
+    pub(crate) group: u16,
     pub(crate) thresholds: Thresholds,
     pub(crate) verdict: Verdict,
 }
@@ -53,25 +59,25 @@ pub(crate) struct Watched {
 const EXCUSED_MAX: u8 = 5;
 
 /// A hundred thousand targets on one worker, with their timers, stay below 16 MB.
-const _: () = assert!(size_of::<Watched>() <= 96);
+const _: () = assert!(size_of::<Watched>() <= 112);
 
 impl Watched {
     /// The target, waiting for its first slot at or after `now`.
     pub(crate) fn new(target: &Target, now: Instant) -> Watched {
-        let mode = match target.check {
-            Check::Tcp(mode) => mode,
-            _ => Mode::Full,
-        };
+        let idle = target.count == Some(0) || target.check.way().is_none();
         let mut watched = Watched {
             address: target.address,
+            check: target.check.clone(),
+            policy: target.policy.clone(),
             key: target.key,
             slot: now,
-            stage: if target.count == Some(0) { Stage::Finished } else { Stage::Waiting },
+            stage: if idle { Stage::Finished } else { Stage::Waiting },
             interval_ms: 0,
             left: target.count,
             timeout_ms: 0,
             excused: 0,
-            mode,
+            look: false,
+            group: target.group,
             thresholds: target.policy.thresholds,
             verdict: Verdict::new(target.initial),
         };
@@ -81,7 +87,8 @@ impl Watched {
     }
 
     /// Takes over another policy; the current slot stays.
-    pub(crate) fn set_policy(&mut self, policy: &Policy) {
+    pub(crate) fn set_policy(&mut self, policy: &Arc<Policy>) {
+        self.policy = policy.clone();
         let interval = policy.interval.clamp(INTERVAL_MIN, INTERVAL_MAX);
         let timeout = policy.timeout.clamp(TIMEOUT_MIN, TIMEOUT_MAX);
         self.interval_ms = u32::try_from(ms_up(interval)).expect("clamped to an hour");
@@ -97,8 +104,26 @@ impl Watched {
         Duration::from_millis(u64::from(self.timeout_ms))
     }
 
-    pub(crate) fn family(&self) -> Family {
-        Family::of(&self.address)
+    /// Where its probes go.
+    pub(crate) fn address(&self) -> SocketAddr {
+        match self.policy.port {
+            Some(port) => SocketAddr::new(self.address.ip(), port),
+            None => self.address,
+        }
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    pub(crate) fn check(&self) -> &Check {
+        &self.check
+    }
+
+    /// Which lanes its probes need; `None`: it is not probed.
+    pub(crate) fn kind(&self) -> Option<LaneKind> {
+        let way = self.check.way()?;
+        Some(LaneKind { way, family: Family::of(&self.address), source: self.policy.source })
     }
 
     /// The first slot at or after `now`.
@@ -160,6 +185,7 @@ fn mix(number: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::health::Health;
+    use crate::io::Mode;
     use proptest::prelude::*;
 
     fn target(key: u64, interval: Duration, count: Option<u32>) -> Target {
