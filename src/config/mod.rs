@@ -69,8 +69,7 @@ impl Document {
         Ok(doc)
     }
 
-    /// A document without a file, for tests.
-    #[cfg(test)]
+    /// A document without a file, for tests and the fuzzer.
     pub(crate) fn of(path: &str, text: &str) -> Document {
         Document { path: path.into(), text: text.into() }
     }

@@ -9,7 +9,7 @@ use crate::machine::Signals;
 use indicatif::{ProgressBar, ProgressStyle};
 use ringspan_engine::check::Check;
 use ringspan_engine::engine::{Engine, Feed, Options};
-use ringspan_engine::health::{Health, Thresholds};
+use ringspan_engine::health::Health;
 use ringspan_engine::hlog::IntervalLog;
 use ringspan_engine::kernel::{CpuOf, cpu_time};
 use ringspan_engine::mailbox::{Full, Wake};
