@@ -1,12 +1,12 @@
 //! What can be asked of a target: one kind of check each, and what it says of an answer beyond its code.
 //! Owns the choice ([`Check`]); each kind's settings and its machine live in one file of `probe/`.
 
-pub use crate::probe::expect::Expect;
+pub use crate::probe::expect::{Expect, ExpectError};
 pub use crate::probe::http::HttpCheck;
 pub use crate::probe::mysql::MysqlCheck;
 pub use crate::probe::pattern::{Pattern, PatternError};
 pub use crate::probe::tls::TlsCheck;
-pub use crate::probe::udp::UdpCheck;
+pub use crate::probe::udp::{UdpCheck, UdpError};
 
 use crate::io::{Mode, Way};
 use std::sync::Arc;

@@ -118,3 +118,52 @@ pub(crate) fn talk(check: &Check) -> Option<Box<dyn Talk>> {
         Check::Ping => Some(Box::new(super::ping::Echoing::new())),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    //! What the tests of conversations share: a peer that follows a script.
+
+    use super::*;
+
+    /// What the peer or the network does next.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) enum Step<'a> {
+        /// These bytes come.
+        Says(&'a [u8]),
+        /// The peer closes its side.
+        Closes,
+        /// The peer resets.
+        Reset,
+        /// ECONNREFUSED while listening: ICMP port unreachable.
+        Refused,
+        /// The time is up.
+        Deadline,
+    }
+
+    /// Holds the conversation to its end; returns the finding and all that was said. Panics if the script is over first.
+    pub(crate) fn converse(talk: &mut dyn Talk, steps: &[Step<'_>]) -> (Finding, Vec<u8>) {
+        let now = Instant::from_ns(1);
+        let peer = Peer { address: "127.0.0.1:3306".parse().expect("an address") };
+        let mut said = Vec::new();
+        let mut say = Vec::new();
+        talk.open(now, &peer, &mut say);
+        for step in steps {
+            said.append(&mut say);
+            let trouble = |errno| Trouble { leg: Leg::Hear, errno: Errno(errno) };
+            let next = match step {
+                Step::Says(bytes) => talk.hear(now, bytes, &mut say),
+                Step::Closes => talk.hear(now, b"", &mut say),
+                Step::Reset => Next::Over(talk.on_trouble(trouble(libc::ECONNRESET))),
+                Step::Refused => Next::Over(talk.on_trouble(trouble(libc::ECONNREFUSED))),
+                Step::Deadline => Next::Over(talk.at_deadline()),
+            };
+            match next {
+                Next::Hear => assert!(say.is_empty(), "has put something to say and does not say it"),
+                Next::Say => {}
+                Next::Again => talk.open(now, &peer, &mut say),
+                Next::Over(finding) => return (finding, said),
+            }
+        }
+        panic!("the script is over and the conversation is not: {steps:?}");
+    }
+}
