@@ -12,6 +12,7 @@ pub mod io;
 pub mod kernel;
 pub mod mailbox;
 pub mod outcome;
+pub mod policy;
 pub mod probe;
 pub mod resident;
 pub mod sim;
