@@ -102,7 +102,7 @@ fn every_probe_has_one_outcome() {
             assert_eq!(samples as u64, counters.outcome(*code), "{code:?}");
         }
         assert_eq!((counters.in_flight, bench.sim.io.in_flight(), bench.sim.io.lanes_busy()), (0, 0, 0));
-        assert!(bench.sim.io.knocks().len() as u64 <= counters.started);
+        assert!(bench.sim.io.visits().len() as u64 <= counters.started);
         assert!(rogue > 0.0 || counters.completions_stale == 0);
         assert_eq!(bench.transitions.len() as u64, counters.transitions);
         assert_replayed(&bench, &targets);
@@ -275,7 +275,7 @@ fn few_sockets_are_shared() {
         bench.run_for(Duration::from_secs(20));
         let counters = bench.counters();
         assert_eq!(counters.finished(), counters.outcome(Code::L4Ok), "{counters:?}");
-        assert!(counters.finished() > 100 && bench.sim.io.in_flight_most() == 3, "{counters:?}");
+        assert!(counters.finished() > 100 && bench.sim.io.lanes_busy_most() == 3, "{counters:?}");
     });
 }
 
@@ -314,7 +314,7 @@ fn missed_slots_are_counted_not_made_up_for() {
         for target in targets {
             let interval = target.policy.interval;
             let samples = bench.samples.iter().filter(|sample| sample.key == target.key);
-            let knocks = bench.sim.io.knocks().iter().filter(|knock| knock.to == target.address);
+            let knocks = bench.sim.io.visits().iter().filter(|knock| knock.to == target.address);
             let slots: Vec<_> = samples
                 .clone()
                 .zip(knocks)
@@ -359,8 +359,8 @@ fn caps_hold() {
             bench.add(target.clone());
         }
         bench.run_for(Duration::from_secs(5));
-        assert!(bench.sim.io.in_flight_most() <= in_flight_max as usize);
-        let knocks = bench.sim.io.knocks();
+        assert!(bench.sim.io.lanes_busy_most() <= in_flight_max as usize);
+        let knocks = bench.sim.io.visits();
         for stretch in [1, 10, 100, 1000] {
             for ends in knocks.windows(stretch + 1) {
                 let time = ends[stretch].at.since(ends[0].at) + Duration::from_millis(5);

@@ -1,6 +1,8 @@
 //! The simulated [`Io`]: virtual time that moves when its user waits, and completions in random order.
 
-use crate::io::{Completion, Errno, Event, Family, Io, Lane, LaneKind, Mode, Op, TcpFacts, Way};
+use crate::io::{Completion, End, Errno, Event, Io, Lane, LaneKind, Leg, Op, TcpFacts, Trouble, Way};
+use crate::sim::call::Call;
+use crate::sim::lane::{SimLane, State};
 use crate::sim::{Faults, World};
 use crate::time::Instant;
 use crate::token::Token;
@@ -13,14 +15,24 @@ use std::time::Duration;
 
 /// An operation that was cancelled ends within this many microseconds.
 const CANCEL_US: Range<u64> = 0..2000;
+/// A call is ended within this many microseconds.
+const HANG_US: Range<u64> = 0..200;
+/// So many of the last completions can be repeated by a rogue.
+const REPEATS_MAX: usize = 256;
 
-/// One knock, as the network saw it.
+/// One knock or one call, as the network saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Knock {
+pub struct Visit {
     /// When the prober asked for it.
     pub at: Instant,
     /// Whose door.
     pub to: SocketAddr,
+    /// What for.
+    pub way: Way,
+    /// When its lane was free again; `None`: not yet.
+    pub over: Option<Instant>,
+    /// How a call was ended; `None` for knocks.
+    pub end: Option<End>,
 }
 
 /// See the module above.
@@ -33,18 +45,16 @@ pub struct SimIo {
     rng: Rng,
     lanes: Vec<SimLane>,
     queue: Vec<Request>,
-    /// What is in flight, by the time it ends and a random number.
-    flying: BTreeMap<(Instant, u64), Flying>,
-    places: HashMap<u64, (Instant, u64)>,
-    delivered: Vec<Token>,
-    knocks: Vec<Knock>,
-    flying_most: usize,
-}
-
-struct SimLane {
-    mode: Mode,
-    family: Family,
-    busy: bool,
+    /// What is in flight.
+    ops: HashMap<Token, Flying>,
+    /// Those whose end is decided, by its time and a random number.
+    ends: BTreeMap<(Instant, u64), Token>,
+    /// Calls that will be connected: lane and serial.
+    connects: BTreeMap<(Instant, u64), (Lane, u64, Token)>,
+    delivered: Vec<(Token, Kind)>,
+    visits: Vec<Visit>,
+    busy: usize,
+    busy_most: usize,
 }
 
 enum Request {
@@ -53,9 +63,26 @@ enum Request {
 }
 
 struct Flying {
-    token: Token,
     lane: Lane,
-    result: Result<(), Errno>,
+    place: Option<(Instant, u64)>,
+    ending: Ending,
+}
+
+/// How an operation will end, once its time is known.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    Knocked(Result<(), Errno>),
+    Trouble(Leg, Errno),
+    Cancelled,
+    Hear,
+    Hung,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Knocked,
+    Heard,
+    Hung,
 }
 
 impl SimIo {
@@ -68,37 +95,43 @@ impl SimIo {
             rng: Rng::with_seed(seed),
             lanes: Vec::new(),
             queue: Vec::new(),
-            flying: BTreeMap::new(),
-            places: HashMap::new(),
+            ops: HashMap::new(),
+            ends: BTreeMap::new(),
+            connects: BTreeMap::new(),
             delivered: Vec::new(),
-            knocks: Vec::new(),
-            flying_most: 0,
+            visits: Vec::new(),
+            busy: 0,
+            busy_most: 0,
         }
     }
 
-    /// Every knock so far, in the order they were asked for.
-    pub fn knocks(&self) -> &[Knock] {
-        &self.knocks
+    /// Every knock and every call so far, in the order they were asked for.
+    pub fn visits(&self) -> &[Visit] {
+        &self.visits
     }
 
     /// Operations in flight now.
     pub fn in_flight(&self) -> usize {
-        self.flying.len() + self.queue.iter().filter(|request| matches!(request, Request::Submit(..))).count()
+        self.ops.len()
     }
 
-    /// The most that were ever in flight at a time.
-    pub fn in_flight_most(&self) -> usize {
-        self.flying_most
-    }
-
-    /// Lanes with a knock in flight now.
+    /// Lanes with a knock in flight or a call not yet hung up, now.
     pub fn lanes_busy(&self) -> usize {
-        self.lanes.iter().filter(|lane| lane.busy).count()
+        self.busy
+    }
+
+    /// The most lanes that were ever busy at a time.
+    pub fn lanes_busy_most(&self) -> usize {
+        self.busy_most
     }
 
     /// The worker is not given the CPU for so long, here and now.
     pub fn sleep(&mut self, time: Duration) {
         self.now = self.now + time;
+    }
+
+    fn lane(&mut self, lane: Lane) -> &mut SimLane {
+        &mut self.lanes[lane.0 as usize]
     }
 
     fn stall(&mut self) {
@@ -108,31 +141,198 @@ impl SimIo {
         }
     }
 
-    fn launch(&mut self, token: Token, lane: Lane, to: &SocketAddr) {
-        let (after, result) = if self.rng.f64() < self.faults.local_error {
-            (Duration::ZERO, Err(Errno(*self.rng.choice(&self.faults.local_errors).expect("errors to draw from"))))
-        } else {
-            self.world.behaviour(to).answer(&mut self.rng)
-        };
-        self.place(self.now + after, Flying { token, lane, result });
-        self.flying_most = self.flying_most.max(self.flying.len());
+    /// A local error, if this is the time for one.
+    fn local_error(&mut self) -> Option<Errno> {
+        let strikes = self.rng.f64() < self.faults.local_error;
+        strikes.then(|| Errno(*self.rng.choice(&self.faults.local_errors).expect("errors to draw from")))
     }
 
-    fn place(&mut self, end: Instant, flying: Flying) {
-        let place = (end, self.rng.u64(..));
-        self.places.insert(flying.token.raw(), place);
-        self.flying.insert(place, flying);
+    // Operations begin.
+
+    fn launch(&mut self, token: Token, op: Op) {
+        match op {
+            Op::Knock { lane, to, look } => {
+                let way = self.lane(lane).way();
+                if let Some(errno) = self.local_error() {
+                    self.lane(lane).facts = None;
+                    return self.place(token, self.now, Ending::Knocked(Err(errno)));
+                }
+                let meeting = self.world.behaviour(&to).meet(way, &mut self.rng);
+                self.lane(lane).facts = (look && meeting.result.is_ok()).then_some(meeting.facts);
+                self.place(token, self.now + meeting.after, Ending::Knocked(meeting.result));
+            }
+            Op::Call { lane, to } => self.launch_call(token, lane, &to),
+            Op::Talk { lane } => {
+                if let Some(errno) = self.local_error() {
+                    let leg = if self.rng.bool() { Leg::Say } else { Leg::Hear };
+                    return self.place(token, self.now, Ending::Trouble(leg, errno));
+                }
+                self.say(token, lane, self.now);
+            }
+            Op::Hang { .. } => {
+                let after = Duration::from_micros(self.rng.u64(HANG_US));
+                self.place(token, self.now + after, Ending::Hung);
+            }
+            op => unreachable!("{op:?} is refused by submit"),
+        }
+    }
+
+    fn launch_call(&mut self, token: Token, lane: Lane, to: &SocketAddr) {
+        let way = self.lane(lane).way();
+        let meeting = self.world.behaviour(to).meet(way, &mut self.rng);
+        let at = self.now + meeting.after;
+        let refused = meeting.result.err();
+        let serial = self.lane(lane).serial + 1;
+        self.lane(lane).serial = serial;
+        self.lane(lane).call = Some(Call::new(way, meeting));
+        if let Some(errno) = self.local_error() {
+            let leg = *self.rng.choice(&[Leg::Connect, Leg::Say, Leg::Hear]).expect("three");
+            let at = if leg == Leg::Connect { self.now } else { at };
+            return self.place(token, at, Ending::Trouble(leg, errno));
+        }
+        match refused {
+            Some(errno) => self.place(token, at, Ending::Trouble(Leg::Connect, errno)),
+            None => {
+                self.connects.insert((at, self.rng.u64(..)), (lane, serial, token));
+            }
+        }
+    }
+
+    /// Says what the lane has to say, and decides when the operation ends, if that is known.
+    fn say(&mut self, token: Token, lane: Lane, at: Instant) {
+        let slot = &mut self.lanes[lane.0 as usize];
+        let call = slot.call.as_mut().expect("a lane that speaks is in a call");
+        if !slot.say.is_empty()
+            && let Err(errno) = call.on_said(at, &slot.say, &mut self.rng)
+        {
+            return self.place(token, at, Ending::Trouble(Leg::Say, errno));
+        }
+        if let Some(first) = call.first() {
+            self.place(token, first.max(at), Ending::Hear);
+        }
+    }
+
+    /// The connections that were made by now.
+    fn connect_due(&mut self) {
+        while let Some((&(at, _), &(lane, serial, token))) = self.connects.first_key_value()
+            && at <= self.now
+        {
+            self.connects.pop_first();
+            let slot = &mut self.lanes[lane.0 as usize];
+            if slot.serial == serial && slot.state == State::Speaking {
+                let call = slot.call.as_mut().expect("a lane that speaks is in a call");
+                call.on_connected(at, self.now, &mut self.rng);
+                self.say(token, lane, at);
+            }
+        }
+    }
+
+    /// It ends at `at`, unless it has been decided that it ends before.
+    fn place(&mut self, token: Token, at: Instant, ending: Ending) {
+        let place = (at, self.rng.u64(..));
+        let flying = self.ops.get_mut(&token).expect("in flight");
+        if let Some(before) = flying.place {
+            if before.0 <= at {
+                return;
+            }
+            self.ends.remove(&before);
+        }
+        (flying.place, flying.ending) = (Some(place), ending);
+        self.ends.insert(place, token);
     }
 
     /// Ends it soon: mostly as cancelled, sometimes with the answer it would have got.
     fn launch_cancel(&mut self, token: Token) {
-        let Some(place) = self.places.remove(&token.raw()) else { return };
-        let mut flying = self.flying.remove(&place).expect("both maps name the same operations");
         let soon = self.now + Duration::from_micros(self.rng.u64(CANCEL_US));
-        if place.0 > soon && self.rng.u8(..4) > 0 {
-            flying.result = Err(Errno(libc::ECANCELED));
+        let Some(flying) = self.ops.get(&token) else { return };
+        let cancelled = match flying.ending {
+            Ending::Hung => return,
+            Ending::Knocked(result) if self.rng.u8(..4) == 0 => Ending::Knocked(result),
+            Ending::Knocked(_) => Ending::Knocked(Err(Errno(libc::ECANCELED))),
+            Ending::Trouble(..) | Ending::Cancelled | Ending::Hear => Ending::Cancelled,
+        };
+        self.place(token, soon, cancelled);
+    }
+
+    // Operations end.
+
+    fn deliver(&mut self, token: Token) -> Completion {
+        let Flying { lane, ending, .. } = self.ops.remove(&token).expect("what ends is in flight");
+        let now = self.now;
+        let slot = &mut self.lanes[lane.0 as usize];
+        let connected = slot.call.as_ref().is_some_and(|call| call.connected.is_some());
+        let heard = match ending {
+            Ending::Knocked(result) => {
+                slot.facts = slot.facts.filter(|_| result.is_ok());
+                return self.over(token, lane, Kind::Knocked, Event::Knocked(result));
+            }
+            Ending::Hung => return self.over(token, lane, Kind::Hung, Event::Hung),
+            Ending::Trouble(leg, errno) => Err(Trouble { leg, errno }),
+            Ending::Cancelled => {
+                let leg = if connected { Leg::Hear } else { Leg::Connect };
+                Err(Trouble { leg, errno: Errno(libc::ECANCELED) })
+            }
+            Ending::Hear => {
+                let call = slot.call.as_mut().expect("a lane that speaks is in a call");
+                call.hear(now, &mut slot.heard, &mut self.rng).map_err(|errno| Trouble { leg: Leg::Hear, errno })
+            }
+        };
+        slot.state = if heard.is_ok() { State::Quiet } else { State::Failed };
+        slot.say.clear();
+        self.remember(token, Kind::Heard);
+        Completion { token, event: Event::Heard(heard) }
+    }
+
+    /// The lane is free.
+    fn over(&mut self, token: Token, lane: Lane, kind: Kind, event: Event) -> Completion {
+        let now = self.now;
+        let slot = self.lane(lane);
+        slot.state = State::Idle;
+        slot.call = None;
+        slot.say.clear();
+        let visit = slot.visit;
+        self.visits[visit].over = Some(now);
+        self.busy -= 1;
+        self.remember(token, kind);
+        Completion { token, event }
+    }
+
+    fn remember(&mut self, token: Token, kind: Kind) {
+        if self.delivered.len() < REPEATS_MAX {
+            return self.delivered.push((token, kind));
         }
-        self.place(soon.min(place.0), flying);
+        let at = self.rng.usize(..REPEATS_MAX);
+        self.delivered[at] = (token, kind);
+    }
+
+    /// What no `Io` may do: a completion of an operation that has had its own.
+    fn repeat(&mut self) -> Option<Completion> {
+        let (token, kind) = *self.rng.choice(&self.delivered)?;
+        let trouble = Trouble { leg: Leg::Hear, errno: Errno(libc::ECONNRESET) };
+        let event = match kind {
+            Kind::Knocked => Event::Knocked(Ok(())),
+            Kind::Hung => Event::Hung,
+            Kind::Heard => Event::Heard(if self.rng.bool() { Ok(self.rng.usize(..10)) } else { Err(trouble) }),
+        };
+        (!self.ops.contains_key(&token)).then_some(Completion { token, event })
+    }
+
+    /// Lets time pass until something ends, a connection is made and that wakes the worker, or `deadline`.
+    fn pass(&mut self, deadline: Option<Instant>) {
+        loop {
+            self.connect_due();
+            let end = self.ends.first_key_value().map(|((at, _), _)| *at);
+            let connect = self.connects.first_key_value().map(|((at, _), _)| *at);
+            let Some(next) = [end, connect, deadline].into_iter().flatten().min() else { return };
+            if next <= self.now {
+                return;
+            }
+            self.now = next;
+            let is_woken = connect == Some(next) && self.rng.bool();
+            if is_woken || deadline == Some(next) || end == Some(next) {
+                return self.connect_due();
+            }
+        }
     }
 }
 
@@ -142,43 +342,67 @@ impl Io for SimIo {
     }
 
     fn open_lanes(&mut self, kind: LaneKind, count: u32) -> io::Result<Range<u32>> {
-        let (Way::Knock(mode), family) = (kind.way, kind.family) else {
-            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-        };
         let opened = self.lanes.len() as u32;
         let room = self.faults.lanes_max.map_or(count, |max| max.saturating_sub(opened)).min(count);
-        if room == 0 {
-            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        let errno = match kind.source {
+            _ if kind.way == Way::Ping && self.faults.pings_forbidden => libc::EACCES,
+            Some(source) if self.faults.sources_unknown.contains(&source) => libc::EADDRNOTAVAIL,
+            _ if room == 0 => libc::EMFILE,
+            _ => 0,
+        };
+        if errno != 0 {
+            return Err(io::Error::from_raw_os_error(errno));
         }
-        self.lanes.extend((0..room).map(|_| SimLane { mode, family, busy: false }));
+        self.lanes.extend((0..room).map(|_| SimLane::new(kind)));
         Ok(opened..opened + room)
     }
 
     fn outgoing(&mut self, lane: Lane) -> &mut Vec<u8> {
-        unreachable!("{lane:?} does not talk: none that does can be opened")
+        self.lane(lane).outgoing(lane)
     }
 
     fn heard(&self, lane: Lane) -> &[u8] {
-        unreachable!("{lane:?} does not talk: none that does can be opened")
+        self.lanes[lane.0 as usize].heard(lane)
     }
 
-    fn connected_at(&self, _lane: Lane) -> Option<Instant> {
-        None
+    fn connected_at(&self, lane: Lane) -> Option<Instant> {
+        self.lanes[lane.0 as usize].call.as_ref().and_then(|call| call.connected)
     }
 
-    fn tcp_facts(&mut self, _lane: Lane) -> Option<TcpFacts> {
-        None
+    fn tcp_facts(&mut self, lane: Lane) -> Option<TcpFacts> {
+        let slot = self.lane(lane);
+        match slot.way() {
+            Way::Knock(_) => slot.facts.filter(|_| slot.state == State::Idle),
+            Way::Stream => slot.call.as_ref().filter(|call| call.connected.is_some()).map(|call| call.facts),
+            Way::Datagram | Way::Ping => None,
+        }
     }
 
     fn submit(&mut self, token: Token, op: Op) {
-        let Op::Knock { lane, to, .. } = op else { panic!("the simulated network knows knocks only, not {op:?}") };
-        let slot = &mut self.lanes[lane.0 as usize];
-        assert!(!slot.busy, "lane {lane:?} ({:?}) is used while its last knock is in flight", slot.mode);
-        assert_eq!(slot.family, Family::of(&to), "lane {lane:?} is of the other family than {to}");
-        slot.busy = true;
-        let twice = |request: &Request| matches!(request, Request::Submit(other, _) if *other == token);
-        assert!(!self.places.contains_key(&token.raw()) && !self.queue.iter().any(twice), "{token:?} is in flight");
-        self.knocks.push(Knock { at: self.now, to });
+        assert!(!self.ops.contains_key(&token), "{token:?} is in flight");
+        let (Op::Knock { lane, .. } | Op::Call { lane, .. } | Op::Talk { lane } | Op::Hang { lane, .. }) = op else {
+            panic!("the simulated network has lanes only, not {op:?}")
+        };
+        let (now, visit) = (self.now, self.visits.len());
+        let slot = self.lane(lane);
+        slot.on_submit(&op);
+        let way = slot.way();
+        let ending = match op {
+            Op::Knock { to, .. } | Op::Call { to, .. } => {
+                slot.visit = visit;
+                self.visits.push(Visit { at: now, to, way, over: None, end: None });
+                self.busy += 1;
+                self.busy_most = self.busy_most.max(self.busy);
+                Ending::Hear
+            }
+            Op::Hang { end, .. } => {
+                let visit = slot.visit;
+                self.visits[visit].end = Some(end);
+                Ending::Hung
+            }
+            _ => Ending::Hear,
+        };
+        self.ops.insert(token, Flying { lane, place: None, ending });
         self.queue.push(Request::Submit(token, op));
     }
 
@@ -190,31 +414,23 @@ impl Io for SimIo {
         self.stall();
         for request in std::mem::take(&mut self.queue) {
             match request {
-                Request::Submit(token, Op::Knock { lane, to, .. }) => self.launch(token, lane, &to),
-                Request::Submit(..) => unreachable!("refused by submit"),
+                Request::Submit(token, op) => self.launch(token, op),
                 Request::Cancel(token) => self.launch_cancel(token),
             }
         }
-        let first = self.flying.first_key_value().map(|((end, _), _)| *end);
-        if let Some(until) = deadline.into_iter().chain(first).min() {
-            self.now = self.now.max(until);
-        }
+        self.pass(deadline);
         self.stall();
-        let mut due: Vec<_> = self.flying.range(..=(self.now, u64::MAX)).map(|(place, _)| *place).collect();
+        self.connect_due();
+        let mut due: Vec<_> = self.ends.range(..=(self.now, u64::MAX)).map(|(place, token)| (*place, *token)).collect();
         self.rng.shuffle(&mut due);
         due.truncate(self.faults.collect_max.unwrap_or(usize::MAX));
-        for place in due {
-            let Flying { token, lane, result } = self.flying.remove(&place).expect("listed just now");
-            self.places.remove(&token.raw());
-            self.lanes[lane.0 as usize].busy = false;
-            self.delivered.push(token);
-            completions.push(Completion { token, event: Event::Knocked(result) });
+        for (place, token) in due {
+            self.ends.remove(&place);
+            let completion = self.deliver(token);
+            completions.push(completion);
         }
-        if self.rng.f64() < self.faults.rogue && !self.delivered.is_empty() {
-            let token = self.delivered[self.rng.usize(..self.delivered.len())];
-            if !self.places.contains_key(&token.raw()) {
-                completions.push(Completion { token, event: Event::Knocked(Ok(())) });
-            }
+        if self.rng.f64() < self.faults.rogue {
+            completions.extend(self.repeat());
         }
     }
 }

@@ -155,6 +155,6 @@ pub(crate) fn any_faults(rng: &mut Rng) -> Faults {
         local_error: rng.f64() * 0.2,
         lanes_max: rng.choice(lanes_max).expect("three"),
         collect_max: rng.bool().then(|| rng.usize(16..64)),
-        rogue: 0.0,
+        ..Faults::default()
     }
 }
