@@ -2,7 +2,7 @@
 //! Owns the choice ([`Check`]); each kind's settings and its machine live in one file of `probe/`.
 
 pub use crate::probe::expect::{Expect, ExpectError};
-pub use crate::probe::http::HttpCheck;
+pub use crate::probe::http::{Content, HttpCheck, HttpSettings, Method, Redirects, Statuses};
 pub use crate::probe::mysql::MysqlCheck;
 pub use crate::probe::pattern::{Pattern, PatternError};
 pub use crate::probe::tls::TlsCheck;
@@ -56,6 +56,25 @@ impl Check {
             Check::Udp(_) => Some(Way::Datagram),
             Check::Ping => Some(Way::Ping),
         }
+    }
+}
+
+/// A setting of a check that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key} = {value:?}: {right}")]
+pub struct CheckError {
+    /// Which setting.
+    pub key: &'static str,
+    /// What it was; not shown where it may be a secret.
+    pub value: String,
+    /// What would be right.
+    pub right: String,
+}
+
+impl CheckError {
+    /// `value` must not be a secret; a long one is cut.
+    pub(crate) fn new(key: &'static str, value: &str, right: &str) -> CheckError {
+        CheckError { key, value: value.chars().take(200).collect(), right: right.to_owned() }
     }
 }
 
