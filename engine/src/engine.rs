@@ -40,6 +40,18 @@ pub struct Options {
     pub in_flight_max: u32,
     /// Probes started a second at most, all workers together; `None`: as many as are due. Default `None`.
     pub rate_max: Option<u32>,
+    /// Probes started a second at most towards one network (a /24 of IPv4, a /64 of IPv6), all workers together, each of
+    /// which has an even share; `None`: as many as are due. Default `None`.
+    pub rate_per_net: Option<u32>,
+    /// Probes in flight at most towards one network, all workers together, each of which has an even share, at least 1.
+    /// Default `None`.
+    pub in_flight_per_net: Option<u32>,
+    /// Believe no failure while the prober itself is sick. Default true.
+    pub freeze: bool,
+    /// What to do when too many targets want to go down at once. Default `Alarm`.
+    pub mass_flip: MassFlip,
+    /// How many are too many, percent of those that are up, 1 to 100, and ten at least. Default 25.
+    pub mass_flip_percent: u8,
     /// How many samples may wait to be read; 0: none are made. Default 0.
     pub samples_max: usize,
 }
@@ -52,9 +64,25 @@ impl Default for Options {
             pin: true,
             in_flight_max: 4096,
             rate_max: None,
+            rate_per_net: None,
+            in_flight_per_net: None,
+            freeze: true,
+            mass_flip: MassFlip::Alarm,
+            mass_flip_percent: 25,
             samples_max: 0,
         }
     }
+}
+
+/// What to do when too many targets want to go down at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MassFlip {
+    /// Nothing.
+    Off,
+    /// Tell it: a warning in the log, a counter, a gauge. Nothing is found later.
+    Alarm,
+    /// Tell it, and believe a target's fall only after one more failure than `fall`, as long as the alarm lasts.
+    Hold,
 }
 
 /// A running engine. Dropping it stops it.

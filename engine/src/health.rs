@@ -15,6 +15,20 @@ pub enum Health {
     Down,
 }
 
+/// What kept an outcome from having its usual effect on the belief.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Held {
+    /// Nothing: rise and fall decide.
+    #[default]
+    No,
+    /// The target has flapped and is held down until its penalty is low enough (`Policy::damping`).
+    Damped,
+    /// The prober itself is sick: this failure does not count.
+    Frozen,
+    /// Too many targets want to go down at once: this one needs one more failure (`MassFlip::Hold`).
+    Unconfirmed,
+}
+
 /// How many outcomes in a row change our mind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {

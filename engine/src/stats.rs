@@ -1,4 +1,4 @@
-//! What the probers have counted since the engine started. Numbers only grow, but for the three that say "now".
+//! What the probers have counted since the engine started. Numbers only grow, but for those that say "now".
 
 use crate::histogram::{Histogram, Summary, histogram};
 use crate::outcome::Code;
@@ -29,6 +29,22 @@ pub struct Counters {
     pub pauses: u64,
     /// Times the worker came to its work 5 ms or more after it meant to.
     pub stalls: u64,
+    /// Failures that were not believed because the prober itself was sick.
+    pub frozen: u64,
+    /// Times a worker's prober was found sick.
+    pub freezes: u64,
+    /// How long workers have been frozen, summed up, nanoseconds; what goes on now included.
+    pub frozen_ns: u64,
+    /// Times that too many targets at once wanted to go down.
+    pub alarms: u64,
+    /// Failures that would have turned their target down and did not: held until confirmed.
+    pub held: u64,
+    /// Now: workers whose verdicts are frozen.
+    pub workers_frozen: u64,
+    /// Now: 1 while too many targets at once want to go down.
+    pub alarm: u64,
+    /// Now: targets that are due and wait because their network has its share of probes.
+    pub capped: u64,
     /// Now: targets.
     pub targets: u64,
     /// Now: probes in flight, those included that have timed out and wait for the kernel to give their socket back.
@@ -62,6 +78,14 @@ impl Counters {
         self.samples_dropped += other.samples_dropped;
         self.pauses += other.pauses;
         self.stalls += other.stalls;
+        self.frozen += other.frozen;
+        self.freezes += other.freezes;
+        self.frozen_ns += other.frozen_ns;
+        self.alarms += other.alarms;
+        self.held += other.held;
+        self.workers_frozen += other.workers_frozen;
+        self.alarm += other.alarm;
+        self.capped += other.capped;
         self.targets += other.targets;
         self.in_flight += other.in_flight;
         self.waiting += other.waiting;

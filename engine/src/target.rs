@@ -3,7 +3,7 @@
 pub use crate::policy::*;
 
 use crate::check::{Check, Detail, Phases};
-use crate::health::Health;
+use crate::health::{Health, Held};
 use crate::outcome::Code;
 use crate::slab::Key;
 use std::net::SocketAddr;
@@ -82,6 +82,8 @@ pub struct Sample {
     pub syn_retransmits: u8,
     /// What is believed after it.
     pub health: Health,
+    /// What kept it from having its usual effect on `health`.
+    pub held: Held,
     /// This was the last of the target's `count` probes.
     pub last: bool,
 }
@@ -95,8 +97,11 @@ pub struct Transition {
     pub key: u64,
     /// What was believed.
     pub from: Health,
-    /// What is believed now.
+    /// What is believed now. The same as `from`, down, where a target would now be up and is held down instead: told
+    /// once, with `held`.
     pub to: Health,
+    /// `Damped` if the target is down because it has flapped; else `No`.
+    pub held: Held,
     /// The outcome that decided.
     pub code: Code,
     /// The errno behind the code, 0 if none.

@@ -109,7 +109,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::Health;
+    use crate::health::{Health, Held};
     use crate::mailbox::{Wake, mailbox};
     use crate::outcome::Code;
     use crate::target::TargetId;
@@ -130,6 +130,7 @@ mod tests {
             key,
             from: Health::Up,
             to: Health::Down,
+            held: Held::No,
             code: Code::L4Refused,
             errno: 111,
             detail: crate::check::Detail::default(),
@@ -151,6 +152,7 @@ mod tests {
             kernel_rtt_us: 0,
             syn_retransmits: 0,
             health: Health::Up,
+            held: Held::No,
             last: false,
         }
     }

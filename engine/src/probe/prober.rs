@@ -5,6 +5,7 @@
 //! Uses `watched` (targets), `tcp` (probes), `lanes` (sockets and queues), `pace` (limits), `outbox` (results).
 
 use crate::check::{Detail, Phases};
+use crate::health::Held;
 use crate::histogram::record;
 use crate::io::{Completion, Errno, Event as IoEvent, Lane, Op};
 use crate::mailbox::Receiver;
@@ -329,6 +330,7 @@ impl Prober {
                 key,
                 from,
                 to,
+                held: Held::No,
                 code,
                 errno,
                 detail: Detail::default(),
@@ -352,6 +354,7 @@ impl Prober {
                 kernel_rtt_us: 0,
                 syn_retransmits: 0,
                 health,
+                held: Held::No,
                 last,
             };
             self.parts.outbox.sample(now, sample);

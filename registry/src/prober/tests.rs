@@ -60,6 +60,7 @@ impl Paper {
             key,
             from: Health::Unknown,
             to,
+            held: ringspan_engine::health::Held::No,
             code: if to == Health::Up { Code::L4Ok } else { Code::L4Refused },
             errno: 0,
             detail: ringspan_engine::check::Detail::default(),
