@@ -7,6 +7,7 @@
 mod draw;
 mod report;
 mod session;
+mod target;
 mod targets;
 
 use crate::cli::{self, ReportFormat};
