@@ -6,11 +6,15 @@
 //! its life. A caller's descriptor is registered one-shot for each poll, with a number of its own in the event, so that
 //! an event of a descriptor that was closed and given out again is never taken for the new one's.
 
-use super::socket::{Fd, RawAddr, Socket, check, may_meet_itself, open_lane_socket, set_nonblocking, take_error};
+mod talks;
+
+use self::talks::Line;
+use super::lane::{self, may_meet_itself, tcp_facts};
+use super::socket::{Fd, RawAddr, Socket, check, set_nonblocking, take_error};
 use super::sys::monotonic_now;
 use super::tokens::TokenTable;
 use super::waker::Waker;
-use crate::io::{Completion, Errno, Event, Family, Interest, Io, Lane, LaneKind, Mode, Op, TcpFacts, Way};
+use crate::io::{Completion, Errno, Event, Family, Interest, Io, Lane, LaneKind, Op, TcpFacts, Way};
 use crate::time::Instant;
 use crate::token::Token;
 use std::io;
@@ -47,16 +51,24 @@ pub(super) struct Epoll {
 }
 
 struct LaneState {
-    mode: Mode,
-    family: Family,
-    /// None between the knocks of a graceful lane, and where a lost socket could not be replaced.
+    kind: LaneKind,
+    /// None between the uses of a lane that is not recycled, and where a lost socket could not be replaced.
     socket: Option<Socket>,
     knock: Option<(Token, RawAddr)>,
+    /// The knock in flight is to look what TCP has measured.
+    look: bool,
+    looked: Option<TcpFacts>,
+    /// Of lanes that talk.
+    line: Option<Box<Line>>,
     /// Set if the socket may be connected to itself.
     suspect: Option<SocketAddr>,
 }
 
 impl LaneState {
+    fn suspect_at(&mut self, to: &SocketAddr) {
+        self.suspect = may_meet_itself(self.kind.source, to).then_some(*to);
+    }
+
     /// What a connect's result says of the target: a socket that met itself found nobody there.
     fn verdict(&self, result: Result<(), Errno>) -> Result<(), Errno> {
         let local = || self.socket.as_ref().and_then(|socket| socket.local_addr().ok());
@@ -114,14 +126,17 @@ impl Epoll {
 
     // --- knocks
 
-    fn knock(&mut self, token: Token, lane: Lane, to: &SocketAddr) {
+    fn knock(&mut self, token: Token, lane: Lane, to: &SocketAddr, look: bool) {
         let Some(state) = self.lanes.get_mut(lane.0 as usize) else {
             return self.found.push(knocked(token, Err(Errno(libc::EBADF))));
         };
+        if state.kind.talks() {
+            return self.found.push(knocked(token, Err(Errno(libc::EOPNOTSUPP))));
+        }
         if state.knock.is_some() {
             return self.found.push(knocked(token, Err(Errno(libc::EBUSY))));
         }
-        if Family::of(to) != state.family {
+        if Family::of(to) != state.kind.family {
             return self.found.push(knocked(token, Err(Errno(libc::EAFNOSUPPORT))));
         }
         if state.socket.is_none()
@@ -131,7 +146,8 @@ impl Epoll {
         }
         let state = &mut self.lanes[lane.0 as usize];
         let address = RawAddr::new(to);
-        state.suspect = may_meet_itself(to).then_some(*to);
+        state.suspect_at(to);
+        (state.look, state.looked) = (look, None);
         let fd = state.socket.as_ref().expect("opened above").raw();
         match connect(fd, &address) {
             Err(Errno(libc::EINPROGRESS)) => {
@@ -140,34 +156,31 @@ impl Epoll {
             }
             result => {
                 let result = state.verdict(result);
-                self.recycle(lane);
+                self.recycle(lane, result.is_ok());
                 self.found.push(knocked(token, result));
             }
         }
     }
 
     fn open_socket(&mut self, lane: Lane) -> io::Result<()> {
-        let state = &self.lanes[lane.0 as usize];
-        let socket = open_lane_socket(state.mode, state.family)?;
+        let kind = self.lanes[lane.0 as usize].kind;
+        let socket = lane::open(kind)?;
+        let reads = if kind.talks() { libc::EPOLLIN | libc::EPOLLRDHUP } else { 0 };
         // A fresh socket reports EPOLLHUP at once; the lane is idle then, or its connect says EALREADY.
-        self.control(
-            libc::EPOLL_CTL_ADD,
-            socket.raw(),
-            (libc::EPOLLOUT | libc::EPOLLET) as u32,
-            OF_LANE | u64::from(lane.0),
-        )?;
+        let events = (libc::EPOLLOUT | reads | libc::EPOLLET) as u32;
+        self.control(libc::EPOLL_CTL_ADD, socket.raw(), events, OF_LANE | u64::from(lane.0))?;
         self.lanes[lane.0 as usize].socket = Some(socket);
         Ok(())
     }
 
     /// Makes the lane ready for its next knock.
-    fn recycle(&mut self, lane: Lane) {
+    fn recycle(&mut self, lane: Lane, connected: bool) {
         let state = &mut self.lanes[lane.0 as usize];
         state.knock = None;
-        let keep = match (&state.socket, state.mode) {
-            (Some(socket), Mode::HalfOpen | Mode::Full) => connect(socket.raw(), &RawAddr::unspec()).is_ok(),
-            (_, Mode::Graceful) | (None, _) => false,
-        };
+        if state.look && connected {
+            state.looked = state.socket.as_ref().and_then(tcp_facts);
+        }
+        let keep = state.kind.is_recycled() && state.socket.as_ref().is_some_and(|socket| socket.dissolve().is_ok());
         if !keep {
             state.socket = None;
         }
@@ -175,6 +188,9 @@ impl Epoll {
 
     fn on_lane(&mut self, lane: Lane, completions: &mut Vec<Completion>) {
         let Some(state) = self.lanes.get(lane.0 as usize) else { return };
+        if state.line.is_some() {
+            return completions.extend(self.on_line(lane));
+        }
         // The reset of the last knock is an event too; then the lane is idle or its connect still in progress.
         let (Some((token, address)), Some(socket)) = (&state.knock, &state.socket) else { return };
         let token = *token;
@@ -183,7 +199,7 @@ impl Epoll {
             result => {
                 let result = if matches!(result, Err(Errno(libc::EISCONN))) { Ok(()) } else { result };
                 let result = state.verdict(result);
-                self.recycle(lane);
+                self.recycle(lane, result.is_ok());
                 completions.push(knocked(token, result));
             }
         }
@@ -334,13 +350,13 @@ impl Io for Epoll {
     }
 
     fn open_lanes(&mut self, kind: LaneKind, count: u32) -> io::Result<Range<u32>> {
-        let (Way::Knock(mode), family) = (kind.way, kind.family) else {
-            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-        };
         let first = self.lanes.len() as u32;
+        lane::try_open(kind)?;
         for index in first..first.saturating_add(count).min(LANE_PLACE - 1) {
-            self.lanes.push(LaneState { mode, family, socket: None, knock: None, suspect: None });
-            if mode == Mode::Graceful {
+            let line = kind.talks().then(Box::default);
+            let idle = LaneState { kind, socket: None, knock: None, look: false, looked: None, line, suspect: None };
+            self.lanes.push(idle);
+            if !kind.is_recycled() {
                 continue;
             }
             if let Err(error) = self.open_socket(Lane(index)) {
@@ -355,25 +371,32 @@ impl Io for Epoll {
     }
 
     fn outgoing(&mut self, lane: Lane) -> &mut Vec<u8> {
-        unreachable!("{lane:?} does not talk: none that does can be opened")
+        &mut self.lanes[lane.0 as usize].line.as_mut().expect("the caller opened this lane to talk").outgoing
     }
 
     fn heard(&self, lane: Lane) -> &[u8] {
-        unreachable!("{lane:?} does not talk: none that does can be opened")
+        self.lanes[lane.0 as usize].line.as_ref().map_or(&[], |line| line.heard())
     }
 
-    fn connected_at(&self, _lane: Lane) -> Option<Instant> {
-        None
+    fn connected_at(&self, lane: Lane) -> Option<Instant> {
+        self.lanes[lane.0 as usize].line.as_ref().and_then(|line| line.connected_at)
     }
 
-    fn tcp_facts(&mut self, _lane: Lane) -> Option<TcpFacts> {
-        None
+    fn tcp_facts(&mut self, lane: Lane) -> Option<TcpFacts> {
+        let state = &self.lanes[lane.0 as usize];
+        match &state.line {
+            None => state.looked,
+            Some(line) if line.in_call && state.kind.way == Way::Stream => state.socket.as_ref().and_then(tcp_facts),
+            Some(_) => None,
+        }
     }
 
     fn submit(&mut self, token: Token, op: Op) {
         match op {
-            Op::Knock { lane, to, .. } => self.knock(token, lane, &to),
-            Op::Call { .. } | Op::Talk { .. } | Op::Hang { .. } => unreachable!("no lane that talks can be opened"),
+            Op::Knock { lane, to, look } => self.knock(token, lane, &to, look),
+            Op::Call { lane, to } => self.call(token, lane, &to),
+            Op::Talk { lane } => self.talk(token, lane),
+            Op::Hang { lane, end } => self.hang(token, lane, end),
             Op::Connect { fd, to } => self.connect(token, fd, &to),
             Op::Accept { fd } => self.accept(token, fd),
             Op::Poll { fd, interest: Interest::Read } => self.await_read(token, fd, ReadFor::Poll),
@@ -385,8 +408,9 @@ impl Io for Epoll {
         let Some(place) = self.tokens.find(token) else { return };
         if place & LANE_PLACE != 0 {
             let lane = Lane(place & !LANE_PLACE);
+            self.cancel_talk(token, lane);
             if self.lanes[lane.0 as usize].knock.as_ref().is_some_and(|(t, _)| *t == token) {
-                self.recycle(lane);
+                self.recycle(lane, false);
                 self.found.push(knocked(token, Err(Errno(libc::ECANCELED))));
             }
             return;
@@ -430,6 +454,12 @@ impl Io for Epoll {
                 return;
             }
         }
+    }
+}
+
+impl Drop for Epoll {
+    fn drop(&mut self) {
+        self.hang_up_all();
     }
 }
 

@@ -2,10 +2,10 @@
 //! Promise: no method blocks; `WouldBlock` means "poll, then try again". SIGPIPE is never raised (MSG_NOSIGNAL on
 //! sends; std ignores the signal at start, which covers splice(2)).
 
-use crate::io::{Family, Mode};
+use crate::io::Family;
 use std::io;
 use std::mem;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
@@ -345,21 +345,6 @@ impl Socket {
     }
 }
 
-/// The socket of a lane. Knocks of the first two modes recycle it with connect(AF_UNSPEC).
-pub(super) fn open_lane_socket(mode: Mode, family: Family) -> io::Result<Socket> {
-    let socket = Socket::tcp(family)?;
-    match mode {
-        Mode::HalfOpen => {
-            // Any value holds the final ACK back, and connect(AF_UNSPEC) does not clear it.
-            socket.set(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5i32)?;
-            socket.reset_on_close()?;
-        }
-        Mode::Full => socket.reset_on_close()?,
-        Mode::Graceful => {}
-    }
-    Ok(socket)
-}
-
 pub(super) fn set_nonblocking(fd: i32, on: bool) -> io::Result<()> {
     // SAFETY: fcntl(2) with these commands takes and gives integers.
     unsafe {
@@ -370,21 +355,6 @@ pub(super) fn set_nonblocking(fd: i32, on: bool) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether a connect to `to` may come back to its own socket: the kernel may choose the very port that it knocks at, and
-/// a socket that sends a SYN to itself is connected (simultaneous open, RFC 9293 section 3.5), once in about 28,000
-/// knocks at a closed port of ours in the range of chosen ports (ip(7), ip_local_port_range). 127.0.0.1 and ::1 alone: a
-/// knock at another of 127.0.0.0/8 comes from 127.0.0.1, and this machine's other addresses are not known here.
-pub(crate) fn may_meet_itself(to: &SocketAddr) -> bool {
-    /// The range starts no lower than this on any machine that has not been told otherwise (Documentation/networking/
-    /// ip-sysctl.rst: 32768); a lower one that an administrator set is still mostly above it.
-    const CHOSEN_PORT_MIN: u16 = 10_000;
-    let is_source = match to.ip() {
-        IpAddr::V4(ip) => ip == Ipv4Addr::LOCALHOST,
-        IpAddr::V6(ip) => ip == Ipv6Addr::LOCALHOST,
-    };
-    is_source && to.port() >= CHOSEN_PORT_MIN
 }
 
 pub(crate) fn set_option<T: Copy>(fd: i32, level: i32, name: i32, value: T) -> io::Result<()> {

@@ -19,6 +19,7 @@ mod knocks;
 mod polls;
 mod random;
 mod refused;
+mod talks;
 
 /// Long enough for any event on any machine; reached only by a failure.
 const FAR: Duration = Duration::from_secs(30);

@@ -6,9 +6,11 @@
 //! Promise: a lane is idle only when every completion of its last knock has come back. A lane whose reset failed gets
 //! another socket.
 
+use super::line::Line;
 use super::queue::File;
-use crate::io::{Family, Mode};
-use crate::kernel::socket::{RawAddr, Socket, may_meet_itself, open_lane_socket};
+use crate::io::{LaneKind, Mode, TcpFacts, Way};
+use crate::kernel::lane::{self, may_meet_itself};
+use crate::kernel::socket::{RawAddr, Socket};
 use crate::token::Token;
 use std::io;
 use std::net::SocketAddr;
@@ -35,14 +37,18 @@ pub(super) struct LaneSlot {
     pub(super) in_two_steps: bool,
     /// In the table of registered files, at its own number.
     pub(super) fixed: bool,
-    pub(super) mode: Mode,
-    pub(super) family: Family,
-    /// None between the knocks of a graceful lane, and where a lost socket could not be replaced.
+    pub(super) kind: LaneKind,
+    /// None between the uses of a lane that is not recycled, and where a lost socket could not be replaced.
     pub(super) socket: Option<Socket>,
+    /// Of lanes that talk.
+    pub(super) line: Option<Box<Line>>,
+    /// What the last knock has seen, if it was to look.
+    pub(super) looked: Option<TcpFacts>,
+    look: bool,
 }
 
 impl LaneSlot {
-    pub(super) fn new(mode: Mode, family: Family) -> LaneSlot {
+    pub(super) fn new(kind: LaneKind) -> LaneSlot {
         LaneSlot {
             token: Token::new(0, 0, 0, 0),
             to: SocketAddr::from(([0, 0, 0, 0], 0)),
@@ -55,31 +61,51 @@ impl LaneSlot {
             cancelled: false,
             in_two_steps: false,
             fixed: false,
-            mode,
-            family,
+            kind,
             socket: None,
+            line: None,
+            looked: None,
+            look: false,
         }
     }
 
     pub(super) fn open(&mut self) -> io::Result<()> {
-        self.socket = Some(open_lane_socket(self.mode, self.family)?);
+        self.socket = Some(lane::open(self.kind)?);
         Ok(())
     }
 
-    pub(super) fn begin(&mut self, token: Token, to: SocketAddr) {
+    pub(super) fn begin(&mut self, token: Token) {
         self.token = token;
-        self.to = to;
         self.busy = true;
         self.cancelled = false;
         self.retries = 0;
-        self.in_two_steps = self.mode != Mode::Graceful && may_meet_itself(&to);
     }
 
-    /// The second of two steps: what the connect really said, and a socket that is idle again, or none.
+    pub(super) fn begin_knock(&mut self, token: Token, to: SocketAddr, look: bool) {
+        self.begin(token);
+        self.to = to;
+        (self.look, self.looked) = (look, None);
+        self.in_two_steps = look || (!self.is_graceful() && may_meet_itself(self.kind.source, &to));
+    }
+
+    pub(super) fn is_graceful(&self) -> bool {
+        self.kind.way == Way::Knock(Mode::Graceful)
+    }
+
+    pub(super) fn has_met_itself(&self) -> bool {
+        let local = || self.socket.as_ref().and_then(|socket| socket.local_addr().ok());
+        may_meet_itself(self.kind.source, &self.to) && local() == Some(self.to)
+    }
+
+    /// The second of two steps: what the connect really said, and a socket that is idle again, or none. It must not wait
+    /// for the next turn: after 200 ms a half-open knock would send its ACK (TCP_DELACK_MAX).
     pub(super) fn finish_in_two_steps(&mut self, result: i32) -> i32 {
+        let met_itself = result == 0 && self.has_met_itself();
         let Some(socket) = &self.socket else { return result };
-        let met_itself = result == 0 && socket.local_addr().is_ok_and(|local| local == self.to);
-        if socket.dissolve().is_err() {
+        if self.look && result == 0 {
+            self.looked = lane::tcp_facts(socket);
+        }
+        if !self.is_graceful() && socket.dissolve().is_err() {
             self.socket = None;
         }
         if met_itself { -libc::ECONNREFUSED } else { result }

@@ -9,19 +9,23 @@
 //! counts only if the place it names is in that use. No allocation and no hashing per operation.
 
 mod lanes;
+mod line;
 mod queue;
 mod setup;
 mod slots;
+mod talks;
 
 use self::lanes::{LANES_MAX, LaneSlot, RETRIES_MAX};
-use self::queue::{NoRoom, Queue};
+use self::line::{Line, Step};
+use self::queue::{File, NoRoom, Queue};
 use self::slots::{Slots, Work};
+use super::lane::tcp_facts;
 use super::open::{Capabilities, Tier};
 use super::socket::{RawAddr, Socket, take_error};
 use super::sys::monotonic_now;
 use super::tokens::TokenTable;
 use super::waker::Waker;
-use crate::io::{Completion, Errno, Event, Family, Interest, Io, Lane, LaneKind, Mode, Op, TcpFacts, Way};
+use crate::io::{Completion, Errno, Event, Family, Interest, Io, Lane, LaneKind, Op, TcpFacts, Way};
 use crate::time::Instant;
 use crate::token::Token;
 use std::collections::VecDeque;
@@ -48,6 +52,10 @@ mod kind {
     pub(super) const TIMER: u8 = 5;
     /// Cancels and timer removals: whatever they answer, what counts is the answer of their target.
     pub(super) const CANCEL: u8 = 6;
+    /// A cancel of what a talking lane does, if it has found nothing.
+    pub(super) const CUT: u8 = 7;
+    /// A step of a talking lane; which one is in the low bits.
+    pub(super) const STEP: u8 = 0x80;
 }
 
 fn user_data(kind: u8, generation: u32, index: u32) -> u64 {
@@ -69,6 +77,10 @@ pub(super) struct Ring {
     /// Completions found outside `wait`, where none may be given out.
     found: Vec<Completion>,
     multishot_accept: bool,
+    /// Steps may be told to keep quiet of success (IORING_FEAT_CQE_SKIP, 5.17).
+    quiet: bool,
+    /// A connect and what follows it may be linked: it is never given up as in progress.
+    linked_calls: bool,
     timer: Timer,
     /// Completions of no living operation. Zero, unless we or the kernel are mistaken.
     stale: u64,
@@ -92,7 +104,8 @@ impl Ring {
     /// A sentence with the errno and the remedy.
     pub(super) fn open(best: Tier, waker: &Waker) -> Result<(Ring, Capabilities), String> {
         let setup::Opened { ring, tier, why } = setup::open(best)?;
-        let queue = Queue::new(ring, tier >= Tier::Ring515);
+        let quiet = tier >= Tier::Ring519 && ring.params().is_feature_skip_cqe_on_success();
+        let queue = Queue::new(ring, tier >= Tier::Ring515, tier >= Tier::Ring519);
         // Now or never: before 5.13 IORING_REGISTER_FILES waits until nothing is in flight, and the waker's poll always
         // is. Without a table lanes work by descriptor.
         let count = super::facts::nofile().map_or(FIXED_MAX, |limit| limit.soft.min(u64::from(FIXED_MAX)) as u32);
@@ -109,6 +122,8 @@ impl Ring {
             backlog: VecDeque::new(),
             found: Vec::new(),
             multishot_accept: tier >= Tier::Ring519,
+            quiet,
+            linked_calls: tier >= Tier::Ring515,
             timer: Timer::default(),
             stale: 0,
         };
@@ -117,18 +132,19 @@ impl Ring {
 
     // --- knocks
 
-    fn knock(&mut self, token: Token, lane: u32, to: std::net::SocketAddr) {
+    fn knock(&mut self, token: Token, lane: u32, to: std::net::SocketAddr, look: bool) {
         let refused = match self.lanes.get_mut(lane as usize) {
             None => Some(Errno(libc::EBADF)),
+            Some(slot) if slot.kind.talks() => Some(Errno(libc::EOPNOTSUPP)),
             Some(slot) if slot.busy => Some(Errno(libc::EBUSY)),
-            Some(slot) if slot.family != Family::of(&to) => Some(Errno(libc::EAFNOSUPPORT)),
-            Some(slot) if slot.socket.is_none() => slot.open().err().map(|e| errno_of(&e)),
+            Some(slot) if slot.kind.family != Family::of(&to) => Some(Errno(libc::EAFNOSUPPORT)),
+            Some(slot) if slot.socket.is_none() => self.replace_socket(lane).err().map(|e| errno_of(&e)),
             Some(_) => None,
         };
         if let Some(errno) = refused {
             return self.found.push(Completion { token, event: Event::Knocked(Err(errno)) });
         }
-        self.lanes[lane as usize].begin(token, to);
+        self.lanes[lane as usize].begin_knock(token, to, look);
         self.lanes_busy += 1;
         self.tokens.note(token, LANE_PLACE | lane);
         self.issue_lane(lane);
@@ -146,16 +162,13 @@ impl Ring {
         let slot = &mut self.lanes[lane as usize];
         let generation = slot.generation;
         let connect = user_data(kind::KNOCK, generation, lane);
-        slot.outstanding = match (slot.mode, &slot.socket) {
-            (mode, Some(socket)) if mode == Mode::Graceful || slot.in_two_steps => {
-                self.queue.push_connect(socket.raw(), slot.address(), connect)?;
-                1
-            }
-            _ => {
-                let reset = user_data(kind::RESET, generation, lane);
-                self.queue.push_knock(slot.file(lane), slot.address(), connect, reset)?;
-                2
-            }
+        slot.outstanding = if slot.is_graceful() || slot.in_two_steps {
+            self.queue.push_connect(slot.file(lane), slot.address(), connect)?;
+            1
+        } else {
+            let reset = user_data(kind::RESET, generation, lane);
+            self.queue.push_knock(slot.file(lane), slot.address(), connect, reset)?;
+            2
         };
         slot.waiting = false;
         Ok(())
@@ -183,10 +196,11 @@ impl Ring {
             slot.retries += 1;
             return self.issue_lane(lane);
         }
-        if slot.mode == Mode::Graceful {
+        if slot.is_graceful() {
             slot.socket = None;
         } else if slot.socket.is_none() {
-            self.replace_socket(lane);
+            // If there is none to be had now, the next knock asks again.
+            let _ = self.replace_socket(lane);
         }
         self.end_knock(lane, if result == 0 { Ok(()) } else { Err(Errno(result)) });
     }
@@ -198,19 +212,20 @@ impl Ring {
         self.found.push(Completion { token: slot.token, event: Event::Knocked(result) });
     }
 
-    /// Opens a lane's socket anew. If there is none to be had the next knock tries again.
-    fn replace_socket(&mut self, lane: u32) {
+    /// Opens a lane's socket anew.
+    fn replace_socket(&mut self, lane: u32) -> io::Result<()> {
         let slot = &mut self.lanes[lane as usize];
         let was_fixed = std::mem::take(&mut slot.fixed);
         let opened = slot.open();
         let fd = slot.socket.as_ref().map_or(-1, Socket::raw);
-        if was_fixed {
+        if was_fixed || (slot.kind.is_recycled() && lane < self.fixed_count) {
             // If the old one cannot be taken out of the table it stays there, unused, until the ring is closed.
             slot.fixed = self.queue.register_file(lane, fd).is_ok() && fd >= 0;
         }
-        if let Err(error) = opened {
+        if let Err(error) = &opened {
             tracing::debug!(lane, %error, "a lane has no socket");
         }
+        opened
     }
 
     // --- the rest
@@ -233,11 +248,11 @@ impl Ring {
         let slot = self.slots.get(index).expect("issued only while in use");
         let data = user_data(kind::SLOT, slot.generation, index);
         match slot.work {
-            Work::Connect(to) => self.queue.push_connect(slot.fd, RawAddr::new(&to), data)?,
-            Work::ConnectPoll => self.queue.push_poll(slot.fd, libc::POLLOUT, data)?,
+            Work::Connect(to) => self.queue.push_connect(File::Fd(slot.fd), RawAddr::new(&to), data)?,
+            Work::ConnectPoll => self.queue.push_poll(File::Fd(slot.fd), libc::POLLOUT, data)?,
             Work::Accept => self.queue.push_accept(slot.fd, self.multishot_accept, data)?,
-            Work::Poll { write: false } => self.queue.push_poll(slot.fd, libc::POLLIN, data)?,
-            Work::Poll { write: true } => self.queue.push_poll(slot.fd, libc::POLLOUT, data)?,
+            Work::Poll { write: false } => self.queue.push_poll(File::Fd(slot.fd), libc::POLLIN, data)?,
+            Work::Poll { write: true } => self.queue.push_poll(File::Fd(slot.fd), libc::POLLOUT, data)?,
             Work::Free => unreachable!("`get` gives none that is free"),
         }
         slot.waiting = false;
@@ -317,6 +332,7 @@ impl Ring {
     fn drain_backlog(&mut self) {
         while let Some(waiting) = self.backlog.pop_front() {
             let result = match waiting {
+                Waiting::Lane(lane) if self.lanes[lane as usize].line.is_some() => self.try_go_on(lane),
                 Waiting::Lane(lane) if self.lanes[lane as usize].cancelled => {
                     self.lanes[lane as usize].waiting = false;
                     self.end_knock(lane, Err(Errno(libc::ECANCELED)));
@@ -341,6 +357,8 @@ impl Ring {
     /// Takes what the kernel has completed; whether the waker rang.
     fn reap(&mut self) -> bool {
         let mut rung = false;
+        // Read when first asked for: all that is there now came before.
+        let mut now = None;
         while let Some((data, result, more)) = self.queue.pop() {
             let (index, generation) = ((data & INDEX_MASK) as u32, (data >> 24) as u32);
             match (data >> 56) as u8 {
@@ -354,6 +372,11 @@ impl Ring {
                 }
                 kind::TIMER if generation == self.timer.uses => self.timer.at = None,
                 kind::TIMER | kind::CANCEL => {}
+                kind::CUT => self.on_cut(index, generation, result),
+                step if step & kind::STEP != 0 => {
+                    let now = *now.get_or_insert_with(monotonic_now);
+                    self.on_step(index, generation, Step::from_bits(step & !kind::STEP), result, now);
+                }
                 _ => self.on_stale(),
             }
         }
@@ -363,7 +386,7 @@ impl Ring {
     fn arm_waker(&mut self) {
         if !self.waker_armed {
             let data = user_data(kind::WAKER, 0, 0);
-            self.waker_armed = self.queue.push_poll(self.waker.fd().0, libc::POLLIN, data).is_ok();
+            self.waker_armed = self.queue.push_poll(File::Fd(self.waker.fd().0), libc::POLLIN, data).is_ok();
         }
     }
 
@@ -391,13 +414,12 @@ impl Io for Ring {
     }
 
     fn open_lanes(&mut self, kind: LaneKind, count: u32) -> io::Result<Range<u32>> {
-        let (Way::Knock(mode), family) = (kind.way, kind.family) else {
-            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-        };
         let first = self.lanes.len() as u32;
+        super::lane::try_open(kind)?;
         for number in first..first.saturating_add(count).min(LANES_MAX) {
-            let mut lane = LaneSlot::new(mode, family);
-            if mode != Mode::Graceful {
+            let mut lane = LaneSlot::new(kind);
+            lane.line = kind.talks().then(|| Box::new(Line::new(self.quiet)));
+            if kind.is_recycled() {
                 match lane.open() {
                     Ok(()) => {}
                     Err(error) if number == first => return Err(error),
@@ -412,25 +434,32 @@ impl Io for Ring {
     }
 
     fn outgoing(&mut self, lane: Lane) -> &mut Vec<u8> {
-        unreachable!("{lane:?} does not talk: none that does can be opened")
+        &mut self.lanes[lane.0 as usize].line.as_mut().expect("the caller opened this lane to talk").outgoing
     }
 
     fn heard(&self, lane: Lane) -> &[u8] {
-        unreachable!("{lane:?} does not talk: none that does can be opened")
+        self.lanes[lane.0 as usize].line.as_ref().map_or(&[], |line| line.heard())
     }
 
-    fn connected_at(&self, _lane: Lane) -> Option<Instant> {
-        None
+    fn connected_at(&self, lane: Lane) -> Option<Instant> {
+        self.lanes[lane.0 as usize].line.as_ref().and_then(|line| line.connected_at)
     }
 
-    fn tcp_facts(&mut self, _lane: Lane) -> Option<TcpFacts> {
-        None
+    fn tcp_facts(&mut self, lane: Lane) -> Option<TcpFacts> {
+        let slot = &self.lanes[lane.0 as usize];
+        match &slot.line {
+            None => slot.looked,
+            Some(line) if line.in_call && slot.kind.way == Way::Stream => slot.socket.as_ref().and_then(tcp_facts),
+            Some(_) => None,
+        }
     }
 
     fn submit(&mut self, token: Token, op: Op) {
         match op {
-            Op::Knock { lane: Lane(lane), to, .. } => self.knock(token, lane, to),
-            Op::Call { .. } | Op::Talk { .. } | Op::Hang { .. } => unreachable!("no lane that talks can be opened"),
+            Op::Knock { lane: Lane(lane), to, look } => self.knock(token, lane, to, look),
+            Op::Call { lane: Lane(lane), to } => self.call(token, lane, to),
+            Op::Talk { lane: Lane(lane) } => self.talk(token, lane),
+            Op::Hang { lane: Lane(lane), end } => self.hang(token, lane, end),
             Op::Connect { fd, to } => self.start(token, fd.0, Work::Connect(to)),
             Op::Accept { fd } => self.start(token, fd.0, Work::Accept),
             Op::Poll { fd, interest } => {
@@ -447,7 +476,10 @@ impl Io for Ring {
             if slot.busy && slot.token == token && !slot.cancelled {
                 slot.cancelled = true;
                 let (waiting, generation) = (slot.waiting, slot.generation);
-                if !waiting {
+                if let Some(line) = &mut slot.line {
+                    line.on_cancel();
+                    self.go_on(lane);
+                } else if !waiting {
                     self.cancel_in_kernel(user_data(kind::KNOCK, generation, lane));
                 }
             }
@@ -502,6 +534,7 @@ impl Drop for Ring {
         while self.lanes_busy + self.slots.in_use() > 0 && monotonic_now() < deadline {
             self.wait(Some(deadline), &mut completions);
         }
+        self.hang_up_all();
         self.queue.unregister_files();
     }
 }

@@ -1,7 +1,7 @@
 //! The two queues shared with the kernel, and the only code that hands it pointers.
 //!
-//! Promise: nothing is lent to the kernel for longer than one system call. Addresses and times are read when an entry
-//! is consumed (IORING_FEAT_SUBMIT_STABLE, 5.5, without which no queue is opened), so they lie in a table that has one
+//! Promise: but for what talking lanes say and hear (`line` keeps those) nothing is lent to the kernel for longer than
+//! one system call. Addresses and times are read when an entry is consumed (IORING_FEAT_SUBMIT_STABLE, 5.5, without which no queue is opened), so they lie in a table that has one
 //! place per entry of the submission queue: a place is written again only when its entry has been consumed.
 
 use crate::kernel::socket::RawAddr;
@@ -24,6 +24,34 @@ pub(super) enum File {
     Fd(i32),
 }
 
+/// An entry for either kind of file.
+macro_rules! on_file {
+    ($file:expr, |$fd:ident| $build:expr) => {
+        match $file {
+            File::Fixed(place) => {
+                let $fd = Fixed(place);
+                $build
+            }
+            File::Fd(number) => {
+                let $fd = Fd(number);
+                $build
+            }
+        }
+    };
+}
+
+/// Steps of a talk, each with its user data.
+pub(super) struct Chain {
+    pub(super) connect: Option<(RawAddr, u64)>,
+    pub(super) say: Option<(*const u8, u32, u64)>,
+    pub(super) hear: Option<(*mut u8, u32, u64)>,
+    /// A send that is linked to a receive posts a completion only if it fails, and then silences the receive.
+    pub(super) quiet: bool,
+}
+
+/// In the `ioprio` of a receive: IORING_RECVSEND_POLL_FIRST (io_uring_prep_recv(3)).
+const RECV_POLL_FIRST: u16 = 1;
+
 pub(super) struct Queue {
     ring: IoUring,
     /// See the module. Boxed, never resized: its places do not move.
@@ -34,6 +62,8 @@ pub(super) struct Queue {
     pushed: u32,
     /// io_uring_enter takes a timeout (IORING_FEAT_EXT_ARG).
     timed_enter: bool,
+    /// A receive may wait for the first byte before it looks (IORING_RECVSEND_POLL_FIRST, 5.19).
+    poll_first: bool,
     enter_flags: EnterFlags,
 }
 
@@ -42,7 +72,7 @@ pub(super) struct Queue {
 pub(super) struct NoRoom;
 
 impl Queue {
-    pub(super) fn new(ring: IoUring, timed_enter: bool) -> Queue {
+    pub(super) fn new(ring: IoUring, timed_enter: bool, poll_first: bool) -> Queue {
         let entries = ring.params().sq_entries() as usize;
         debug_assert!(entries.is_power_of_two() && ring.params().is_feature_submit_stable());
         let mut enter_flags = EnterFlags::empty();
@@ -57,6 +87,7 @@ impl Queue {
             timespec: Box::new(Timespec::new()),
             pushed: 0,
             timed_enter,
+            poll_first,
             enter_flags,
         }
     }
@@ -66,7 +97,7 @@ impl Queue {
     }
 
     /// Makes sure that `count` entries fit, so that a chain is never cut.
-    fn reserve(&mut self, count: usize) -> Result<(), NoRoom> {
+    pub(super) fn reserve(&mut self, count: usize) -> Result<(), NoRoom> {
         let queue = self.ring.submission();
         let (free, queued) = (queue.capacity() - queue.len(), queue.len());
         drop(queue);
@@ -83,8 +114,9 @@ impl Queue {
     /// The caller has reserved room, and whatever `entry` points to stays until the kernel has consumed it.
     fn push(&mut self, entry: Entry, user_data: u64) {
         let entry = entry.user_data(user_data);
-        // SAFETY: the entries built in this file point into `addresses`, `unspec` or `timespec` or nowhere; see the
-        // module for how long those stay. Descriptors are plain numbers to the kernel.
+        // SAFETY: the entries built in this file point into `addresses`, `unspec` or `timespec` or nowhere (see the
+        // module for how long those stay), or where the caller of `push_talk` answers for. Descriptors are plain
+        // numbers to the kernel.
         unsafe { self.ring.submission().push(&entry) }.expect("room was reserved");
         self.pushed = self.pushed.wrapping_add(1);
     }
@@ -100,24 +132,56 @@ impl Queue {
     pub(super) fn push_knock(&mut self, file: File, to: RawAddr, connect: u64, reset: u64) -> Result<(), NoRoom> {
         self.reserve(2)?;
         let (address, len) = self.lend(to);
-        let entry = match file {
-            File::Fixed(place) => opcode::Connect::new(Fixed(place), address, len).build(),
-            File::Fd(fd) => opcode::Connect::new(Fd(fd), address, len).build(),
-        };
+        let entry = on_file!(file, |fd| opcode::Connect::new(fd, address, len).build());
         self.push(entry.flags(Flags::IO_HARDLINK), connect);
-        let (address, len) = (self.unspec.as_ptr(), self.unspec.len());
-        let entry = match file {
-            File::Fixed(place) => opcode::Connect::new(Fixed(place), address, len).build(),
-            File::Fd(fd) => opcode::Connect::new(Fd(fd), address, len).build(),
-        };
-        self.push(entry, reset);
+        self.push_dissolve_unchecked(file, reset);
         Ok(())
     }
 
-    pub(super) fn push_connect(&mut self, fd: i32, to: RawAddr, user_data: u64) -> Result<(), NoRoom> {
+    pub(super) fn push_connect(&mut self, file: File, to: RawAddr, user_data: u64) -> Result<(), NoRoom> {
         self.reserve(1)?;
         let (address, len) = self.lend(to);
-        self.push(opcode::Connect::new(Fd(fd), address, len).build(), user_data);
+        self.push(on_file!(file, |fd| opcode::Connect::new(fd, address, len).build()), user_data);
+        Ok(())
+    }
+
+    /// connect(AF_UNSPEC).
+    pub(super) fn push_dissolve(&mut self, file: File, user_data: u64) -> Result<(), NoRoom> {
+        self.reserve(1)?;
+        self.push_dissolve_unchecked(file, user_data);
+        Ok(())
+    }
+
+    fn push_dissolve_unchecked(&mut self, file: File, user_data: u64) {
+        let (address, len) = (self.unspec.as_ptr(), self.unspec.len());
+        self.push(on_file!(file, |fd| opcode::Connect::new(fd, address, len).build()), user_data);
+    }
+
+    /// A chain of connect, send and receive, as far as each is asked for.
+    ///
+    /// # Safety
+    /// What `say` and `hear` describe stays, and nobody writes to the one or touches the other, until the completions of
+    /// these steps have been reaped or they cannot come any more.
+    pub(super) unsafe fn push_talk(&mut self, file: File, chain: &Chain) -> Result<(), NoRoom> {
+        self.reserve(3)?;
+        if let Some((to, data)) = chain.connect {
+            let (address, len) = self.lend(to);
+            let entry = on_file!(file, |fd| opcode::Connect::new(fd, address, len).build());
+            let more = chain.say.is_some() || chain.hear.is_some();
+            self.push(entry.flags(if more { Flags::IO_LINK } else { Flags::empty() }), data);
+        }
+        if let Some((bytes, len, data)) = chain.say {
+            // WAITALL: a short send breaks the chain, so that nobody waits for the answer to half a question.
+            let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+            let entry = on_file!(file, |fd| opcode::Send::new(fd, bytes, len).flags(flags).build());
+            let quiet = if chain.quiet { Flags::SKIP_SUCCESS } else { Flags::empty() };
+            let linked = if chain.hear.is_some() { Flags::IO_LINK | quiet } else { Flags::empty() };
+            self.push(entry.flags(linked), data);
+        }
+        if let Some((bytes, len, data)) = chain.hear {
+            let first = if self.poll_first { RECV_POLL_FIRST } else { 0 };
+            self.push(on_file!(file, |fd| opcode::Recv::new(fd, bytes, len).ioprio(first).build()), data);
+        }
         Ok(())
     }
 
@@ -134,9 +198,9 @@ impl Queue {
     }
 
     /// One-shot: multishot polls do not exist on 5.10 and lose edges under load on later ones.
-    pub(super) fn push_poll(&mut self, fd: i32, events: i16, user_data: u64) -> Result<(), NoRoom> {
+    pub(super) fn push_poll(&mut self, file: File, events: i16, user_data: u64) -> Result<(), NoRoom> {
         self.reserve(1)?;
-        self.push(opcode::PollAdd::new(Fd(fd), events as u32).build(), user_data);
+        self.push(on_file!(file, |fd| opcode::PollAdd::new(fd, events as u32).build()), user_data);
         Ok(())
     }
 
