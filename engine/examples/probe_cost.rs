@@ -3,7 +3,7 @@
 
 use ringspan_engine::check::Check;
 use ringspan_engine::engine::{Engine, Options};
-use ringspan_engine::health::{Health, Thresholds};
+use ringspan_engine::health::Health;
 use ringspan_engine::io::Mode;
 use ringspan_engine::kernel::Backend;
 use ringspan_engine::mailbox::{Full, NoWake};

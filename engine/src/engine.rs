@@ -6,6 +6,7 @@
 //! ```
 //! Everything here may be called from any thread but a worker's. Nothing here takes a lock that a worker takes.
 
+use crate::check::Check;
 use crate::kernel::{Backend, Capabilities};
 use crate::mailbox::{Full, Receiver, Sender, Wake, mailbox};
 use crate::probe::{Command, Names, Outbox, Pace, Prober, ProberParts};
@@ -24,6 +25,8 @@ use std::time::{Duration, Instant};
 const COMMANDS_MAX: usize = 8192;
 /// Transitions on their way; more wait on their workers.
 const TRANSITIONS_MAX: usize = 8192;
+/// Groups that are counted apart, at most.
+pub const GROUPS_MAX: usize = 1024;
 /// How long [`Engine::stats`] waits for a worker: turns take about a millisecond, so this is one that has stalled.
 const STATS_WAIT: Duration = Duration::from_millis(500);
 
@@ -52,6 +55,10 @@ pub struct Options {
     pub mass_flip: MassFlip,
     /// How many are too many, percent of those that are up, 1 to 100, and ten at least. Default 25.
     pub mass_flip_percent: u8,
+    /// Names of the groups that targets count in besides the whole ([`Target::group`] 1 is the first), at most
+    /// [`GROUPS_MAX`]: more are not counted apart. A group costs about 40 KiB a worker once something is counted in it.
+    /// Default: none.
+    pub groups: Vec<String>,
     /// How many samples may wait to be read; 0: none are made. Default 0.
     pub samples_max: usize,
 }
@@ -69,6 +76,7 @@ impl Default for Options {
             freeze: true,
             mass_flip: MassFlip::Alarm,
             mass_flip_percent: 25,
+            groups: Vec::new(),
             samples_max: 0,
         }
     }
@@ -136,6 +144,7 @@ impl Engine {
             let prober = Prober::new(ProberParts {
                 worker: u8::try_from(seat.index).expect("at most 256 workers are planned"),
                 in_flight_max: options.in_flight_max,
+                groups: options.groups.len().min(GROUPS_MAX),
                 pace: Pace::new(options.rate_max, count),
                 outbox: Outbox::new(transitions_in.clone(), (options.samples_max > 0).then(|| samples_in.clone())),
                 commands: commands_out,
@@ -256,6 +265,29 @@ impl Probes {
     pub fn update(&self, id: TargetId, policy: Arc<Policy>) -> Result<(), Full<(TargetId, Arc<Policy>)>> {
         let Some(desk) = self.desks.get(id.worker()) else { return Ok(()) };
         desk.commands.send(Command::Update(id.key(), policy.clone())).map_err(|_| Full((id, policy)))
+    }
+}
+
+impl Probes {
+    /// Asks the target something else, from its next probe on, which comes at its next slot. Its health stays. A probe
+    /// in flight is abandoned. [`Check::None`] ends probing, until the next recheck. A target that is gone, or that has
+    /// had all its probes, is nothing.
+    ///
+    /// # Errors
+    /// [`Full`] with both when the worker's mailbox is full: try again in a millisecond.
+    pub fn recheck(&self, id: TargetId, check: Check) -> Result<(), Full<(TargetId, Check)>> {
+        let Some(desk) = self.desks.get(id.worker()) else { return Ok(()) };
+        desk.commands.send(Command::Recheck(id.key(), check.clone())).map_err(|_| Full((id, check)))
+    }
+
+    /// Probes the target once at once, besides its schedule, which goes on as it was. It counts like every probe. A
+    /// target that is due or being probed, has no check, has had all its probes, or is gone: nothing.
+    ///
+    /// # Errors
+    /// [`Full`] with the id when the worker's mailbox is full: try again in a millisecond.
+    pub fn probe_now(&self, id: TargetId) -> Result<(), Full<TargetId>> {
+        let Some(desk) = self.desks.get(id.worker()) else { return Ok(()) };
+        desk.commands.send(Command::ProbeNow(id.key())).map_err(|_| Full(id))
     }
 }
 

@@ -191,7 +191,9 @@ fn url(scheme: &str, rest: &str, text: &str) -> Result<Written, Wrong> {
         "tls" => (443, "tls://10.0.0.7:443"),
         "udp" => (0, "udp://10.0.0.7:53?send=ping&expect=pong"),
         "icmp" => (0, "icmp://10.0.0.7"),
-        _ => return wrong(format!("no such kind of probe as {scheme:?}"), format!("tcp://{rest}, or one of {SCHEMES}")),
+        _ => {
+            return wrong(format!("no such kind of probe as {scheme:?}"), format!("tcp://{rest}, or one of {SCHEMES}"));
+        }
     };
     if text.contains(|c: char| c.is_control() || c == ' ') {
         return wrong("it has a space or a control character in it", "%20 for a space, %0d%0a for a new line");

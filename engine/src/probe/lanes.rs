@@ -1,28 +1,32 @@
-//! Recycled sockets by pool, and the targets that wait for one. A pool is a mode and a family: six of them.
-//! Lanes are opened lazily, a batch at a time, and the one used last is used next: its memory is still warm.
-//! Promise: a pool that cannot get a lane never holds up another pool.
+//! Recycled sockets by pool, and the targets that wait for one. A pool is a [`LaneKind`]: a way, a family, a source.
+//! Pools appear when their first target is due. Lanes are opened lazily, a batch at a time, and the one used last is
+//! used next: its memory is still warm.
+//! Promises: a pool that cannot get a lane never holds up another pool; pools that can start take turns; a turn costs
+//! the same however many pools there are.
+//!
+//! ```text
+//!         due, and a lane or the right to ask for one            neither: waits for a lane that comes back,
+//! idle ──────────────────────────────────────────────► ready ──────────► blocked     or for its retry
+//!   ▲──────────────── nobody due any more ───────────────┘ ▲─────────────────┘
+//! ```
 
-use crate::io::{Errno, Family, Io, LaneKind, Mode};
+use crate::io::{Errno, Family, Io, LaneKind, Mode, Way};
 use crate::slab::Key;
 use crate::time::Instant;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 /// Lanes opened at a time: at about 2 µs a socket, a batch takes no longer than a few probes do.
 const BATCH: u32 = 64;
+/// Kinds of lanes one worker keeps: twelve without a source (six ways, two families); the rest are sources of the
+/// policies, and nobody has two hundred addresses to probe from.
+pub(crate) const KINDS_MAX: usize = 256;
 /// After the kernel refused a lane, the first time to ask again; doubled up to [`RETRY_MAX`] while it refuses.
 const RETRY_MIN: Duration = Duration::from_millis(10);
 /// The longest.
 const RETRY_MAX: Duration = Duration::from_secs(1);
-
-const POOLS: [(Mode, Family); 6] = [
-    (Mode::HalfOpen, Family::V4),
-    (Mode::HalfOpen, Family::V6),
-    (Mode::Full, Family::V4),
-    (Mode::Full, Family::V6),
-    (Mode::Graceful, Family::V4),
-    (Mode::Graceful, Family::V6),
-];
+/// Kinds without a source have their place in a table; those with one are looked up.
+const SOURCELESS: usize = 12;
 
 /// A place to start the next probe.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,36 +51,63 @@ pub(crate) enum Turn {
     Nobody,
 }
 
+/// There are [`KINDS_MAX`] kinds of lanes already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooManyKinds;
+
 /// See the module.
 pub(crate) struct Lanes {
-    pools: [Pool; POOLS.len()],
-    /// The pool that is asked first, so that each gets its turn.
-    next: usize,
+    pools: Vec<Pool>,
+    /// The pools of kinds without a source.
+    sourceless: [Option<u8>; SOURCELESS],
+    /// Those of kinds with one.
+    sourced: HashMap<LaneKind, u8>,
+    /// Pools that may start something, in turn.
+    ready: VecDeque<u8>,
     lanes_max: u32,
+    /// Lanes opened beyond each pool's first batch.
+    shared: u32,
     waiting: usize,
+    warned: bool,
 }
 
-#[derive(Default)]
 struct Pool {
+    kind: LaneKind,
     free: Vec<u32>,
     due: VecDeque<Key>,
     opened: u32,
+    is_ready: bool,
     retry_at: Instant,
     retry: Duration,
     refusal: Option<Errno>,
 }
 
 impl Lanes {
-    /// No lanes yet; at most `lanes_max` in each pool.
+    /// No lanes yet. At most `lanes_max` in each pool, and in all pools together no more than that beyond the first
+    /// [`BATCH`] of each, which are every pool's own.
     pub(crate) fn new(lanes_max: u32) -> Lanes {
-        Lanes { pools: Default::default(), next: 0, lanes_max, waiting: 0 }
+        Lanes {
+            pools: Vec::new(),
+            sourceless: [None; SOURCELESS],
+            sourced: HashMap::new(),
+            ready: VecDeque::new(),
+            lanes_max: lanes_max.max(1),
+            shared: 0,
+            waiting: 0,
+            warned: false,
+        }
     }
 
     /// A target is due: it stands in its pool's queue.
-    pub(crate) fn on_due(&mut self, mode: Mode, family: Family, target: Key) {
-        let pool = POOLS.iter().position(|pool| *pool == (mode, family)).expect("every mode and family has a pool");
-        self.pools[pool].due.push_back(target);
+    ///
+    /// # Errors
+    /// [`TooManyKinds`]: it is not in any queue.
+    pub(crate) fn on_due(&mut self, kind: LaneKind, target: Key) -> Result<(), TooManyKinds> {
+        let number = self.pool_of(kind)?;
+        self.pools[usize::from(number)].due.push_back(target);
         self.waiting += 1;
+        self.look_at(number);
+        Ok(())
     }
 
     /// How many stand in the queues.
@@ -89,34 +120,46 @@ impl Lanes {
         self.pools.iter().map(|pool| u64::from(pool.opened)).sum()
     }
 
+    /// What the lanes of a pool are for.
+    pub(crate) fn kind(&self, pool: u8) -> LaneKind {
+        self.pools[usize::from(pool)].kind
+    }
+
     /// When a pool whose turn has not come for want of a lane may ask the kernel for one again; always after `now`.
+    /// Looks at every pool: for the end of a turn in which nothing more could be started.
     pub(crate) fn retry_at(&self, now: Instant) -> Option<Instant> {
-        let waits =
-            |pool: &&Pool| !pool.due.is_empty() && pool.opened < self.lanes_max && !pool.may_start(now, self.lanes_max);
-        self.pools.iter().filter(waits).map(|pool| pool.retry_at).min()
+        let waits = |pool: &&Pool| !pool.due.is_empty() && !pool.is_ready && pool.retry_at > now;
+        self.pools.iter().filter(waits).filter(|pool| self.room(pool) > 0).map(|pool| pool.retry_at).min()
     }
 
     /// Who starts next, and on which lane. Pools take turns.
     pub(crate) fn take(&mut self, now: Instant, io: &mut dyn Io) -> Turn {
-        for step in 0..POOLS.len() {
-            let number = (self.next + step) % POOLS.len();
-            let pool = &mut self.pools[number];
-            if pool.due.is_empty() || !pool.may_start(now, self.lanes_max) {
+        if self.ready.is_empty() && self.waiting > 0 {
+            self.wake(now);
+        }
+        while let Some(number) = self.ready.pop_front() {
+            let room = self.room(&self.pools[usize::from(number)]);
+            let pool = &mut self.pools[usize::from(number)];
+            pool.is_ready = false;
+            if pool.due.is_empty() {
                 continue;
             }
-            self.next = (number + 1) % POOLS.len();
-            if pool.free.is_empty() && now >= pool.retry_at {
-                pool.open(POOLS[number], now, self.lanes_max, io);
+            if pool.free.is_empty() && room > 0 && now >= pool.retry_at {
+                let before = pool.opened;
+                pool.open(now, room.min(BATCH), io);
+                self.shared += pool.opened.saturating_sub(BATCH) - before.saturating_sub(BATCH);
             }
             let lane = pool.free.pop();
             if lane.is_none() && pool.opened > 0 {
                 continue;
             }
             let target = pool.due.pop_front().expect("looked at above");
+            let refusal = pool.refusal;
             self.waiting -= 1;
+            self.look_at(number);
             return match lane {
-                Some(lane) => Turn::Start { target, lane, pool: number as u8 },
-                None => Turn::Refused { target, errno: pool.refusal.expect("without a lane there was a refusal") },
+                Some(lane) => Turn::Start { target, lane, pool: number },
+                None => Turn::Refused { target, errno: refusal.expect("without a lane there was a refusal") },
             };
         }
         Turn::Nobody
@@ -125,6 +168,7 @@ impl Lanes {
     /// A lane can be used again.
     pub(crate) fn give_back(&mut self, pool: u8, lane: u32) {
         self.pools[usize::from(pool)].free.push(lane);
+        self.look_at(pool);
     }
 
     /// Drops those from the queues of whom `is_live` is false.
@@ -134,16 +178,86 @@ impl Lanes {
         }
         self.waiting = self.pools.iter().map(|pool| pool.due.len()).sum();
     }
+
+    /// How many lanes a pool may still open.
+    fn room(&self, pool: &Pool) -> u32 {
+        let own = BATCH.min(self.lanes_max).saturating_sub(pool.opened);
+        let left = self.lanes_max.saturating_sub(self.shared);
+        if own > 0 { own } else { left.min(self.lanes_max - pool.opened.min(self.lanes_max)) }
+    }
+
+    /// Puts a pool into the ready queue if it belongs there: somebody is due, and a lane is free, or the kernel has
+    /// never refused one, or there is nothing to wait for and the target must be told.
+    fn look_at(&mut self, number: u8) {
+        let room = self.room(&self.pools[usize::from(number)]);
+        let pool = &mut self.pools[usize::from(number)];
+        let may_start = !pool.free.is_empty() || pool.opened == 0 || (room > 0 && pool.refusal.is_none());
+        if !pool.is_ready && !pool.due.is_empty() && may_start {
+            pool.is_ready = true;
+            self.ready.push_back(number);
+        }
+    }
+
+    /// Makes those pools ready whose time to ask the kernel again has come.
+    fn wake(&mut self, now: Instant) {
+        for number in 0..self.pools.len() {
+            let pool = &self.pools[number];
+            if !pool.is_ready && !pool.due.is_empty() && now >= pool.retry_at && self.room(pool) > 0 {
+                self.pools[number].is_ready = true;
+                self.ready.push_back(number as u8);
+            }
+        }
+    }
+
+    fn pool_of(&mut self, kind: LaneKind) -> Result<u8, TooManyKinds> {
+        let place = place_of(kind);
+        let known = if kind.source.is_none() { self.sourceless[place] } else { self.sourced.get(&kind).copied() };
+        if let Some(number) = known {
+            return Ok(number);
+        }
+        if self.pools.len() == KINDS_MAX {
+            if !std::mem::replace(&mut self.warned, true) {
+                tracing::warn!(limit = KINDS_MAX, ?kind, "too many kinds of probe sockets: use fewer source addresses");
+            }
+            return Err(TooManyKinds);
+        }
+        let number = self.pools.len() as u8;
+        self.pools.push(Pool {
+            kind,
+            free: Vec::new(),
+            due: VecDeque::new(),
+            opened: 0,
+            is_ready: false,
+            retry_at: Instant::ZERO,
+            retry: Duration::ZERO,
+            refusal: None,
+        });
+        match kind.source {
+            None => self.sourceless[place] = Some(number),
+            Some(_) => {
+                self.sourced.insert(kind, number);
+            }
+        }
+        Ok(number)
+    }
+}
+
+/// A kind's place in the table of those without a source.
+fn place_of(kind: LaneKind) -> usize {
+    let way = match kind.way {
+        Way::Knock(Mode::HalfOpen) => 0,
+        Way::Knock(Mode::Full) => 1,
+        Way::Knock(Mode::Graceful) => 2,
+        Way::Stream => 3,
+        Way::Datagram => 4,
+        Way::Ping => 5,
+    };
+    way * 2 + usize::from(kind.family == Family::V6)
 }
 
 impl Pool {
-    /// A lane is free, or the kernel may be asked, or there is nothing to wait for and the target must be told.
-    fn may_start(&self, now: Instant, lanes_max: u32) -> bool {
-        !self.free.is_empty() || self.opened == 0 || (self.opened < lanes_max && now >= self.retry_at)
-    }
-
-    fn open(&mut self, (mode, family): (Mode, Family), now: Instant, lanes_max: u32, io: &mut dyn Io) {
-        match io.open_lanes(LaneKind::knock(mode, family), BATCH.min(lanes_max - self.opened)) {
+    fn open(&mut self, now: Instant, count: u32, io: &mut dyn Io) {
+        match io.open_lanes(self.kind, count) {
             Ok(lanes) => {
                 self.opened += lanes.len() as u32;
                 self.free.extend(lanes.rev());
@@ -152,7 +266,8 @@ impl Pool {
             Err(error) => {
                 let errno = Errno(error.raw_os_error().unwrap_or(libc::ENOMEM));
                 if self.refusal != Some(errno) {
-                    tracing::warn!(?mode, ?family, lanes = self.opened, error = %errno, "no more sockets for probes");
+                    let (kind, lanes) = (self.kind, self.opened);
+                    tracing::warn!(?kind, lanes, error = %errno, "no more sockets for probes");
                 }
                 self.retry = (self.retry * 2).clamp(RETRY_MIN, RETRY_MAX);
                 (self.refusal, self.retry_at) = (Some(errno), now + self.retry);

@@ -9,17 +9,20 @@
 //! [`Io`](crate::io::Io) alone, so it runs on io_uring, on epoll and in the simulator without knowing which.
 
 pub(crate) mod expect;
+mod flight;
+mod guard;
 pub(crate) mod http;
 mod lanes;
 pub(crate) mod mysql;
 mod names;
 mod outbox;
 mod pace;
+mod patience;
 pub(crate) mod pattern;
 pub(crate) mod ping;
 mod prober;
 mod talk;
-mod tcp;
+
 pub(crate) mod tls;
 pub(crate) mod udp;
 mod watched;

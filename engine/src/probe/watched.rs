@@ -48,6 +48,8 @@ pub(crate) struct Watched {
     excused: u8,
     /// Its next probe asks the kernel what it measured.
     pub(crate) look: bool,
+    /// The slot it is due since is none of the schedule's.
+    is_forced: bool,
     /// Which histograms it counts in; 0: none.
     pub(crate) group: u16,
     pub(crate) thresholds: Thresholds,
@@ -77,6 +79,7 @@ impl Watched {
             timeout_ms: 0,
             excused: 0,
             look: false,
+            is_forced: false,
             group: target.group,
             thresholds: target.policy.thresholds,
             verdict: Verdict::new(target.initial),
@@ -94,6 +97,21 @@ impl Watched {
         self.interval_ms = u32::try_from(ms_up(interval)).expect("clamped to an hour");
         self.timeout_ms = u16::try_from(ms_up(timeout)).expect("clamped to a minute");
         self.thresholds = policy.thresholds;
+    }
+
+    /// Takes over another check; the current slot stays.
+    pub(crate) fn set_check(&mut self, check: &Check) {
+        self.check = check.clone();
+    }
+
+    /// Whether it has a check, and probes left to make.
+    pub(crate) fn is_to_be_probed(&self) -> bool {
+        self.check.way().is_some() && self.left != Some(0)
+    }
+
+    /// Its next probe is due now, whatever the schedule says; the ones after keep to the schedule.
+    pub(crate) fn force(&mut self, now: Instant) {
+        (self.stage, self.slot, self.is_forced) = (Stage::Due, now, true);
     }
 
     pub(crate) fn interval(&self) -> Duration {
@@ -149,7 +167,15 @@ impl Watched {
                 return None;
             }
         }
+        if self.check.way().is_none() {
+            self.stage = Stage::Finished;
+            return Some(0);
+        }
         self.stage = Stage::Waiting;
+        if std::mem::take(&mut self.is_forced) {
+            self.slot = self.first_slot(now);
+            return Some(0);
+        }
         let interval = self.interval();
         let next = self.slot + interval;
         let missed = now.since(next).as_nanos().div_ceil(interval.as_nanos()) as u64;

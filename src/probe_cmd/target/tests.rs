@@ -82,7 +82,10 @@ fn mistakes() {
             "http://a:99999/",
             "target \"http://a:99999/\": its port is not a number from 1 to 65535. Try: http://10.0.0.7:8080/health",
         ),
-        ("http://a b/", "target \"http://a b/\": it has a space or a control character in it. Try: %20 for a space, %0d%0a for a new line"),
+        (
+            "http://a b/",
+            "target \"http://a b/\": it has a space or a control character in it. Try: %20 for a space, %0d%0a for a new line",
+        ),
         ("udp://a", "target \"udp://a\": it has no port. Try: udp://10.0.0.7:53?send=ping&expect=pong"),
         ("udp://a:1?snd=x", "target \"udp://a:1?snd=x\": it has no \"snd\" to set. Try: send, expect, silence"),
         (
@@ -141,8 +144,34 @@ fn passwords_are_hidden() {
 fn no_text_panics() {
     use proptest::prelude::*;
     let piece = prop::sample::select(vec![
-        "tcp://", "http://", "https://", "mysql://", "udp://", "tls://", "icmp://", "a", ":", "80", "[", "]", "::1", "é",
-        "/", "127.0.0.1", "@", "%", "?", "send=", "\\x", "%0", "&", "#", "expect=", "xn--", "mode=primary", "\u{0}",
+        "tcp://",
+        "http://",
+        "https://",
+        "mysql://",
+        "udp://",
+        "tls://",
+        "icmp://",
+        "a",
+        ":",
+        "80",
+        "[",
+        "]",
+        "::1",
+        "é",
+        "/",
+        "127.0.0.1",
+        "@",
+        "%",
+        "?",
+        "send=",
+        "\\x",
+        "%0",
+        "&",
+        "#",
+        "expect=",
+        "xn--",
+        "mode=primary",
+        "\u{0}",
     ]);
     let text = prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat());
     proptest!(|(text in text)| {

@@ -60,6 +60,7 @@ impl Bench {
         let prober = Prober::new(ProberParts {
             worker: 0,
             in_flight_max: setup.in_flight_max,
+            groups: 0,
             pace: Pace::new(setup.rate_max, 1),
             outbox: Outbox::new(transitions, Some(samples)),
             commands: commands_out,
