@@ -5,10 +5,12 @@
 //! lies beside this program, and needs nothing that runs already.
 
 mod chaos;
+mod driver;
 mod floor;
 mod garbage;
 mod load;
 mod machine;
+mod nacos12068;
 mod peers;
 mod probe;
 mod process;
@@ -16,6 +18,8 @@ mod product;
 mod relay;
 mod report;
 mod visitor;
+mod watch;
+mod world;
 mod wrk;
 
 use clap::{Parser, Subcommand};
@@ -59,6 +63,8 @@ struct Cli {
 enum Command {
     /// What does one TCP probe cost, beside bare loops and HAProxy?
     Probe(probe::Args),
+    /// 80,000 HTTP targets: is anybody called dead who lives, and is who dies found in time?
+    Nacos12068(nacos12068::Args),
     /// Bulk and HTTP, one after the other.
     Relay(relay::Args),
     /// What does one GB cost through bridge and agent, beside a splice relay and rathole?
@@ -81,6 +87,8 @@ enum Child {
     Sink { listen: SocketAddr },
     Source { connect: SocketAddr, bytes: u64 },
     Splice { listen: SocketAddr, connect: SocketAddr },
+    World { plan: String },
+    Prober { task: String },
     Floor { method: String, count: usize, in_flight: usize, targets: Vec<SocketAddr> },
 }
 
@@ -94,6 +102,14 @@ fn child(child: Child) -> Result<(), Failure> {
             load::source(connect, bytes).map(|sent| print(serde_json::to_string(&sent)))
         }
         Child::Splice { listen, connect } => floor::splice(listen, connect),
+        Child::World { plan } => {
+            let plan = serde_json::from_str(&plan).map_err(|e| format!("world: plan: {e}"))?;
+            world::serve(&plan)
+        }
+        Child::Prober { task } => {
+            let task = serde_json::from_str(&task).map_err(|e| format!("prober: task: {e}"))?;
+            driver::run(&task)
+        }
         Child::Floor { method, count, in_flight, targets } => {
             floor::probe(&method, count, in_flight, &targets).map(|ran| print(serde_json::to_string(&ran)))
         }
@@ -103,6 +119,7 @@ fn child(child: Child) -> Result<(), Failure> {
 fn scenario(cli: &Cli, common: &Common) -> Result<Vec<Section>, Failure> {
     match &cli.command {
         Command::Probe(args) => probe::run(args, common),
+        Command::Nacos12068(args) => nacos12068::run(args, common),
         Command::Relay(args) => {
             let mut sections = vec![relay::bulk(args, common)?];
             sections.extend(relay::http(args, common)?);

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,44 @@ impl Process {
         Ok(Process { name: name.to_owned(), child, log })
     }
 
+    /// Starts it with a pipe from its standard output and one to its standard input, for a program that is listened to
+    /// while it runs; errors go to `folder/name.log`.
+    ///
+    /// # Errors
+    /// As [`start`](Process::start).
+    pub(crate) fn start_piped(
+        name: &str,
+        mut command: Command,
+        folder: &Path,
+    ) -> Result<(Process, ChildStdout, ChildStdin), Failure> {
+        let log = folder.join(format!("{name}.log"));
+        let err = File::options().create(true).append(true).open(&log);
+        let err = err.map_err(|e| format!("{}: {e}", log.display()))?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(err);
+        let mut child = command.spawn().map_err(|e| format!("cannot start {name}: {e}"))?;
+        let (out, to) = (child.stdout.take(), child.stdin.take());
+        let process = Process { name: name.to_owned(), child, log };
+        Ok((process, out.expect("stdout is piped"), to.expect("stdin is piped")))
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// It has not within `patience`, or it ended with a code other than those in `good`; with the end of its log.
+    pub(crate) fn wait_ended(&mut self, patience: Duration, good: &[i32]) -> Result<(), Failure> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.exited() {
+                Some(status) if status.code().is_some_and(|code| good.contains(&code)) => return Ok(()),
+                Some(status) => return Err(format!("{}: {status}\n{}", self.name, self.log_end())),
+                None if Instant::now() > deadline => {
+                    return Err(format!("{} does not end\n{}", self.name, self.log_end()));
+                }
+                None => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
     /// Waits until something listens there.
     ///
     /// # Errors
@@ -105,9 +143,18 @@ impl Process {
 
     /// Resident memory in bytes; 0 if it is gone.
     pub(crate) fn rss_bytes(&self) -> u64 {
+        self.status_kib("VmRSS:") * 1024
+    }
+
+    /// The most resident memory it has had, in bytes; 0 if it is gone.
+    pub(crate) fn rss_peak_bytes(&self) -> u64 {
+        self.status_kib("VmHWM:") * 1024
+    }
+
+    fn status_kib(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("0");
-        line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
+        let line = status.lines().find_map(|l| l.strip_prefix(field)).unwrap_or("0");
+        line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or(0)
     }
 
     /// Open descriptors; 0 if it is gone.

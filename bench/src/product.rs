@@ -3,6 +3,7 @@
 
 use crate::process::{self, Failure, Finished, Process};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,9 @@ pub(crate) struct ProbeReport {
     pub(crate) probes_per_s: f64,
     /// User and system time of the run over its probes.
     pub(crate) cpu_us_per_probe: f64,
+    /// How often each code came out.
+    #[serde(default)]
+    pub(crate) outcomes: BTreeMap<String, u64>,
     /// "io_uring" or "epoll".
     pub(crate) backend: String,
 }

@@ -267,7 +267,7 @@ fn scale(args: &Args, common: &Common, port: u16) -> Result<Section, Failure> {
     Ok(section)
 }
 
-fn write_targets(path: &Path, targets: impl Iterator<Item = SocketAddr>) -> Result<String, Failure> {
+pub(crate) fn write_targets(path: &Path, targets: impl Iterator<Item = SocketAddr>) -> Result<String, Failure> {
     let mut text = String::new();
     for target in targets {
         writeln!(text, "{target}").expect("a String takes everything");

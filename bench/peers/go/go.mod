@@ -1,0 +1,3 @@
+module ringspan/bench/peers/go
+
+go 1.19
