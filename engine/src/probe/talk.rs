@@ -112,7 +112,13 @@ pub(crate) fn talk(check: &Check) -> Option<Box<dyn Talk>> {
         Check::None | Check::Tcp(_) => None,
         Check::Expect(check) => Some(Box::new(super::expect::Expecting::new(check.clone()))),
         Check::Tls(check) => Some(Box::new(super::tls::Handshaking::new(check.clone()))),
-        Check::Http(check) => Some(Box::new(super::http::Asking::new(check.clone()))),
+        Check::Http(check) => {
+            let asking = super::http::Asking::new(check.clone());
+            Some(match check.tls() {
+                None => Box::new(asking),
+                Some(client) => Box::new(super::tls::Wrapped::new(client.clone(), asking)),
+            })
+        }
         Check::Mysql(check) => Some(Box::new(super::mysql::LoggingIn::new(check.clone()))),
         Check::Udp(check) => Some(Box::new(super::udp::Exchanging::new(check.clone()))),
         Check::Ping => Some(Box::new(super::ping::Echoing::new())),

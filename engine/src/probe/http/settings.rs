@@ -4,6 +4,7 @@
 use crate::check::CheckError;
 use crate::io::SAY_MAX;
 use crate::probe::pattern::{Pattern, PatternError};
+use crate::probe::tls::{TlsClient, TlsSettings};
 use std::fmt;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -162,6 +163,9 @@ pub struct HttpSettings {
     pub content: Option<Content>,
     /// Default: judged.
     pub redirects: Redirects,
+    /// Speak TLS first (https). Its `name` is the `host`'s unless given; its `alpn` is `http/1.1` unless given.
+    /// Default `None`.
+    pub tls: Option<TlsSettings>,
     /// Bytes a response's head may have, 256 to [`HttpSettings::HEAD_MAX`]. Default 16 KiB.
     pub head_max: usize,
     /// Bytes a body may have where it is looked at, 1 to [`HttpSettings::BODY_MAX`]. Default 64 KiB. They are held only while such a
@@ -194,6 +198,7 @@ impl Default for HttpSettings {
             status_final: Statuses::none(),
             content: None,
             redirects: Redirects::Judge,
+            tls: None,
             head_max: 16 * 1024,
             body_max: 64 * 1024,
         }
@@ -214,6 +219,7 @@ impl fmt::Debug for HttpSettings {
             .field("status_final", &self.status_final)
             .field("content", &self.content)
             .field("redirects", &self.redirects)
+            .field("tls", &self.tls)
             .field("head_max", &self.head_max)
             .field("body_max", &self.body_max)
             .finish()
@@ -226,6 +232,7 @@ pub struct HttpCheck {
     /// What follows the Host header's value.
     after_host: Vec<u8>,
     pub(super) condition: Option<Condition>,
+    client: Option<TlsClient>,
 }
 
 /// [`Content`], ready to search.
@@ -274,7 +281,8 @@ impl HttpCheck {
         }
         let after_host = after_host(&settings)?;
         let condition = settings.content.as_ref().map(condition).transpose()?;
-        let check = HttpCheck { settings, after_host, condition };
+        let client = settings.tls.clone().map(|tls| tls_client(tls, settings.host.as_deref())).transpose()?;
+        let check = HttpCheck { settings, after_host, condition, client };
         let mut request = Vec::new();
         check.request(&Asked::first(&check), "[::]:0".parse().expect("an address"), &mut request);
         if request.len() > HttpSettings::REQUEST_MAX {
@@ -328,9 +336,14 @@ impl HttpCheck {
         }
     }
 
+    /// How it speaks TLS, if it does.
+    pub(crate) fn tls(&self) -> Option<&TlsClient> {
+        self.client.as_ref()
+    }
+
     /// The scheme's own port.
     pub(super) fn default_port(&self) -> u16 {
-        80
+        if self.client.is_some() { 443 } else { 80 }
     }
 }
 
@@ -398,6 +411,23 @@ fn check_host(host: &str) -> Result<(), CheckError> {
         true => Ok(()),
         false => Err(CheckError::new("host", host, "must be a host name or an address, with or without :port")),
     }
+}
+
+fn tls_client(mut tls: TlsSettings, host: Option<&str>) -> Result<TlsClient, CheckError> {
+    if tls.name.is_none()
+        && let Some(host) = host
+    {
+        // Without its port and the brackets of an IPv6 address.
+        let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, _port)) => address,
+            None => host.split_once(':').map_or(host, |(name, _port)| name),
+        };
+        tls.name = Some(name.to_owned());
+    }
+    if tls.alpn.is_empty() {
+        tls.alpn = vec!["http/1.1".to_owned()];
+    }
+    TlsClient::new(tls)
 }
 
 /// RFC 9110, 5.6.2.
