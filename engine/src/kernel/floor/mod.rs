@@ -3,6 +3,7 @@
 //! They have no scheduling, no timeouts, no state and no statistics. A figure of ours is worth quoting when it stands
 //! beside one of these, measured in the same run: a real engine can come close to them and cannot beat them by much.
 
+mod http;
 mod probe;
 mod relay;
 
@@ -17,3 +18,6 @@ pub type ProbeFloor = fn(count: usize, in_flight: usize, targets: &[SocketAddr])
 /// The probe floors by name.
 pub const PROBES: &[(&str, ProbeFloor)] =
     &[("epoll", probe::epoll), ("uring", probe::uring), ("reuse-half", probe::reuse_half)];
+
+/// Floors of probes that ask something and read the answer, by name. Their targets speak HTTP.
+pub const HTTP_PROBES: &[(&str, ProbeFloor)] = &[("http", http::http)];

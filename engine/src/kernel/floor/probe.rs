@@ -18,13 +18,13 @@ const REAP: usize = 32;
 const DEFER_SECONDS: i32 = 5;
 
 /// A fresh client socket that resets when it is closed.
-fn client(family: Family) -> io::Result<Socket> {
+pub(super) fn client(family: Family) -> io::Result<Socket> {
     let socket = Socket::tcp(family)?;
     socket.reset_on_close()?;
     Ok(socket)
 }
 
-fn raw_addresses(targets: &[SocketAddr]) -> Vec<RawAddr> {
+pub(super) fn raw_addresses(targets: &[SocketAddr]) -> Vec<RawAddr> {
     assert!(!targets.is_empty(), "a floor needs something to probe");
     targets.iter().map(RawAddr::new).collect()
 }
@@ -87,7 +87,7 @@ fn watch(epoll: &OwnedFd, socket: &Socket, slot: usize) -> io::Result<()> {
     }
 }
 
-fn ring(in_flight: usize) -> io::Result<IoUring> {
+pub(super) fn ring(in_flight: usize) -> io::Result<IoUring> {
     let entries = (BATCH * 2).next_power_of_two() as u32;
     let mut builder = IoUring::builder();
     builder.setup_cqsize((in_flight * 4).next_power_of_two().clamp(256, 65_536) as u32);
@@ -101,7 +101,7 @@ fn ring(in_flight: usize) -> io::Result<IoUring> {
 ///
 /// # Safety
 /// What the entry points to must stay until its completion has been reaped or the ring is gone.
-unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) {
+pub(super) unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) {
     // SAFETY: handed on to the caller.
     unsafe { ring.submission().push(entry) }.expect("a batch fits the ring");
 }
