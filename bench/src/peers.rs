@@ -117,8 +117,17 @@ pub(crate) fn haproxy() -> Option<PathBuf> {
     ["haproxy", "/usr/sbin/haproxy"].into_iter().map(PathBuf::from).find(|p| process::is_there(p))
 }
 
-/// Starts HAProxy with one thread on a core, doing nothing but TCP checks of `servers` servers, all over the given
-/// addresses, each every 10 ms: far more than it can do, so it runs saturated.
+/// What HAProxy is to check, and how often.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HaproxyCheck<'a> {
+    /// `None`: TCP; else GET of this path, 200 is well.
+    pub(crate) http_path: Option<&'a str>,
+    /// Of each server.
+    pub(crate) interval_ms: u32,
+}
+
+/// Starts HAProxy with one thread on a core, doing nothing but checks of `servers` servers, all over the given
+/// addresses, more often than it can: so it runs saturated.
 ///
 /// # Errors
 /// It cannot be started.
@@ -126,22 +135,39 @@ pub(crate) fn start_haproxy_checks(
     program: &Path,
     folder: &Path,
     core: usize,
+    check: &HaproxyCheck<'_>,
     targets: &[SocketAddr],
     servers: usize,
 ) -> Result<Process, Failure> {
     // It refuses to run without a listener; nobody comes to this one.
     let nobody = folder.join("haproxy.sock");
+    let how = check.http_path.map_or(String::new(), |path| {
+        format!(
+            "  timeout check 5s\n  option httpchk\n  http-check send meth GET uri {path} ver HTTP/1.1 hdr Host bench \
+             hdr Connection close\n  http-check expect status 200\n"
+        )
+    });
     let mut text = format!(
         "global\n  nbthread 1\n  maxconn 100\n\
-         defaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n\
-         listen checked\n  bind {}\n",
+         defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1s\n  timeout server 1s\n\
+         listen checked\n  bind {}\n{how}",
         nobody.display()
     );
     for (i, target) in targets.iter().cycle().take(servers).enumerate() {
-        writeln!(text, "  server s{i} {target} check inter 10ms").expect("a String takes everything");
+        writeln!(text, "  server s{i} {target} check inter {}ms", check.interval_ms)
+            .expect("a String takes everything");
     }
     let file = folder.join("haproxy.cfg");
     write(&file, &text)?;
     let file = file.to_string_lossy().into_owned();
     Process::start("haproxy", process::command(program, &["-db", "-f", &file], Some(core)), folder)
+}
+
+/// The HTTP probers of bench/peers: what each is called in a report, and its program, where `scripts/peers` has built it.
+pub(crate) fn probers() -> Vec<(&'static str, Option<PathBuf>)> {
+    let folder = process::own_program().parent().and_then(Path::parent).map(|target| target.join("peers/bin"));
+    [("tokio/hyper", "peer-hyper"), ("tokio-uring", "peer-tokio-uring"), ("Go net/http", "peer-go")]
+        .into_iter()
+        .map(|(name, program)| (name, folder.as_ref().map(|folder| folder.join(program)).filter(|p| p.is_file())))
+        .collect()
 }
