@@ -3,7 +3,7 @@
 //! beat them by much.
 
 use crate::process::Failure;
-use ringspan_engine::kernel::floor::{PROBES, splice_relay};
+use ringspan_engine::kernel::floor::{HTTP_PROBES, PROBES, splice_relay};
 use ringspan_engine::kernel::{CpuOf, cpu_time};
 use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -21,9 +21,14 @@ pub(crate) struct Ran {
     pub(crate) cpu_seconds: f64,
 }
 
-/// The names of the probe floors.
+/// The names of the floors of TCP probes.
 pub(crate) fn probes() -> impl Iterator<Item = &'static str> {
     PROBES.iter().map(|(name, _)| *name)
+}
+
+/// The names of the floors of HTTP probes.
+pub(crate) fn http_probes() -> impl Iterator<Item = &'static str> {
+    HTTP_PROBES.iter().map(|(name, _)| *name)
 }
 
 /// Runs a probe floor in this process.
@@ -31,7 +36,8 @@ pub(crate) fn probes() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// No floor of that name, or the kernel refuses what it needs.
 pub(crate) fn probe(method: &str, count: usize, in_flight: usize, targets: &[SocketAddr]) -> Result<Ran, Failure> {
-    let (_, floor) = PROBES.iter().find(|(name, _)| *name == method).ok_or(format!("no floor \"{method}\""))?;
+    let (_, floor) =
+        PROBES.iter().chain(HTTP_PROBES).find(|(name, _)| *name == method).ok_or(format!("no floor \"{method}\""))?;
     let (cpu, started) = (cpu_time(CpuOf::Process), Instant::now());
     let up = floor(count, in_flight, targets).map_err(|e| format!("floor {method}: {e}"))?;
     let cpu_seconds = (cpu_time(CpuOf::Process) - cpu).as_secs_f64();

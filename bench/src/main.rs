@@ -1,15 +1,18 @@
 //! `bench`: the product beside bare loops and beside its peers, in one run, as ratios.
 //!
-//! `bench probe`, `bench relay` (both parts), `bench bulk`, `bench http`: figures. `bench chaos`, `bench garbage`:
+//! `bench probe`, `bench million`, `bench relay` (both parts), `bench bulk`, `bench http`: figures. `bench nacos12068`,
+//! `bench blackhole`: are verdicts right and in time? `bench chaos`, `bench garbage`:
 //! does it hold when processes are killed and ports are fed rubbish? Each starts the release binary `ringspan` that
 //! lies beside this program, and needs nothing that runs already.
 
+mod blackhole;
 mod chaos;
 mod driver;
 mod floor;
 mod garbage;
 mod load;
 mod machine;
+mod million;
 mod nacos12068;
 mod peers;
 mod probe;
@@ -36,7 +39,10 @@ use std::process::ExitCode;
 #[command(
     name = "bench",
     after_help = "Examples:\n  \
-        bench probe --scale --json probe.json    CPU per probe beside floors and HAProxy; 100,000 targets on one core\n  \
+        bench probe --scale --json probe.json    CPU per probe beside floors and peers; 100,000 targets on one core\n  \
+        bench nacos12068                         80,000 HTTP targets, 12 minutes; --short: 2\n  \
+        bench million                            a million TCP targets, 3 minutes\n  \
+        bench blackhole                          15,000 probes in flight that nobody answers\n  \
         bench relay                              CPU per GB and requests per second beside rathole\n  \
         bench chaos --kills 50 --seed 7          kill -9 in random order under load\n  \
         bench garbage                            rubbish and idle connections on every port\n\n\
@@ -49,7 +55,7 @@ struct Cli {
     /// Write the whole report to this file, every round's figures in it.
     #[arg(long, global = true, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// First of ten ports that may be used.
+    /// First of the ports that may be used: ten, and a hundred by nacos12068.
     #[arg(long, global = true, default_value_t = 23000)]
     port_base: u16,
     /// Keep configuration files and logs.
@@ -65,6 +71,10 @@ enum Command {
     Probe(probe::Args),
     /// 80,000 HTTP targets: is anybody called dead who lives, and is who dies found in time?
     Nacos12068(nacos12068::Args),
+    /// A million TCP targets: memory, lateness, and coming and going.
+    Million(million::Args),
+    /// Nobody answers: is each of many thousand probes in flight timed out when its time is over?
+    Blackhole(blackhole::Args),
     /// Bulk and HTTP, one after the other.
     Relay(relay::Args),
     /// What does one GB cost through bridge and agent, beside a splice relay and rathole?
@@ -89,6 +99,7 @@ enum Child {
     Splice { listen: SocketAddr, connect: SocketAddr },
     World { plan: String },
     Prober { task: String },
+    Churn { task: String },
     Floor { method: String, count: usize, in_flight: usize, targets: Vec<SocketAddr> },
 }
 
@@ -110,6 +121,10 @@ fn child(child: Child) -> Result<(), Failure> {
             let task = serde_json::from_str(&task).map_err(|e| format!("prober: task: {e}"))?;
             driver::run(&task)
         }
+        Child::Churn { task } => {
+            let task = serde_json::from_str(&task).map_err(|e| format!("churn: task: {e}"))?;
+            million::run_churn(&task)
+        }
         Child::Floor { method, count, in_flight, targets } => {
             floor::probe(&method, count, in_flight, &targets).map(|ran| print(serde_json::to_string(&ran)))
         }
@@ -120,6 +135,8 @@ fn scenario(cli: &Cli, common: &Common) -> Result<Vec<Section>, Failure> {
     match &cli.command {
         Command::Probe(args) => probe::run(args, common),
         Command::Nacos12068(args) => nacos12068::run(args, common),
+        Command::Million(args) => million::run(args, common),
+        Command::Blackhole(args) => Ok(vec![blackhole::run(args, common)?]),
         Command::Relay(args) => {
             let mut sections = vec![relay::bulk(args, common)?];
             sections.extend(relay::http(args, common)?);

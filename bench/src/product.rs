@@ -2,7 +2,7 @@
 //! Promise: nothing here uses the project's crates; what is measured and shaken is what is shipped.
 
 use crate::process::{self, Failure, Finished, Process};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -35,12 +35,12 @@ pub(crate) struct ProbeReport {
 }
 
 /// A distribution, in microseconds.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(crate) struct Quantiles {
     /// Half of them are at most this.
-    pub p50: f64,
+    pub(crate) p50: f64,
     /// 99 of 100.
-    pub p99: f64,
+    pub(crate) p99: f64,
     /// The largest.
     pub(crate) max: f64,
 }

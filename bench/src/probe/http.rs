@@ -128,8 +128,7 @@ impl Contender {
 
 /// All that are there; a note for each that is not.
 fn contenders(section: &mut Section) -> Vec<Contender> {
-    let mut all: Vec<Contender> =
-        floor::probes().filter(|method| method.starts_with("http")).map(Contender::Floor).collect();
+    let mut all: Vec<Contender> = floor::http_probes().map(Contender::Floor).collect();
     all.extend([Contender::Ours("io_uring"), Contender::Ours("epoll")]);
     match peers::haproxy() {
         Some(program) => all.push(Contender::Haproxy(program)),

@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args, common: &Common, port: u16) -> Result<Section, Fa
     }
     for round in 0..args.rounds() {
         eprintln!("probe: round {} of {}", round + 1, args.rounds());
-        for method in floor::probes().filter(|method| !method.starts_with("http")) {
+        for method in floor::probes() {
             let name = format!("floor {method}");
             if args.wants(&name) {
                 let [rate, inside, outside] = run_floor(method, args.count(), &servers(port))?;
