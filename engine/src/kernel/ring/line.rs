@@ -121,10 +121,11 @@ impl Line {
     /// The operation is over: the buffers are the caller's again.
     pub(super) fn end(&mut self) -> Result<usize, Trouble> {
         debug_assert!(self.out == 0);
+        let result = self.outcome.take().unwrap_or(Err(self.trouble(libc::ECANCELED)));
         self.lent.clear();
         std::mem::swap(&mut self.outgoing, &mut self.lent);
         self.lent.clear();
-        self.outcome.take().unwrap_or(Err(self.trouble(libc::ECANCELED)))
+        result
     }
 
     /// There is no call any more, and nothing of it is left to be heard.
@@ -249,10 +250,11 @@ impl Line {
                     self.said = self.lent.len();
                 }
                 match -result {
-                    ..=0 => {
+                    ..=0 if self.outcome.is_none() => {
                         self.heard = result as usize;
                         self.outcome = Some(Ok(self.heard));
                     }
+                    ..=0 => {}
                     libc::EAGAIN => self.must_poll = true,
                     libc::EINTR => {}
                     errno => self.settle(Leg::Hear, errno),
