@@ -3,7 +3,7 @@
 
 pub use crate::probe::expect::{Expect, ExpectError};
 pub use crate::probe::http::{Content, HttpCheck, HttpSettings, Method, Redirects, Statuses};
-pub use crate::probe::mysql::MysqlCheck;
+pub use crate::probe::mysql::{MysqlAsk, MysqlCheck, MysqlColumn, MysqlError, MysqlTls, MysqlValue, Secret};
 pub use crate::probe::pattern::{Pattern, PatternError};
 pub use crate::probe::tls::{CertificateFault, Identity, Pin, TlsCheck, TlsClient, TlsSettings, Trust, Versions};
 pub use crate::probe::udp::{UdpCheck, UdpError};
