@@ -15,7 +15,7 @@
 //!                                                                  └──hung──► over
 //! ```
 
-use crate::io::{Errno, Lane, TcpFacts};
+use crate::io::{End, Errno, Lane, TcpFacts};
 use crate::outcome::Code;
 use crate::probe::patience::Patience;
 use crate::probe::talk::{Finding, Next, Talk};
@@ -158,6 +158,8 @@ pub(crate) struct Flight {
     pub(crate) pool: u8,
     /// Counts its operations: part of each one's token, so that a repeated completion is not taken for the next.
     pub(crate) op: u8,
+    /// How its call ends once it has been silenced.
+    pub(crate) end: End,
     /// What the kernel measured is wanted.
     pub(crate) look: bool,
     pub(crate) patience: Patience,
@@ -183,7 +185,6 @@ pub(crate) struct Call {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::End;
     use Stage::{Cancelling, Hanging, Knocking, Redialling, Silencing, Talking};
 
     /// Every stage meets every event.

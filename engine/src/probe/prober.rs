@@ -261,3 +261,6 @@ impl Resident for Prober {
         self.parts.legacy.store(Some(Arc::new(self.numbers())));
     }
 }
+
+#[cfg(test)]
+mod tests;

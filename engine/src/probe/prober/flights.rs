@@ -108,6 +108,7 @@ impl Prober {
             lane,
             pool,
             op: 0,
+            end: End::Reset,
             look,
             patience: Patience::new(watched.timeout(), &watched.policy().timeouts),
             call,
@@ -255,6 +256,7 @@ impl Prober {
                 };
                 let finding = Finding { code: if late { Code::Late } else { finding.code }, ..finding };
                 let outcome = outcome_of(cx, flight, &finding, cancel);
+                flight.end = finding.end;
                 if cancel {
                     cx.io.cancel(token(cx, key, flight));
                 }
@@ -284,7 +286,8 @@ impl Prober {
                 }
             }
             Step::Hang { late } => {
-                submit_next(cx, key, flight, Op::Hang { lane, end: End::Reset });
+                let end = flight.end;
+                submit_next(cx, key, flight, Op::Hang { lane, end });
                 self.count().answers_late += u64::from(late);
             }
             Step::Free { late } => {
