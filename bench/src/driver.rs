@@ -67,7 +67,7 @@ pub(crate) fn run(task: &Task) -> Result<(), Failure> {
     let addresses = text.lines().map(parse).collect::<Result<Vec<SocketAddr>, Failure>>()?;
     let log_trouble = |e: io::Error| format!("{}: {e}", task.hlog.display());
     let log = File::create(&task.hlog).map_err(log_trouble)?;
-    let mut hlog = IntervalLog::begin(BufWriter::new(log), SystemTime::now()).map_err(log_trouble)?;
+    let mut hlog = IntervalLog::begin(BufWriter::new(log), SystemTime::now(), &[]).map_err(log_trouble)?;
 
     let defaults = Options::default();
     let workers = if task.workers == 0 { defaults.workers } else { task.workers };

@@ -7,7 +7,7 @@
 //! Everything here may be called from any thread but a worker's. Nothing here takes a lock that a worker takes.
 
 use crate::check::Check;
-use crate::kernel::{Backend, Capabilities};
+use crate::kernel::{self, Backend, Capabilities};
 use crate::mailbox::{Full, Receiver, Sender, Wake, mailbox};
 use crate::probe::{Command, Names, Outbox, Pace, Prober, ProberParts};
 use crate::resident::Resident;
@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 const COMMANDS_MAX: usize = 8192;
 /// Transitions on their way; more wait on their workers.
 const TRANSITIONS_MAX: usize = 8192;
+/// The most probes that [`in_flight_default`] lets one worker have in flight: at the 60 s of the longest timeout, a
+/// thousand black holes more a second.
+pub const IN_FLIGHT_MAX: u32 = 65_536;
 /// Groups that are counted apart, at most.
 pub const GROUPS_MAX: usize = 1024;
 /// How long [`Engine::stats`] waits for a worker: turns take about a millisecond, so this is one that has stalled.
@@ -39,7 +42,8 @@ pub struct Options {
     pub backend: Backend,
     /// Keep each worker on one core. Default: true.
     pub pin: bool,
-    /// Probes in flight at most, per worker; each needs a socket. Default 4096.
+    /// Probes in flight at most, per worker; each needs a socket, which is kept and used again. Default:
+    /// [`in_flight_default`] of the workers' default; who sets `workers` sets this by it too.
     pub in_flight_max: u32,
     /// Probes started a second at most, all workers together; `None`: as many as are due. Default `None`.
     pub rate_max: Option<u32>,
@@ -65,11 +69,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(TargetId::WORKERS_MAX);
         Options {
-            workers: std::thread::available_parallelism().map_or(1, usize::from).min(TargetId::WORKERS_MAX),
+            workers,
             backend: Backend::Auto,
             pin: true,
-            in_flight_max: 4096,
+            in_flight_max: in_flight_default(workers),
             rate_max: None,
             rate_per_net: None,
             in_flight_per_net: None,
@@ -80,6 +85,21 @@ impl Default for Options {
             samples_max: 0,
         }
     }
+}
+
+/// How many probes each of so many workers may have in flight: three quarters of the files that this process may have
+/// open now (RLIMIT_NOFILE, its soft limit), shared out evenly, 64 to [`IN_FLIGHT_MAX`]. Every probe in flight holds one
+/// socket; the last quarter is for whatever else the process opens. 20,000 files and 2 workers: 7,500 each, 15,000 in
+/// all; 1,024 files: 768 in all; 1,048,576 files: [`IN_FLIGHT_MAX`] each. Sockets that exist in a ring's own table alone
+/// (direct descriptors, Linux 5.19) would not count against the limit; but the kernel could then not be asked what it
+/// measured on them, nor could epoll take over.
+pub fn in_flight_default(workers: usize) -> u32 {
+    in_flight_of(kernel::facts::nofile().map_or(1024, |limit| limit.soft), workers)
+}
+
+fn in_flight_of(files: u64, workers: usize) -> u32 {
+    let each = files / 4 * 3 / workers.max(1) as u64;
+    each.clamp(64, u64::from(IN_FLIGHT_MAX)) as u32
 }
 
 /// What to do when too many targets want to go down at once.

@@ -60,7 +60,8 @@ impl Hlog {
         let name = path.display().to_string();
         let file = File::create(path)
             .map_err(|e| Failure::Usage(format!("--hlog {name}: {e}. Try: a path that can be written")))?;
-        let log = IntervalLog::begin(BufWriter::new(file), SystemTime::now()).map_err(|e| cannot_write(&name, &e))?;
+        let log =
+            IntervalLog::begin(BufWriter::new(file), SystemTime::now(), &[]).map_err(|e| cannot_write(&name, &e))?;
         Ok(Hlog { log, name })
     }
 

@@ -431,3 +431,13 @@ fn targets_are_shared_out_and_removed() {
     }
     assert_eq!(on(&engine.stats()), [0, 0, 0]);
 }
+
+/// The default number of probes in flight follows the limit on open files, and leaves a quarter of it alone.
+#[test]
+fn in_flight_follows_the_limit_on_files() {
+    let table =
+        [(20_000, 2, 7_500), (1024, 1, 768), (1024, 64, 64), (1 << 20, 2, IN_FLIGHT_MAX), (u64::MAX, 1, IN_FLIGHT_MAX)];
+    for (files, workers, each) in table {
+        assert_eq!(in_flight_of(files, workers), each, "{files} files, {workers} workers");
+    }
+}
