@@ -5,6 +5,9 @@
 
 pub mod check;
 pub mod engine;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod health;
 pub mod histogram;
 pub mod hlog;

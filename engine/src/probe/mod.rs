@@ -21,7 +21,7 @@ mod patience;
 pub(crate) mod pattern;
 pub(crate) mod ping;
 mod prober;
-mod talk;
+pub(crate) mod talk;
 
 pub(crate) mod tls;
 pub(crate) mod udp;
