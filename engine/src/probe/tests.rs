@@ -17,6 +17,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 mod bench;
+mod invariants;
+mod story;
+mod verify;
 
 pub(crate) use bench::{Bench, Setup};
 use bench::{address, any_behaviour, any_faults, any_mode, policy};

@@ -47,7 +47,14 @@ impl<R: Resident> Sim<R> {
     /// One turn, and what it brings about; time goes no further than `end` by itself. Panics if the resident takes
     /// [`IDLE_TURNS_MAX`] turns in which neither time passes nor anything completes: it spins.
     pub fn turn(&mut self, end: Instant) -> Next {
+        self.turn_watched(end, |_| {})
+    }
+
+    /// As [`turn`](Sim::turn), and tells `watch` the time after each thing that the resident did: what it has said
+    /// since was said then.
+    pub fn turn_watched(&mut self, end: Instant, mut watch: impl FnMut(Instant)) -> Next {
         let next = self.call(|resident, cx| resident.on_turn(cx));
+        watch(self.io.now());
         let deadline = match next {
             Next::Now => Instant::ZERO,
             Next::At(at) => at.min(end),
@@ -61,6 +68,7 @@ impl<R: Resident> Sim<R> {
         assert!(self.idle_turns < IDLE_TURNS_MAX, "the resident spins: its last answer was {next:?} at {before:?}");
         for completion in completions {
             self.call(|resident, cx| resident.on_completion(cx, completion));
+            watch(self.io.now());
         }
         next
     }

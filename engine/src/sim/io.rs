@@ -43,6 +43,8 @@ pub struct SimIo {
     pub faults: Faults,
     now: Instant,
     rng: Rng,
+    /// Chances of the rogue alone: the world is the same with it and without.
+    rogue_rng: Rng,
     lanes: Vec<SimLane>,
     queue: Vec<Request>,
     /// What is in flight.
@@ -52,6 +54,7 @@ pub struct SimIo {
     /// Calls that will be connected: lane and serial.
     connects: BTreeMap<(Instant, u64), (Lane, u64, Token)>,
     delivered: Vec<(Token, Kind)>,
+    repeats: u64,
     visits: Vec<Visit>,
     busy: usize,
     busy_most: usize,
@@ -93,12 +96,14 @@ impl SimIo {
             faults,
             now: begin,
             rng: Rng::with_seed(seed),
+            rogue_rng: Rng::with_seed(!seed),
             lanes: Vec::new(),
             queue: Vec::new(),
             ops: HashMap::new(),
             ends: BTreeMap::new(),
             connects: BTreeMap::new(),
             delivered: Vec::new(),
+            repeats: 0,
             visits: Vec::new(),
             busy: 0,
             busy_most: 0,
@@ -123,6 +128,11 @@ impl SimIo {
     /// The most lanes that were ever busy at a time.
     pub fn lanes_busy_most(&self) -> usize {
         self.busy_most
+    }
+
+    /// Completions that were repeated by [`Faults::rogue`].
+    pub fn repeats(&self) -> u64 {
+        self.repeats
     }
 
     /// The worker is not given the CPU for so long, here and now.
@@ -301,20 +311,23 @@ impl SimIo {
         if self.delivered.len() < REPEATS_MAX {
             return self.delivered.push((token, kind));
         }
-        let at = self.rng.usize(..REPEATS_MAX);
+        let at = self.rogue_rng.usize(..REPEATS_MAX);
         self.delivered[at] = (token, kind);
     }
 
     /// What no `Io` may do: a completion of an operation that has had its own.
     fn repeat(&mut self) -> Option<Completion> {
-        let (token, kind) = *self.rng.choice(&self.delivered)?;
+        let (token, kind) = *self.rogue_rng.choice(&self.delivered)?;
         let trouble = Trouble { leg: Leg::Hear, errno: Errno(libc::ECONNRESET) };
+        let is_success = self.rogue_rng.bool();
         let event = match kind {
             Kind::Knocked => Event::Knocked(Ok(())),
             Kind::Hung => Event::Hung,
-            Kind::Heard => Event::Heard(if self.rng.bool() { Ok(self.rng.usize(..10)) } else { Err(trouble) }),
+            Kind::Heard => Event::Heard(if is_success { Ok(self.rogue_rng.usize(..10)) } else { Err(trouble) }),
         };
-        (!self.ops.contains_key(&token)).then_some(Completion { token, event })
+        let is_free = !self.ops.contains_key(&token);
+        self.repeats += u64::from(is_free);
+        is_free.then_some(Completion { token, event })
     }
 
     /// Lets time pass until something ends, a connection is made and that wakes the worker, or `deadline`.
@@ -379,7 +392,7 @@ impl Io for SimIo {
     }
 
     fn submit(&mut self, token: Token, op: Op) {
-        assert!(!self.ops.contains_key(&token), "{token:?} is in flight");
+        assert!(!self.ops.contains_key(&token), "lane rule: {token:?} is in flight already");
         let (Op::Knock { lane, .. } | Op::Call { lane, .. } | Op::Talk { lane } | Op::Hang { lane, .. }) = op else {
             panic!("the simulated network has lanes only, not {op:?}")
         };
@@ -424,13 +437,14 @@ impl Io for SimIo {
         let mut due: Vec<_> = self.ends.range(..=(self.now, u64::MAX)).map(|(place, token)| (*place, *token)).collect();
         self.rng.shuffle(&mut due);
         due.truncate(self.faults.collect_max.unwrap_or(usize::MAX));
+        // Before the honest ones: after them its token may be in use again, and nobody could tell.
+        if self.rogue_rng.f64() < self.faults.rogue {
+            completions.extend(self.repeat());
+        }
         for (place, token) in due {
             self.ends.remove(&place);
             let completion = self.deliver(token);
             completions.push(completion);
-        }
-        if self.rng.f64() < self.faults.rogue {
-            completions.extend(self.repeat());
         }
     }
 }

@@ -61,15 +61,15 @@ impl SimLane {
     /// The operation begins. Panics if it may not.
     pub(crate) fn on_submit(&mut self, op: &Op) {
         let state = self.state;
-        assert!(!self.is_lent(), "{op:?}: the lane's last operation is in flight ({state:?})");
+        assert!(!self.is_lent(), "lane rule: {op:?}: the lane's last operation is in flight ({state:?})");
         let (may, next) = match op {
             Op::Knock { lane, to, .. } => {
-                assert!(matches!(self.kind.way, Way::Knock(_)), "{op:?}: {lane:?} is for {:?}", self.kind.way);
+                assert!(matches!(self.kind.way, Way::Knock(_)), "lane rule: {op:?}: {lane:?} is for {:?}", self.kind.way);
                 self.fits(*lane, Family::of(to));
                 (state == State::Idle, State::Knocking)
             }
             Op::Call { lane, to } => {
-                assert!(self.talks(), "{op:?}: {lane:?} is for {:?}", self.kind.way);
+                assert!(self.talks(), "lane rule: {op:?}: {lane:?} is for {:?}", self.kind.way);
                 self.fits(*lane, Family::of(to));
                 (state == State::Idle, State::Speaking)
             }
@@ -77,13 +77,13 @@ impl SimLane {
             Op::Hang { .. } => (matches!(state, State::Quiet | State::Failed), State::Hanging),
             op => panic!("the simulated network has lanes only, not {op:?}"),
         };
-        assert!(may, "{op:?}: the lane is {state:?}");
-        assert!(self.say.len() <= SAY_MAX, "{op:?}: {} bytes to say are more than {SAY_MAX}", self.say.len());
+        assert!(may, "lane rule: {op:?}: the lane is {state:?}");
+        assert!(self.say.len() <= SAY_MAX, "lane rule: {op:?}: {} bytes to say are more than {SAY_MAX}", self.say.len());
         self.state = next;
     }
 
     fn fits(&self, lane: Lane, family: Family) {
-        assert_eq!(self.kind.family, family, "{lane:?} is of the other family than its target");
+        assert_eq!(self.kind.family, family, "lane rule: {lane:?} is of the other family than its target");
     }
 
     fn talks(&self) -> bool {
@@ -92,14 +92,14 @@ impl SimLane {
 
     /// Its user wants to write. Panics if the kernel has the buffer.
     pub(crate) fn outgoing(&mut self, lane: Lane) -> &mut Vec<u8> {
-        assert!(self.talks(), "{lane:?} does not talk");
-        assert!(!self.is_lent(), "{lane:?}: the outgoing buffer is lent to the kernel ({:?})", self.state);
+        assert!(self.talks(), "lane rule: {lane:?} does not talk");
+        assert!(!self.is_lent(), "lane rule: {lane:?}: the outgoing buffer is lent to the kernel ({:?})", self.state);
         &mut self.say
     }
 
     /// Its user wants to read. Panics if there is nothing that was heard.
     pub(crate) fn heard(&self, lane: Lane) -> &[u8] {
-        assert_eq!(self.state, State::Quiet, "{lane:?} has heard nothing");
+        assert_eq!(self.state, State::Quiet, "lane rule: {lane:?} has heard nothing");
         &self.heard
     }
 }

@@ -48,6 +48,8 @@ pub(crate) struct Bench {
     /// By the target's key, in order.
     pub(crate) transitions: Vec<(Instant, Transition)>,
     pub(crate) samples: Vec<Sample>,
+    /// When each sample was said, exactly.
+    pub(crate) judged: Vec<Instant>,
 }
 
 impl Bench {
@@ -55,7 +57,7 @@ impl Bench {
         let (commands, commands_out) = mailbox(1 << 12, Arc::new(NoWake));
         let (_, asks) = mailbox(1, Arc::new(NoWake));
         let (transitions, changes) = mailbox(setup.transitions_max, Arc::new(NoWake));
-        let (samples, taken) = mailbox(1 << 16, Arc::new(NoWake));
+        let (samples, taken) = mailbox(1 << 12, Arc::new(NoWake));
         let names = Arc::new(Names::new());
         let prober = Prober::new(ProberParts {
             worker: 0,
@@ -70,7 +72,7 @@ impl Bench {
         });
         let io = SimIo::new(seed, BEGIN, setup.world, setup.faults);
         let sim = Sim::start(io, prober);
-        Bench { sim, commands, names, changes, taken, transitions: Vec::new(), samples: Vec::new() }
+        Bench { sim, commands, names, changes, taken, transitions: Vec::new(), samples: Vec::new(), judged: Vec::new() }
     }
 
     pub(crate) fn add(&self, target: Target) -> Key {
@@ -86,15 +88,18 @@ impl Bench {
     pub(crate) fn run_for(&mut self, time: Duration) {
         let end = self.sim.now() + time;
         while self.sim.now() < end {
-            self.sim.turn(end);
-            self.read();
+            self.turn(end);
         }
     }
 
-    pub(crate) fn read(&mut self) {
-        let now = self.sim.now();
-        self.transitions.extend(std::iter::from_fn(|| self.changes.try_recv()).map(|change| (now, change)));
-        self.samples.extend(std::iter::from_fn(|| self.taken.try_recv()));
+    /// One turn, and all that was said in it.
+    fn turn(&mut self, end: Instant) {
+        let Bench { sim, changes, taken, transitions, samples, judged, .. } = self;
+        sim.turn_watched(end, |now| {
+            transitions.extend(std::iter::from_fn(|| changes.try_recv()).map(|change| (now, change)));
+            samples.extend(std::iter::from_fn(|| taken.try_recv()));
+            judged.resize(samples.len(), now);
+        });
     }
 
     /// Everything that is waiting somewhere comes out.
@@ -102,8 +107,7 @@ impl Bench {
         self.sim.stop(10_000);
         let counters = self.counters();
         for _ in 0..=counters.transitions {
-            self.sim.turn(self.sim.now());
-            self.read();
+            self.turn(self.sim.now());
         }
         counters
     }

@@ -1,0 +1,191 @@
+//! The sentences of `invariants`, checked on one story.
+
+use super::invariants::Tally;
+use super::story::{Fate, Life, Story, Weather};
+use super::{TICKS, counted};
+use crate::health::{Health, Thresholds};
+use crate::outcome::{Code, Fault};
+use crate::target::Sample;
+use crate::time::Instant;
+use std::time::Duration;
+
+/// The wheel's tick: what is due between two of them waits for the later one.
+const TICK: Duration = Duration::from_millis(1);
+/// Tokens a rate limiter may have saved up.
+const BURST: Duration = Duration::from_millis(5);
+/// A stopping worker waits so long for its residents.
+const STOP_MAX: Duration = Duration::from_secs(2);
+
+/// One target's outcome, and when it was said.
+type Said<'a> = (Instant, &'a Sample);
+
+/// Checks all that can be checked on one story.
+pub(crate) fn verify(story: &Story, tally: &mut Tally) {
+    let mut said: Vec<Vec<Said<'_>>> = vec![Vec::new(); story.lives.len()];
+    for (at, sample) in story.bench.judged.iter().zip(&story.bench.samples) {
+        said[sample.key as usize].push((*at, sample));
+    }
+    let mut missed = Some(0);
+    for (life, said) in story.lives.iter().zip(&said) {
+        healthy_is_never_blamed(life, said, tally);
+        if story.weather == Weather::Calm {
+            dead_is_found(story, life, tally);
+            times_are_kept(life, said, tally);
+        }
+        let skipped = slots_are_kept(life, said, tally);
+        missed = missed.zip(skipped).map(|(sum, skipped)| sum + skipped);
+        health_follows(story, life, said, tally);
+        if let Some(removed) = life.removed {
+            let silent = said.last().is_none_or(|(at, _)| *at <= removed);
+            tally.hold(15, silent, || format!("{life:?} said {:?} after its removal", said.last()));
+        }
+        count_is_kept(life, said, tally);
+    }
+    if let Some(missed) = missed {
+        let counted = story.counters.missed;
+        tally.hold(6, counted == missed, || format!("{counted} slots counted as missed, not {missed}"));
+    }
+    limits_hold(story, tally);
+    stop_is_clean(story, tally);
+    counters_add_up(story, tally);
+}
+
+fn healthy_is_never_blamed(life: &Life, said: &[Said<'_>], tally: &mut Tally) {
+    let well_until = match life.fate {
+        Fate::Well => Instant::from_ns(u64::MAX),
+        Fate::Dies(_) => life.died.unwrap_or(Instant::from_ns(u64::MAX)),
+        Fate::Any => return,
+    };
+    for (_, sample) in said.iter().filter(|(at, _)| *at <= well_until) {
+        tally.hold(2, sample.code.fault() != Fault::Target, || format!("{life:?}: {sample:?}"));
+    }
+}
+
+fn dead_is_found(story: &Story, life: &Life, tally: &mut Tally) {
+    let Some(died) = life.died else { return };
+    let policy = &life.target.policy;
+    let bound = died + policy.interval * u32::from(policy.thresholds.fall.get()) + policy.timeout + TICKS;
+    if bound > story.stopped {
+        return;
+    }
+    let changes = story.bench.transitions.iter().filter(|(_, change)| change.key == life.target.key);
+    let after: Vec<_> = changes.filter(|(at, _)| *at > died).map(|(at, change)| (*at, change.to)).collect();
+    // The first may be a probe that was under way.
+    let found = after.iter().find(|(_, to)| *to == Health::Down);
+    tally.hold(3, found.is_some_and(|(at, _)| *at <= bound), || format!("{life:?} by {bound:?}: {after:?}"));
+    let last = after.last().map(|(_, to)| *to);
+    tally.hold(3, last == Some(Health::Down), || format!("{life:?} came back: {after:?}"));
+}
+
+fn times_are_kept(life: &Life, said: &[Said<'_>], tally: &mut Tally) {
+    let timeout = life.target.policy.timeout;
+    for (_, sample) in said {
+        let rtt = Duration::from_nanos(sample.rtt_ns);
+        let is_timeout = matches!(sample.code, Code::L4Timeout | Code::L6Timeout | Code::L7Timeout);
+        let in_time = rtt <= timeout + TICK && (!is_timeout || sample.errno != 0 || rtt >= timeout);
+        tally.hold(9, in_time, || format!("{life:?}: {sample:?}"));
+        let lateness = Duration::from_nanos(sample.lateness_ns);
+        tally.hold(14, lateness <= TICK, || format!("{life:?}: {sample:?}"));
+    }
+}
+
+/// Returns how many slots must have been skipped; `None` where the policy changed.
+fn slots_are_kept(life: &Life, said: &[Said<'_>], tally: &mut Tally) -> Option<u64> {
+    if life.updated {
+        return None;
+    }
+    let interval = life.target.policy.interval.as_nanos() as u64;
+    let (mut missed, mut next) = (0, None);
+    for (at, sample) in said {
+        let slot = at.ns() - sample.rtt_ns - sample.lateness_ns;
+        tally.hold(6, next.is_none_or(|next| next == slot), || {
+            format!("{life:?}: {sample:?} is for slot {slot}, not {next:?}")
+        });
+        if !sample.last {
+            let skipped = at.ns().saturating_sub(slot + interval).div_ceil(interval);
+            missed += skipped;
+            next = Some(slot + interval * (1 + skipped));
+        }
+    }
+    Some(missed)
+}
+
+/// The plainest reading of rise and fall.
+fn health_follows(story: &Story, life: &Life, said: &[Said<'_>], tally: &mut Tally) {
+    let Thresholds { rise, fall } = life.target.policy.thresholds;
+    let (mut health, mut run) = (life.target.initial, 0u8);
+    let mut expected = Vec::new();
+    for (_, sample) in said {
+        if sample.code.fault() != Fault::Prober {
+            let says = if sample.code.is_up() { Health::Up } else { Health::Down };
+            run = if says == health { 0 } else { run + 1 };
+            let needed = match (health, says) {
+                (Health::Unknown, _) => 1,
+                (_, Health::Up) => rise.get(),
+                _ => fall.get(),
+            };
+            if says != health && run >= needed {
+                expected.push((health, says, sample.code, run));
+                (health, run) = (says, 0);
+            }
+        }
+        tally.hold(7, sample.health == health, || format!("{life:?}: {sample:?}, not {health:?}"));
+    }
+    let changes = story.bench.transitions.iter().filter(|(_, change)| change.key == life.target.key);
+    let told: Vec<_> = changes.map(|(_, change)| (change.from, change.to, change.code, change.streak)).collect();
+    tally.hold(7, told == expected, || format!("{life:?}: told {told:?}, expected {expected:?}"));
+}
+
+fn count_is_kept(life: &Life, said: &[Said<'_>], tally: &mut Tally) {
+    let Some(count) = life.target.count else { return };
+    let faults: Vec<_> = said.iter().map(|(_, sample)| sample.code.fault()).collect();
+    let made = counted(&faults);
+    let lasts = said.iter().filter(|(_, sample)| sample.last).count();
+    let is_last = said.last().is_some_and(|(_, sample)| sample.last);
+    let kept = made <= count as usize && lasts == usize::from(is_last) && is_last == (count > 0 && made == count as usize);
+    tally.hold(16, kept, || format!("{life:?}: {made} of {count} made, {lasts} said to be the last: {faults:?}"));
+}
+
+fn limits_hold(story: &Story, tally: &mut Tally) {
+    let io = &story.bench.sim.io;
+    tally.checks[4] += io.visits().len() as u64;
+    let most = io.lanes_busy_most();
+    tally.hold(5, most <= story.in_flight_max as usize, || format!("{most} in flight, not {}", story.in_flight_max));
+    let Some(rate) = story.rate_max else { return };
+    for stretch in [1, 10, 100, 1000] {
+        for ends in io.visits().windows(stretch + 1) {
+            let time = ends[stretch].at.since(ends[0].at) + BURST;
+            let allowed = f64::from(rate) * time.as_secs_f64() + 1.01;
+            tally.hold(13, stretch as f64 <= allowed, || format!("{stretch} started in {time:?}, at {rate} a second"));
+        }
+    }
+}
+
+fn stop_is_clean(story: &Story, tally: &mut Tally) {
+    let io = &story.bench.sim.io;
+    let left = (story.counters.in_flight, io.in_flight(), io.lanes_busy());
+    tally.hold(8, left == (0, 0, 0), || format!("flights, operations, lanes still busy: {left:?}"));
+    let took = story.bench.sim.now().since(story.stopped);
+    tally.hold(8, !story.weather.is_calm() || took <= STOP_MAX, || format!("stopping took {took:?}"));
+}
+
+fn counters_add_up(story: &Story, tally: &mut Tally) {
+    for (counters, samples, targets) in &story.ledger {
+        let open = counters.started - counters.finished() - counters.abandoned;
+        tally.hold(12, open <= counters.in_flight, || format!("{open} without an outcome: {counters:?}"));
+        let seen = (*samples as u64 + counters.samples_dropped, *targets as u64);
+        tally.hold(12, seen == (counters.finished(), counters.targets), || format!("{seen:?}: {counters:?}"));
+    }
+    let counters = &story.counters;
+    let over = counters.finished() + counters.abandoned;
+    tally.hold(1, counters.started == over, || format!("started {}, over {over}", counters.started));
+    tally.checks[1] += counters.started;
+    for code in Code::ALL {
+        let samples = story.bench.samples.iter().filter(|sample| sample.code == *code).count() as u64;
+        tally.hold(1, samples == counters.outcome(*code), || format!("{code:?}: {samples} samples, {counters:?}"));
+    }
+    let told = story.bench.transitions.len() as u64;
+    tally.hold(12, told == counters.transitions, || format!("{told} changes told: {counters:?}"));
+    let repeats = story.bench.sim.io.repeats();
+    tally.hold(11, counters.completions_stale == repeats, || format!("{repeats} stale completions: {counters:?}"));
+}
