@@ -64,7 +64,11 @@ impl SimLane {
         assert!(!self.is_lent(), "lane rule: {op:?}: the lane's last operation is in flight ({state:?})");
         let (may, next) = match op {
             Op::Knock { lane, to, .. } => {
-                assert!(matches!(self.kind.way, Way::Knock(_)), "lane rule: {op:?}: {lane:?} is for {:?}", self.kind.way);
+                assert!(
+                    matches!(self.kind.way, Way::Knock(_)),
+                    "lane rule: {op:?}: {lane:?} is for {:?}",
+                    self.kind.way
+                );
                 self.fits(*lane, Family::of(to));
                 (state == State::Idle, State::Knocking)
             }
@@ -78,7 +82,11 @@ impl SimLane {
             op => panic!("the simulated network has lanes only, not {op:?}"),
         };
         assert!(may, "lane rule: {op:?}: the lane is {state:?}");
-        assert!(self.say.len() <= SAY_MAX, "lane rule: {op:?}: {} bytes to say are more than {SAY_MAX}", self.say.len());
+        assert!(
+            self.say.len() <= SAY_MAX,
+            "lane rule: {op:?}: {} bytes to say are more than {SAY_MAX}",
+            self.say.len()
+        );
         self.state = next;
     }
 

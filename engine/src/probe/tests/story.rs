@@ -107,7 +107,8 @@ fn well(target: &Target, rng: &mut Rng) -> Behaviour {
     let (ask, answer, bye) = (word("ask", target.key), word("answer", target.key), word("bye", target.key));
     match target.check {
         Check::Expect(_) => {
-            let greeting = if rng.bool() { Script::new().says(after, word("hello", target.key)) } else { Script::new() };
+            let greeting =
+                if rng.bool() { Script::new().says(after, word("hello", target.key)) } else { Script::new() };
             let script = greeting.wants(ask).says(after, answer).wants(bye).closes(after);
             Behaviour::Speaks(Speech { cut: any_cut(rng), ..Speech::new(rtt_us, script) })
         }

@@ -142,7 +142,8 @@ fn count_is_kept(life: &Life, said: &[Said<'_>], tally: &mut Tally) {
     let made = counted(&faults);
     let lasts = said.iter().filter(|(_, sample)| sample.last).count();
     let is_last = said.last().is_some_and(|(_, sample)| sample.last);
-    let kept = made <= count as usize && lasts == usize::from(is_last) && is_last == (count > 0 && made == count as usize);
+    let kept =
+        made <= count as usize && lasts == usize::from(is_last) && is_last == (count > 0 && made == count as usize);
     tally.hold(16, kept, || format!("{life:?}: {made} of {count} made, {lasts} said to be the last: {faults:?}"));
 }
 
