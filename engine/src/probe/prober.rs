@@ -37,6 +37,10 @@ use std::time::Duration;
 const TIMERS_BATCH: usize = 512;
 /// A worker that comes this much later than it meant to has stalled: more than its own turns ever take.
 const STALL_MIN: Duration = Duration::from_millis(5);
+/// While probes are in flight the prober looks at the clock this often: a stall shows only as a turn that comes later
+/// than it was meant to, and one that hides in a long wait would be taken for a peer's slowness. 50 idle turns a second
+/// are below a thousandth of a core.
+const HEARTBEAT: Duration = Duration::from_millis(20);
 
 /// What a prober is made of.
 pub(crate) struct ProberParts {
@@ -209,13 +213,14 @@ impl Prober {
         if more {
             return Next::Now;
         }
-        let mut next = [self.deadlines.next_expiry(), self.parts.outbox.next(now), None, None];
+        let mut next = [self.deadlines.next_expiry(), self.parts.outbox.next(now), None, None, None];
         if !self.stopping {
             next[2] = self.schedule.next_expiry();
             if self.lanes.waiting() > 0 && !self.flights.is_full() {
                 next[3] = self.parts.pace.blocked_until(now).or_else(|| self.lanes.retry_at(now));
             }
         }
+        next[4] = (!self.flights.is_empty()).then(|| now + HEARTBEAT);
         next.into_iter().flatten().min().map_or(Next::Event, Next::At)
     }
 }
