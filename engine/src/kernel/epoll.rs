@@ -186,10 +186,10 @@ impl Epoll {
         }
     }
 
-    fn on_lane(&mut self, lane: Lane, completions: &mut Vec<Completion>) {
+    fn on_lane(&mut self, lane: Lane, events: u32, completions: &mut Vec<Completion>) {
         let Some(state) = self.lanes.get(lane.0 as usize) else { return };
         if state.line.is_some() {
-            return completions.extend(self.on_line(lane));
+            return completions.extend(self.on_line(lane, events));
         }
         // The reset of the last knock is an event too; then the lane is idle or its connect still in progress.
         let (Some((token, address)), Some(socket)) = (&state.knock, &state.socket) else { return };
@@ -444,7 +444,7 @@ impl Io for Epoll {
                     self.waker.clear();
                     rung = true;
                 } else if data & OF_LANE != 0 {
-                    self.on_lane(Lane(data as u32), completions);
+                    self.on_lane(Lane(data as u32), events, completions);
                 } else {
                     self.on_watch(data, events, completions);
                 }

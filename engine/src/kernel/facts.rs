@@ -2,6 +2,7 @@
 //! the soft limit on open files.
 
 use super::socket::{check, set_option};
+use crate::io::{Family, LaneKind, Way};
 use std::fs;
 use std::io;
 use std::net::{TcpListener, TcpStream};
@@ -68,6 +69,36 @@ pub fn try_kernel_tls() -> io::Result<()> {
     set_option(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_ULP, *b"tls\0")
 }
 
+/// What this kernel's io_uring is made of, as far as we use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uring {
+    /// Features of io_uring_setup(2) that the ring makes use of, without their prefix IORING_FEAT_.
+    pub features: Vec<&'static str>,
+    /// Opcodes of io_uring_enter(2) that the ring makes use of and that are there, without IORING_OP_.
+    pub opcodes: Vec<&'static str>,
+    /// Those that are not: with any of them missing there is no ring.
+    pub opcodes_missing: Vec<&'static str>,
+    /// How many opcodes the kernel has in all: 34 in 5.10, 49 in 6.1.
+    pub opcodes_count: u32,
+}
+
+/// Opens a small ring and looks.
+///
+/// # Errors
+/// A sentence with the errno and the remedy.
+pub fn io_uring() -> Result<Uring, String> {
+    super::ring::setup::look()
+}
+
+/// Whether this process may send pings of this family: a ping socket is opened and closed again (icmp(7)).
+///
+/// # Errors
+/// EACCES: no group of this process is in `net.ipv4.ping_group_range`, which counts for both families; being root does
+/// not help. Try: sysctl net.ipv4.ping_group_range="0 2147483647". EAFNOSUPPORT: the machine has none of this family.
+pub fn try_ping(family: Family) -> io::Result<()> {
+    super::lane::try_open(LaneKind { way: Way::Ping, family, source: None })
+}
+
 /// `kernel.io_uring_disabled` (6.6): 0 everybody may, 1 a group and root, 2 nobody. None where there is no such switch.
 pub fn io_uring_disabled() -> Option<u64> {
     number("/proc/sys/kernel/io_uring_disabled")
@@ -87,6 +118,18 @@ mod tests {
         for limit in [nofile(), memlock()] {
             let limit = limit.expect("the kernel says");
             assert!(limit.soft <= limit.hard && limit.hard > 0, "{limit:?}");
+        }
+        for family in [Family::V4, Family::V6] {
+            if let Err(error) = try_ping(family) {
+                assert!(matches!(error.raw_os_error(), Some(libc::EACCES | libc::EAFNOSUPPORT)), "{error}");
+            }
+        }
+        match io_uring() {
+            Ok(uring) => {
+                assert!(uring.opcodes.contains(&"SEND") && uring.features.contains(&"NODROP"), "{uring:?}");
+                assert!(uring.opcodes_missing.is_empty() && uring.opcodes_count >= 34, "{uring:?}");
+            }
+            Err(why) => assert!(why.contains("io_uring_setup"), "{why}"),
         }
         match try_kernel_tls() {
             Ok(()) => {}

@@ -4,7 +4,7 @@
 //! so far off that meeting it is the failure.
 
 use super::{Tier, Waker, open_tier};
-use crate::io::{Completion, Errno, Event, Family, Interest, Io, Lane, LaneKind, Mode, Op};
+use crate::io::{Completion, Errno, Event, Family, Interest, Io, Lane, LaneKind, Mode, Op, Way};
 use crate::kernel::{Shutdown, Socket};
 use crate::mailbox::Wake;
 use crate::time::Instant;
@@ -20,6 +20,7 @@ mod polls;
 mod random;
 mod refused;
 mod talks;
+mod ways;
 
 /// Long enough for any event on any machine; reached only by a failure.
 const FAR: Duration = Duration::from_secs(30);
@@ -32,6 +33,7 @@ const CONNECT: u8 = 1;
 const ACCEPT: u8 = 2;
 const READ: u8 = 3;
 const WRITE: u8 = 4;
+const TALK: u8 = 5;
 
 /// An `Io` under test and what it has said.
 struct Rig {
@@ -265,6 +267,17 @@ fn a_drop_leaves_nothing_behind() {
                 rig.knock(lane, to);
             }
         }
+        for way in [Way::Stream, Way::Datagram] {
+            let lanes = rig.lines(way, 20);
+            for (lane, to) in lanes.into_iter().zip([hole_at, target_at].into_iter().cycle()) {
+                rig.call(lane, to, b"hello");
+            }
+        }
+        // Connected, and nobody's turn.
+        let idle = rig.lines(Way::Stream, 1)[0];
+        rig.call(idle, target_at, b"hello");
+        rig.io.wait(Some(rig.io.now()), &mut Vec::new());
+        rig.io.cancel(token(TALK, idle.0));
         let listener = Socket::listen(&SocketAddr::from(([127, 0, 0, 1], 0)), 16, false).expect("a listener");
         rig.io.submit(token(ACCEPT, 0), Op::Accept { fd: listener.fd() });
         let caller = Socket::tcp(Family::V4).expect("a socket");

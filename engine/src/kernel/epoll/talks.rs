@@ -106,9 +106,9 @@ impl Epoll {
         self.found.extend(completion);
     }
 
-    /// Something has happened on a talking lane's socket.
-    pub(super) fn on_line(&mut self, lane: Lane) -> Option<Completion> {
-        let result = self.go_on(lane, true);
+    /// Something has happened on a talking lane's socket. Edges tell all that is there; what comes later is another one.
+    pub(super) fn on_line(&mut self, lane: Lane, events: u32) -> Option<Completion> {
+        let result = self.go_on(lane, events != libc::EPOLLOUT as u32);
         self.ended(lane, result)
     }
 

@@ -11,7 +11,7 @@
 mod lanes;
 mod line;
 mod queue;
-mod setup;
+pub(super) mod setup;
 mod slots;
 mod talks;
 

@@ -1,5 +1,6 @@
 //! Opens a ring by trying: the best flags first, fewer on EINVAL, smaller on ENOMEM.
 
+use crate::kernel::facts::Uring;
 use crate::kernel::open::Tier;
 use io_uring::{Builder, IoUring, Probe, opcode};
 use std::io;
@@ -74,20 +75,50 @@ fn check(ring: &IoUring) -> Result<(), String> {
     if !params.is_feature_nodrop() || !params.is_feature_submit_stable() {
         return Err("io_uring lacks NODROP or SUBMIT_STABLE: this kernel's is older than 5.10's".to_owned());
     }
-    let mut probe = Probe::new();
-    ring.submitter().register_probe(&mut probe).map_err(|e| format!("io_uring REGISTER_PROBE: {e}"))?;
-    let needed = [
-        (opcode::Connect::CODE, "CONNECT"),
-        (opcode::Accept::CODE, "ACCEPT"),
-        (opcode::PollAdd::CODE, "POLL_ADD"),
-        (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
-        (opcode::Timeout::CODE, "TIMEOUT"),
-        (opcode::TimeoutRemove::CODE, "TIMEOUT_REMOVE"),
-    ];
-    match needed.iter().find(|(code, _)| !probe.is_supported(*code)) {
+    let probe = probe(ring).map_err(|e| format!("io_uring REGISTER_PROBE: {e}"))?;
+    match NEEDED.iter().find(|(code, _)| !probe.is_supported(*code)) {
         Some((_, name)) => Err(format!("io_uring has no {name}")),
         None => Ok(()),
     }
+}
+
+/// What every tier leans on, by opcode.
+const NEEDED: [(u8, &str); 8] = [
+    (opcode::Connect::CODE, "CONNECT"),
+    (opcode::Send::CODE, "SEND"),
+    (opcode::Recv::CODE, "RECV"),
+    (opcode::Accept::CODE, "ACCEPT"),
+    (opcode::PollAdd::CODE, "POLL_ADD"),
+    (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
+    (opcode::Timeout::CODE, "TIMEOUT"),
+    (opcode::TimeoutRemove::CODE, "TIMEOUT_REMOVE"),
+];
+
+fn probe(ring: &IoUring) -> io::Result<Probe> {
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    Ok(probe)
+}
+
+/// See [`crate::kernel::facts::io_uring`].
+pub(in crate::kernel) fn look() -> Result<Uring, String> {
+    let ring = IoUring::new(2).map_err(|error| refusal(&error))?;
+    let probe = probe(&ring).map_err(|e| format!("io_uring REGISTER_PROBE: {e}"))?;
+    let (present, missing): (Vec<_>, Vec<_>) = NEEDED.iter().partition(|(code, _)| probe.is_supported(*code));
+    let names = |list: Vec<&(u8, &'static str)>| list.into_iter().map(|(_, name)| *name).collect();
+    let params = ring.params();
+    let features = [
+        ("NODROP", params.is_feature_nodrop()),
+        ("SUBMIT_STABLE", params.is_feature_submit_stable()),
+        ("FAST_POLL", params.is_feature_fast_poll()),
+        ("EXT_ARG", params.is_feature_ext_arg()),
+        ("NATIVE_WORKERS", params.is_feature_native_workers()),
+        ("CQE_SKIP", params.is_feature_skip_cqe_on_success()),
+        ("NO_IOWAIT", params.is_feature_no_iowait()),
+    ];
+    let features = features.into_iter().filter_map(|(name, is_there)| is_there.then_some(name)).collect();
+    let opcodes_count = (0..=u8::MAX).filter(|code| probe.is_supported(*code)).count() as u32;
+    Ok(Uring { features, opcodes: names(present), opcodes_missing: names(missing), opcodes_count })
 }
 
 fn refusal(error: &io::Error) -> String {

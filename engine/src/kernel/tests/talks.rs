@@ -1,37 +1,38 @@
 use super::*;
-use crate::io::{End, HEAR_MAX, Leg, SAY_MAX, Trouble, Way};
+use crate::io::{End, HEAR_MAX, Leg, SAY_MAX, Trouble};
 use crate::kernel::socket::set_option;
 use std::io::{Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-const TALK: u8 = 5;
-
 impl Rig {
-    fn lines(&mut self, way: Way, count: u32) -> Vec<Lane> {
-        let kind = LaneKind { way, family: Family::V4, source: None };
+    pub(super) fn lines(&mut self, way: Way, count: u32) -> Vec<Lane> {
+        self.lines_of(LaneKind { way, family: Family::V4, source: None }, count)
+    }
+
+    pub(super) fn lines_of(&mut self, kind: LaneKind, count: u32) -> Vec<Lane> {
         self.io.open_lanes(kind, count).expect("some lanes").map(Lane).collect()
     }
 
-    fn call(&mut self, lane: Lane, to: SocketAddr, say: &[u8]) {
+    pub(super) fn call(&mut self, lane: Lane, to: SocketAddr, say: &[u8]) {
         self.io.outgoing(lane).extend_from_slice(say);
         self.io.submit(token(TALK, lane.0), Op::Call { lane, to });
     }
 
-    fn talk(&mut self, lane: Lane, say: &[u8]) {
+    pub(super) fn talk(&mut self, lane: Lane, say: &[u8]) {
         self.io.outgoing(lane).extend_from_slice(say);
         self.io.submit(token(TALK, lane.0), Op::Talk { lane });
     }
 
     /// The end of the only operation in flight.
-    fn outcome(&mut self) -> Result<usize, Trouble> {
+    pub(super) fn outcome(&mut self) -> Result<usize, Trouble> {
         match self.wait_for(1).pop().expect("one").event {
             Event::Heard(result) => result,
             event => panic!("{event:?} on {}", self.tier),
         }
     }
 
-    fn hears(&mut self, lane: Lane) -> String {
+    pub(super) fn hears(&mut self, lane: Lane) -> String {
         let result = self.outcome();
         let count = result.unwrap_or_else(|trouble| panic!("{trouble:?} on {}", self.tier));
         assert_eq!(self.io.heard(lane).len(), count);
@@ -39,7 +40,7 @@ impl Rig {
         String::from_utf8(self.io.heard(lane).to_vec()).expect("text")
     }
 
-    fn hang(&mut self, lane: Lane, end: End) {
+    pub(super) fn hang(&mut self, lane: Lane, end: End) {
         self.io.submit(token(TALK, lane.0), Op::Hang { lane, end });
         let end = self.wait_for(1).pop().expect("one");
         assert!(matches!(end.event, Event::Hung), "{end:?} on {}", self.tier);
@@ -47,16 +48,20 @@ impl Rig {
 }
 
 /// Serves `count` connections one after the other.
-fn serve(count: usize, one: impl FnMut(TcpStream) + Send + 'static) -> (SocketAddr, JoinHandle<()>) {
+pub(super) fn serve(count: usize, one: impl FnMut(TcpStream) + Send + 'static) -> (SocketAddr, JoinHandle<()>) {
     serve_on(ELSEWHERE, count, one)
 }
 
-fn serve_on(ip: &str, count: usize, mut one: impl FnMut(TcpStream) + Send + 'static) -> (SocketAddr, JoinHandle<()>) {
+pub(super) fn serve_on(
+    ip: &str,
+    count: usize,
+    mut one: impl FnMut(TcpStream) + Send + 'static,
+) -> (SocketAddr, JoinHandle<()>) {
     let (listener, at) = open_target_on(ip);
     (at, std::thread::spawn(move || (0..count).for_each(|_| one(listener.accept().expect("a caller").0))))
 }
 
-fn heard_by(stream: &mut TcpStream) -> String {
+pub(super) fn heard_by(stream: &mut TcpStream) -> String {
     let mut bytes = [0; 256];
     let count = stream.read(&mut bytes).unwrap_or(0);
     String::from_utf8_lossy(&bytes[..count]).into_owned()
