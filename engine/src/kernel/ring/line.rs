@@ -299,3 +299,6 @@ impl Line {
         Trouble { leg, errno: Errno(errno) }
     }
 }
+
+#[cfg(test)]
+mod tests;
