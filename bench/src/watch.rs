@@ -33,8 +33,8 @@ pub(crate) enum Belief {
     Down,
 }
 
-/// A change of mind, as the product prints it with `--watch=lines --format json`; other fields are not looked at.
-#[derive(Clone, Debug, Deserialize)]
+/// A change of mind: a line of JSON from a child of ours, a line for people from the product (`--watch=lines`).
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 pub(crate) struct Change {
     /// When it was read here, CLOCK_MONOTONIC in ns.
     #[serde(skip)]
@@ -42,11 +42,26 @@ pub(crate) struct Change {
     /// Of whom.
     pub(crate) address: SocketAddr,
     /// What is believed now.
-    #[serde(alias = "health")]
     pub(crate) to: Belief,
     /// The outcome that decided.
-    #[serde(default)]
     pub(crate) code: String,
+}
+
+impl Change {
+    /// Reads "TIME TARGET: FROM -> TO, CODE (DETAIL), ...", where the target is a URL or an address.
+    fn of_line(line: &str) -> Option<Change> {
+        let (head, tail) = line.split_once(" -> ")?;
+        let (shown, _from) = head.split_once(' ')?.1.rsplit_once(": ")?;
+        let (to, reason) = tail.split_once(", ")?;
+        let to = match to {
+            "up" => Belief::Up,
+            "down" => Belief::Down,
+            _ => Belief::Unknown,
+        };
+        let host = shown.split_once("://").map_or(shown, |(_, rest)| rest.split('/').next().unwrap_or(rest));
+        let code = reason.split([',', ' ']).next().unwrap_or_default().to_owned();
+        Some(Change { at_ns: 0, address: host.parse().ok()?, to, code })
+    }
 }
 
 /// What a line of a prober is.
@@ -155,9 +170,10 @@ impl Watch {
 fn read_lines(from: ChildStdout, mut take: impl FnMut(Line) -> bool) {
     for line in BufReader::new(from).lines().map_while(Result::ok) {
         let at_ns = monotonic_now().ns();
-        let line = match serde_json::from_str::<Change>(&line) {
-            Ok(change) => Line::Change(Change { at_ns, ..change }),
-            Err(_) => match serde_json::from_str::<ProbeReport>(&line) {
+        let change = serde_json::from_str(&line).ok().or_else(|| Change::of_line(&line));
+        let line = match change {
+            Some(change) => Line::Change(Change { at_ns, ..change }),
+            None => match serde_json::from_str::<ProbeReport>(&line) {
                 Ok(report) => Line::Report(Box::new(report)),
                 // Something for people.
                 Err(_) => continue,
@@ -196,4 +212,46 @@ fn lateness_of(log: &[u8], from: SystemTime, to: SystemTime) -> Result<Lateness,
 fn decode(base64: &str) -> Result<Vec<u8>, String> {
     use base64::Engine;
     base64::engine::general_purpose::STANDARD.decode(base64).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A line for people and a line of JSON say the same.
+    #[test]
+    fn a_change_is_read_from_either_kind_of_line() {
+        let address = SocketAddr::from(([127, 20, 0, 1], 27300));
+        let expected = Change { at_ns: 0, address, to: Belief::Down, code: "L7STS".into() };
+        for line in [
+            "2026-11-22T00:09:12.345678Z http://127.20.0.1:27300/health: up -> down, L7STS (status 503), 3 in a row, after 5 m",
+            "2026-11-22T00:09:12.345678Z 127.20.0.1:27300: unknown -> down, L7STS",
+        ] {
+            assert_eq!(Change::of_line(line), Some(expected.clone()), "{line}");
+        }
+        let json = r#"{"address":"127.20.0.1:27300","from":"up","to":"down","code":"L7STS"}"#;
+        assert_eq!(serde_json::from_str::<Change>(json).expect("a change"), expected);
+        assert_eq!(Change::of_line("8,000 targets: 7,999 up, 1 down."), None);
+    }
+
+    /// Only intervals within the two times count, and only those of lateness.
+    #[test]
+    fn lateness_is_that_of_the_stretch() {
+        use hdrhistogram::serialization::V2DeflateSerializer;
+        use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+        let begin = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let second = Duration::from_secs(1);
+        let (mut text, mut serializer) = (Vec::new(), V2DeflateSerializer::new());
+        let mut builder = IntervalLogWriterBuilder::new();
+        let mut log = builder.with_base_time(begin).begin_log_with(&mut text, &mut serializer).expect("memory");
+        for n in 0..4 {
+            let mut histogram = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3).expect("the bounds are constants");
+            histogram.record_n(100 * (u64::from(n) + 1), 10).expect("in range");
+            for tag in [None, Tag::new("lateness")] {
+                log.write_histogram(&histogram, second * n, second, tag).expect("memory");
+            }
+        }
+        let late = lateness_of(&text, begin + second, begin + second * 3).expect("a log");
+        assert_eq!((late.us.len(), late.us.min(), late.us.max()), (20, 200, 300));
+    }
 }
