@@ -15,6 +15,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroU8;
 use std::sync::{Condvar, Mutex};
 
+mod worlds;
+
 /// A wake that a test can wait for.
 #[derive(Default)]
 struct Bell {
