@@ -1,9 +1,11 @@
-//! What one half-open probe costs in this engine, and how late it starts: `probe_cost TARGETS INTERVAL_MS SECONDS
-//! [IN_FLIGHT] [epoll|ring] [PORT]`, one worker, against listeners on 127.0.1.1 to 127.0.1.16 (port 7777 by default).
+//! What one probe costs in this engine, and how late it starts: `probe_cost TARGETS INTERVAL_MS SECONDS [IN_FLIGHT]
+//! [auto|epoll|ring] [PORT] [tcp|http] [WORKERS] [TIMEOUT_MS]`, one worker, half-open by default, against listeners on
+//! 127.0.1.1 to 127.0.1.16 (port 7777 by default).
 
-use ringspan_engine::check::Check;
+use ringspan_engine::check::{Check, HttpCheck};
 use ringspan_engine::engine::{Engine, Options};
 use ringspan_engine::health::Health;
+use ringspan_engine::histogram::Summary;
 use ringspan_engine::io::Mode;
 use ringspan_engine::kernel::Backend;
 use ringspan_engine::mailbox::{Full, NoWake};
@@ -27,19 +29,24 @@ fn main() {
         Some("ring") => Backend::Ring,
         _ => Backend::Auto,
     };
-    let options = Options { workers: 1, backend, in_flight_max: number(3, 512) as u32, ..Options::default() };
+    let check = match args.get(6).map(String::as_str) {
+        Some("http") => Check::Http(Arc::new(HttpCheck::default())),
+        _ => Check::Tcp(Mode::HalfOpen),
+    };
+    let options =
+        Options { workers: number(7, 1) as usize, backend, in_flight_max: number(3, 512) as u32, ..Options::default() };
     let (mut engine, mut feed) = Engine::start(&options, Arc::new(NoWake), |_| Vec::new()).expect("engine");
     println!("{}", engine.capabilities());
     let probes = engine.probes();
     let policy = std::sync::Arc::new(Policy {
         interval: Duration::from_millis(interval),
-        timeout: Duration::from_secs(1),
+        timeout: Duration::from_millis(number(8, 1000)),
         ..Policy::DEFAULT
     });
     for key in 0..targets {
         let mut target = Target {
             address: ([127, 0, 1, 1 + (key % 16) as u8], number(5, 7777) as u16).into(),
-            check: Check::Tcp(Mode::HalfOpen),
+            check: check.clone(),
             policy: policy.clone(),
             initial: Health::Unknown,
             count: None,
@@ -64,7 +71,19 @@ fn main() {
         (cpu_after.1 - cpu.1) / done * 1e6,
         (cpu_after.0 - cpu.0 + cpu_after.1 - cpu.1) / took * 100.0,
     );
-    println!("{:?}\nrtt {:?}\nlateness {:?}", after.counters, after.rtt_summary(), after.lateness_summary());
+    println!("{:?}", after.counters);
+    let times = [
+        ("rtt", &after.rtt, &before.rtt),
+        ("lateness", &after.lateness, &before.lateness),
+        ("kernel rtt", &after.kernel_rtt, &before.kernel_rtt),
+        ("connect", &after.connect, &before.connect),
+        ("first byte", &after.first_byte, &before.first_byte),
+    ];
+    for (name, after, before) in times {
+        let mut fresh = after.clone();
+        fresh.subtract(before).expect("numbers only grow");
+        println!("{name} us {:?}", Summary::of(&fresh));
+    }
     engine.stop();
     let mut changes = Vec::new();
     feed.transitions(&mut changes);

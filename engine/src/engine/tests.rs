@@ -443,3 +443,69 @@ fn in_flight_follows_the_limit_on_files() {
         assert_eq!(in_flight_of(files, workers), each, "{files} files, {workers} workers");
     }
 }
+
+/// A conversation on real sockets: it is answered, its phases are in order, and what the kernel measured is no more than
+/// the connection took. A check is changed while it runs, and a probe made at once.
+#[test]
+fn conversations_and_orders_on_real_sockets() {
+    use crate::check::Expect;
+    use crate::probe::pattern::Pattern;
+    use std::io::Write;
+    on_each_backend(|backend| {
+        let listener = TcpListener::bind(own_address(Family::V4)).expect("a loopback address");
+        let address = listener.local_addr().expect("bound");
+        let server = std::thread::spawn(move || {
+            let mut conversations = 0;
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("a connection");
+                let mut heard = [0; 5];
+                match stream.read_exact(&mut heard) {
+                    Ok(()) if &heard == b"hello" => stream.write_all(b"world").expect("the prober listens"),
+                    Ok(()) => return conversations,
+                    Err(_) => continue,
+                }
+                conversations += 1;
+            }
+            unreachable!("a listener never ends")
+        });
+        let pattern = Pattern::bytes(b"world").expect("short");
+        let hello = Arc::new(Expect::new(b"hello".to_vec(), Some(pattern)).expect("short"));
+        let mut run = Run::start(Options { backend, workers: 1, groups: vec!["a".into()], ..Options::default() });
+        let id = run.add(Target {
+            check: Check::Expect(hello),
+            initial: Health::Unknown,
+            count: None,
+            group: 1,
+            ..target(3, address, Mode::Full, 1)
+        });
+        run.until(|run| run.samples.len() >= 20);
+        for sample in &run.samples {
+            let (phases, us) = (sample.phases, sample.rtt_ns / 1000);
+            assert_eq!((sample.code, sample.errno, sample.health), (Code::L7Ok, 0, Health::Up), "{backend:?}");
+            assert!(phases.connect_us > 0 && phases.connect_us <= phases.first_byte_us, "{phases:?}");
+            assert!(u64::from(phases.first_byte_us) <= us.max(1), "{phases:?} {us}");
+            assert!(sample.kernel_rtt_us <= phases.connect_us, "{sample:?}");
+        }
+        assert!(run.samples.iter().any(|sample| sample.kernel_rtt_us > 0), "one in sixteen asks the kernel");
+        let before = run.samples.len();
+        run.engine.probes().recheck(id, Check::Tcp(Mode::HalfOpen)).expect("room for one");
+        run.until(|run| run.samples[before..].iter().any(|sample| sample.code == Code::L4Ok));
+        run.engine
+            .probes()
+            .update(id, Arc::new(Policy { interval: Duration::from_secs(3600), ..Policy::DEFAULT }))
+            .expect("room");
+        run.engine.stats();
+        run.feed.samples(&mut run.samples);
+        let before = run.samples.len();
+        run.engine.probes().probe_now(id).expect("room for one");
+        run.until(|run| run.samples.len() > before);
+        run.engine.stop();
+        let total = run.engine.stats().total;
+        let group = total.groups[0].as_deref().expect("counted in");
+        assert_eq!(group.finished(), total.counters.finished());
+        assert_eq!(group.outcome(Code::L7Ok), total.first_byte.len());
+        TcpStream::connect(address).and_then(|mut last| last.write_all(b"enough")).expect("the server still runs");
+        let (answered, heard) = (server.join().expect("the server is well"), total.counters.outcome(Code::L7Ok));
+        assert!((heard..=heard + total.counters.abandoned).contains(&answered), "{answered} {heard}");
+    });
+}
