@@ -275,3 +275,108 @@ impl Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::{Faults, SimIo, World};
+    use std::net::{IpAddr, Ipv4Addr};
+
+    const NOW: Instant = Instant::from_ns(1 << 40);
+
+    fn io(lanes_max: Option<u32>) -> SimIo {
+        SimIo::new(1, NOW, World::default(), Faults { lanes_max, ..Faults::default() })
+    }
+
+    fn kind(number: u32) -> LaneKind {
+        let source = IpAddr::from(Ipv4Addr::from(0x7f09_0000 + number));
+        LaneKind { way: Way::Stream, family: Family::V4, source: Some(source) }
+    }
+
+    fn key(index: u32) -> Key {
+        Key { index, generation: 0 }
+    }
+
+    /// Who starts next, until nobody can.
+    fn started(lanes: &mut Lanes, now: Instant, io: &mut SimIo) -> Vec<(u32, u32, u8)> {
+        std::iter::from_fn(|| match lanes.take(now, io) {
+            Turn::Start { target, lane, pool } => Some((target.index, lane, pool)),
+            Turn::Refused { .. } | Turn::Nobody => None,
+        })
+        .collect()
+    }
+
+    /// Every kind without a source has a place of its own.
+    #[test]
+    fn places_are_distinct() {
+        let modes = [Mode::HalfOpen, Mode::Full, Mode::Graceful].map(Way::Knock);
+        let ways = modes.into_iter().chain([Way::Stream, Way::Datagram, Way::Ping]);
+        let kinds = ways.flat_map(|way| [Family::V4, Family::V6].map(|family| LaneKind { way, family, source: None }));
+        let mut places: Vec<_> = kinds.map(place_of).collect();
+        places.sort_unstable();
+        assert!(places.into_iter().eq(0..SOURCELESS));
+    }
+
+    /// Pools take turns, however many stand in the queue of one; in a pool, first come first served.
+    #[test]
+    fn pools_take_turns() {
+        let (mut lanes, mut io) = (Lanes::new(1000), io(None));
+        for number in 0..30 {
+            lanes.on_due(kind(if number < 20 { 0 } else { number % 2 + 1 }), key(number)).expect("few kinds");
+        }
+        let order: Vec<_> = started(&mut lanes, NOW, &mut io).into_iter().map(|(target, ..)| target).collect();
+        assert_eq!(order[..9], [0, 20, 21, 1, 22, 23, 2, 24, 25]);
+        assert_eq!((order.len(), lanes.waiting(), lanes.opened()), (30, 0, 3 * u64::from(BATCH)));
+    }
+
+    /// A pool that has no lane left waits for one to come back; one that the kernel gives none is told so at once, asks
+    /// again when it is time, and neither holds up the others.
+    #[test]
+    fn nobody_holds_up_the_others() {
+        let (mut lanes, mut io) = (Lanes::new(1000), io(Some(BATCH)));
+        (0..100).for_each(|number| lanes.on_due(kind(0), key(number)).expect("few kinds"));
+        let first = started(&mut lanes, NOW, &mut io);
+        assert_eq!((first.len(), lanes.waiting()), (64, 36));
+        lanes.on_due(kind(1), key(200)).expect("few kinds");
+        let refused = Turn::Refused { target: key(200), errno: Errno(libc::EMFILE) };
+        assert_eq!(lanes.take(NOW, &mut io), refused);
+        assert_eq!(lanes.take(NOW, &mut io), Turn::Nobody);
+        assert_eq!(lanes.retry_at(NOW), Some(NOW + RETRY_MIN));
+        lanes.give_back(first[7].2, first[7].1);
+        assert_eq!(started(&mut lanes, NOW, &mut io), [(64, first[7].1, 0)]);
+        io.faults.lanes_max = None;
+        assert_eq!(started(&mut lanes, NOW, &mut io), [], "it is not time yet");
+        assert_eq!(started(&mut lanes, NOW + RETRY_MIN, &mut io).len(), 35);
+        lanes.on_due(kind(1), key(201)).expect("few kinds");
+        assert_eq!(started(&mut lanes, NOW + RETRY_MIN, &mut io).len(), 1);
+        assert_eq!(lanes.retry_at(NOW + RETRY_MIN), None);
+    }
+
+    /// The first batch of each pool is its own; beyond it the pools share what there is.
+    #[test]
+    fn every_pool_has_a_batch_of_its_own() {
+        let (mut lanes, mut io) = (Lanes::new(100), io(None));
+        for pool in 0..4 {
+            (0..200).for_each(|number| lanes.on_due(kind(pool), key(1000 * pool + number)).expect("few kinds"));
+            started(&mut lanes, NOW, &mut io);
+        }
+        let opened: Vec<_> = lanes.pools.iter().map(|pool| pool.opened).collect();
+        assert_eq!(opened, [100, 100, 92, 64]);
+        assert_eq!(lanes.retry_at(NOW), None, "nothing to ask the kernel for");
+    }
+
+    /// One kind more than there may be is refused, and those that are known are not; who is gone leaves its queue.
+    #[test]
+    fn kinds_are_bounded() {
+        let mut lanes = Lanes::new(10);
+        for number in 0..KINDS_MAX as u32 {
+            lanes.on_due(kind(number), key(number)).expect("room");
+        }
+        assert_eq!(lanes.on_due(kind(1000), key(1000)), Err(TooManyKinds));
+        assert_eq!(lanes.on_due(kind(7), key(1007)), Ok(()));
+        assert_eq!(lanes.waiting(), KINDS_MAX + 1);
+        lanes.retain(|target| target.index >= 1000);
+        assert_eq!(lanes.waiting(), 1);
+        assert_eq!(started(&mut lanes, NOW, &mut io(None)), [(1007, 0, 7)]);
+    }
+}
