@@ -104,7 +104,7 @@ mod tests {
             if is_sound(pem.as_bytes()) {
                 let longest = [b'p'; crate::check::MysqlCheck::PASSWORD_BYTES_MAX + 1];
                 let encrypted = mysql_common::crypto::encrypt(&longest, pem.as_bytes()).unwrap();
-                prop_assert_eq!(encrypted.len(), 256);
+                prop_assert!(MODULUS_BYTES.contains(&encrypted.len()));
             }
         }
     }

@@ -22,6 +22,7 @@ const UTF8MB4: u8 = 45;
 const VERSION: (u16, u16, u16) = (5, 5, 3);
 
 /// What a server said first.
+#[derive(Clone)]
 pub(super) struct Greeting {
     nonce: Vec<u8>,
     plugin: AuthPlugin<'static>,

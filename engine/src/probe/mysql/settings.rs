@@ -1,5 +1,6 @@
 //! What a MySQL check is told: who logs in, what is asked, and how much the network is trusted.
 
+use crate::probe::tls::TlsClient;
 use std::fmt;
 use std::num::NonZeroU16;
 
@@ -8,7 +9,7 @@ use std::num::NonZeroU16;
 /// A server counts each failed login in `Aborted_connects`, also an "access denied" (measured, docs/probing.md). So give
 /// the check an account of its own that may do nothing: `CREATE USER 'ringspan'@'%'` is enough for
 /// [`MysqlAsk::Nothing`] and [`MysqlAsk::IsPrimary`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct MysqlCheck {
     pub(super) user: String,
     pub(super) password: Secret,
@@ -54,12 +55,17 @@ pub enum MysqlColumn {
 }
 
 /// How the connection is protected.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, Default)]
 pub enum MysqlTls {
     /// Not: the login goes over the connection as it is. The password itself does not (see
-    /// [`MysqlCheck::taking_server_key`]).
+    /// [`MysqlCheck::taking_server_key`]). Default.
     #[default]
     Off,
+    /// With TLS if the server offers it, without if not. Whoever sits on the way can take the offer away. A handshake that
+    /// fails is a failure.
+    Preferred(TlsClient),
+    /// With TLS; a server that does not offer it is not told who we are (`L6RSP`, client error 2026).
+    Required(TlsClient),
 }
 
 /// A password. Prints as `***`.
@@ -201,6 +207,13 @@ impl Default for MysqlCheck {
     }
 }
 
+impl MysqlCheck {
+    /// Nobody: who says hello for good manners alone.
+    pub(super) fn nobody() -> MysqlCheck {
+        MysqlCheck::new("", Secret::default()).expect("no name is a short one")
+    }
+}
+
 fn is_text(what: &'static str, text: &str, max: usize) -> Result<(), MysqlError> {
     if text.len() > max || text.contains('\0') {
         return Err(MysqlError::Text { what, bytes: text.len(), max });
@@ -243,7 +256,7 @@ mod tests {
             let error = result.expect_err(words).to_string();
             assert!(error.contains(words), "{error}");
         }
-        assert_eq!(check().in_database("").unwrap(), check());
+        assert_eq!(check().in_database("").unwrap().database, None);
     }
 
     /// Nacos' command is the primary check only letter by letter.
