@@ -1,14 +1,16 @@
 //! What one probe costs in this engine, and how late it starts: `probe_cost TARGETS INTERVAL_MS SECONDS [IN_FLIGHT]
-//! [auto|epoll|ring] [PORT] [tcp|http] [WORKERS] [TIMEOUT_MS]`, one worker, half-open by default, against listeners on
-//! 127.0.1.1 to 127.0.1.16 (port 7777 by default).
+//! [auto|epoll|ring] [PORT] [tcp|http|hole] [WORKERS] [TIMEOUT_MS]`, one worker, half-open by default, against listeners on
+//! 127.0.1.1 to 127.0.1.16 (port 7777 by default). `hole`: half-open too, against ports that never answer; says how late
+//! the verdicts are.
 
 use ringspan_engine::check::{Check, HttpCheck};
 use ringspan_engine::engine::{Engine, Options};
 use ringspan_engine::health::Health;
-use ringspan_engine::histogram::Summary;
+use ringspan_engine::histogram::{Summary, histogram};
 use ringspan_engine::io::Mode;
 use ringspan_engine::kernel::Backend;
 use ringspan_engine::mailbox::{Full, NoWake};
+use ringspan_engine::outcome::Code;
 use ringspan_engine::target::{Policy, Target};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,8 +35,15 @@ fn main() {
         Some("http") => Check::Http(Arc::new(HttpCheck::default())),
         _ => Check::Tcp(Mode::HalfOpen),
     };
-    let options =
-        Options { workers: number(7, 1) as usize, backend, in_flight_max: number(3, 512) as u32, ..Options::default() };
+    let holes = args.get(6).is_some_and(|kind| kind == "hole");
+    let samples_max = if holes { 1 << 16 } else { 0 };
+    let options = Options {
+        samples_max,
+        workers: number(7, 1) as usize,
+        backend,
+        in_flight_max: number(3, 512) as u32,
+        ..Options::default()
+    };
     let (mut engine, mut feed) = Engine::start(&options, Arc::new(NoWake), |_| Vec::new()).expect("engine");
     println!("{}", engine.capabilities());
     let probes = engine.probes();
@@ -60,7 +69,15 @@ fn main() {
     }
     std::thread::sleep(Duration::from_millis(500));
     let (before, cpu, begin) = (engine.stats().total, cpu_seconds(), Instant::now());
-    std::thread::sleep(Duration::from_secs(seconds));
+    let (mut late, mut samples, timeout) = (histogram(), Vec::new(), policy.timeout.as_nanos() as u64);
+    while begin.elapsed() < Duration::from_secs(seconds) {
+        std::thread::sleep(Duration::from_millis(if holes { 10 } else { 1000 }));
+        samples.clear();
+        feed.samples(&mut samples);
+        for sample in samples.iter().filter(|sample| sample.code == Code::L4Timeout) {
+            late.record((sample.rtt_ns - timeout) / 1000).expect("within a minute");
+        }
+    }
     let (after, cpu_after, took) = (engine.stats().total, cpu_seconds(), begin.elapsed().as_secs_f64());
     let done = (after.counters.finished() - before.counters.finished()) as f64;
     println!(
@@ -84,6 +101,7 @@ fn main() {
         fresh.subtract(before).expect("numbers only grow");
         println!("{name} us {:?}", Summary::of(&fresh));
     }
+    println!("verdicts of timeouts, us after the deadline {:?}", Summary::of(&late));
     engine.stop();
     let mut changes = Vec::new();
     feed.transitions(&mut changes);
