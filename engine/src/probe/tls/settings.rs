@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 /// Whose certificates are accepted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub enum Trust {
     /// Chains up to a root of this machine: what the OpenSSL of the distribution trusts (Debian: package
     /// ca-certificates), or the environment's SSL_CERT_FILE and SSL_CERT_DIR. Read once per process; a machine without
@@ -29,6 +29,18 @@ pub enum Trust {
     Pinned(Vec<Pin>),
     /// Everything, even a server that does not have its certificate's key. For servers whose answer is all that matters.
     Insecure,
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trust::System => f.write_str("System"),
+            Trust::CaFile(path) => write!(f, "CaFile({})", path.display()),
+            Trust::CaPem(pem) => write!(f, "CaPem({} bytes)", pem.len()),
+            Trust::Pinned(pins) => write!(f, "Pinned({pins:?})"),
+            Trust::Insecure => f.write_str("Insecure"),
+        }
+    }
 }
 
 /// Which versions are offered.

@@ -78,7 +78,8 @@ impl CertificateFault {
             E::Expired | E::ExpiredContext { .. } => CertificateFault::Expired,
             E::NotValidYet | E::NotValidYetContext { .. } => CertificateFault::NotYetValid,
             E::NotValidForName | E::NotValidForNameContext { .. } => CertificateFault::WrongName,
-            E::UnknownIssuer => CertificateFault::UnknownIssuer,
+            // A signature in the chain does not fit: the issuer has a trusted one's name, but not its key.
+            E::UnknownIssuer | E::BadSignature => CertificateFault::UnknownIssuer,
             E::Revoked => CertificateFault::Revoked,
             _ => CertificateFault::Other,
         }
@@ -195,7 +196,15 @@ impl Witness {
                 _ => ParsedCertificate::try_from(leaf).and_then(|parsed| verify_server_name(&parsed, name)),
             },
             Trusted::Chains { verifier, .. } => {
-                verifier.verify_server_cert(leaf, chain, name, ocsp, now).map(|_verified| ())
+                let verified = verifier.verify_server_cert(leaf, chain, name, ocsp, now).map(|_verified| ());
+                let is_own = parsed.as_ref().is_some_and(|parsed| parsed.subject() == parsed.issuer());
+                match verified {
+                    // webpki says of a self-signed CA that it is no server's; people know it as an unknown one.
+                    Err(Error::InvalidCertificate(CertificateError::Other(_))) if is_own => {
+                        fault(CertificateError::UnknownIssuer)
+                    }
+                    verified => verified,
+                }
             }
             Trusted::Pinned(pins) => {
                 let hash = |bytes: &[u8]| -> [u8; 32] {
