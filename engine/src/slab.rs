@@ -39,6 +39,13 @@ impl<T> Slab<T> {
         Slab { chunks: Vec::new(), free: Vec::new(), fresh: 0, len: 0, len_max }
     }
 
+    /// Bytes on the heap, what values own there themselves left out. They follow the highest index ever used, a thousand
+    /// at a time, and are never given back.
+    pub fn bytes(&self) -> usize {
+        let entries = self.chunks.len() * CHUNK * size_of::<Entry<T>>();
+        entries + self.chunks.capacity() * size_of::<Box<[Entry<T>]>>() + self.free.capacity() * size_of::<u32>()
+    }
+
     /// How many values there are.
     pub fn len(&self) -> u32 {
         self.len

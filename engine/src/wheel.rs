@@ -10,9 +10,10 @@
 //! ```
 //! As the cursor moves, whole mid slots are moved into the near level one timer at a time, about 3.8 s before they are
 //! due: a hundred thousand timers with one interval never move all at once. A timer is named by a number of the
-//! caller's, its slab index; the links live here, in an array indexed by it.
+//! caller's, its slab index; the links live here, indexed by it.
 
 use crate::time::Instant;
+use std::ops::{Index, IndexMut};
 
 /// One tick. A health check's interval is hundreds of these, so a probe starts at most 1 % late by design.
 pub const TICK_NS: u64 = 1_000_000;
@@ -33,13 +34,56 @@ const NONE: u32 = u32::MAX;
 const IDLE: u16 = u16::MAX;
 const _: () = assert!(SLOTS < IDLE as usize);
 
+/// The furthest that a timer can be ahead: 49 days.
+const AHEAD_MAX: u64 = u32::MAX as u64;
+/// Timers per allocation: growing by this many keeps a worker from copying megabytes at once.
+const CHUNK: usize = 1024;
+
 #[derive(Clone, Copy)]
 struct Node {
-    tick: u64,
+    /// The tick's low half: no timer is before the cursor, or so far ahead that it could be another.
+    tick: u32,
     previous: u32,
     next: u32,
     /// Which slot it hangs in; `IDLE` when not armed.
     slot: u16,
+}
+
+/// A million timers are 16 MB: four to a cache line.
+const _: () = assert!(size_of::<Node>() == 16);
+
+impl Node {
+    const NEW: Node = Node { tick: 0, previous: NONE, next: NONE, slot: IDLE };
+}
+
+/// All timers' nodes, by id. Growing never moves what is there.
+struct Nodes {
+    chunks: Vec<Box<[Node; CHUNK]>>,
+}
+
+impl Nodes {
+    fn get(&self, id: u32) -> Option<&Node> {
+        Some(&self.chunks.get(id as usize / CHUNK)?[id as usize % CHUNK])
+    }
+
+    fn grow_to(&mut self, id: u32) {
+        while self.chunks.len() <= id as usize / CHUNK {
+            self.chunks.push(Box::new([Node::NEW; CHUNK]));
+        }
+    }
+}
+
+impl Index<u32> for Nodes {
+    type Output = Node;
+    fn index(&self, id: u32) -> &Node {
+        &self.chunks[id as usize / CHUNK][id as usize % CHUNK]
+    }
+}
+
+impl IndexMut<u32> for Nodes {
+    fn index_mut(&mut self, id: u32) -> &mut Node {
+        &mut self.chunks[id as usize / CHUNK][id as usize % CHUNK]
+    }
 }
 
 /// See the module.
@@ -54,7 +98,7 @@ pub struct Wheel {
     near: Bits<64>,
     mid: Bits<16>,
     far: Bits<16>,
-    nodes: Vec<Node>,
+    nodes: Nodes,
     len: usize,
 }
 
@@ -71,9 +115,15 @@ impl Wheel {
             near: Bits::new(),
             mid: Bits::new(),
             far: Bits::new(),
-            nodes: Vec::new(),
+            nodes: Nodes { chunks: Vec::new() },
             len: 0,
         }
+    }
+
+    /// Bytes on the heap. They follow the highest id ever armed, a thousand at a time, and are never given back.
+    pub fn bytes(&self) -> usize {
+        let nodes = self.nodes.chunks.len() * size_of::<[Node; CHUNK]>();
+        nodes + self.nodes.chunks.capacity() * size_of::<Box<[Node; CHUNK]>>() + size_of::<[u32; SLOTS]>()
     }
 
     /// How many timers are armed.
@@ -86,22 +136,20 @@ impl Wheel {
         self.len == 0
     }
 
-    /// Arms timer `id` for the first tick at or after `at`; a time that has passed means the next tick. If it was armed,
-    /// it moves.
+    /// Arms timer `id` for the first tick at or after `at`; a time that has passed means the next tick, one
+    /// that is more than 49 days ahead is taken for 49 days. If it was armed, it moves.
     pub fn arm(&mut self, id: u32, at: Instant) {
         self.disarm(id);
-        let idle = Node { tick: 0, previous: NONE, next: NONE, slot: IDLE };
-        if self.nodes.len() <= id as usize {
-            self.nodes.resize(id as usize + 1, idle);
-        }
-        self.nodes[id as usize].tick = at.ns().div_ceil(TICK_NS).max(self.cursor);
+        self.nodes.grow_to(id);
+        let tick = at.ns().div_ceil(TICK_NS).clamp(self.cursor, self.cursor + AHEAD_MAX);
+        self.nodes[id].tick = tick as u32;
         self.hang(id);
         self.len += 1;
     }
 
     /// Disarms timer `id`. Returns whether it was armed.
     pub fn disarm(&mut self, id: u32) -> bool {
-        match self.nodes.get(id as usize) {
+        match self.nodes.get(id) {
             Some(node) if node.slot != IDLE => {
                 self.unhang(id);
                 self.len -= 1;
@@ -197,15 +245,20 @@ impl Wheel {
             let id = self.heads[slot];
             self.unhang(id);
             // A timer that was beyond the far level's reach waits in the last slot again, which is never this one.
-            let level = if self.nodes[id as usize].tick < end { Level::Mid } else { Level::Far };
+            let level = if self.tick(id) < end { Level::Mid } else { Level::Far };
             self.hang_at(id, level);
         }
         self.mid_end = end;
         true
     }
 
+    /// When an armed timer fires.
+    fn tick(&self, id: u32) -> u64 {
+        self.cursor + u64::from(self.nodes[id].tick.wrapping_sub(self.cursor as u32))
+    }
+
     fn hang(&mut self, id: u32) {
-        let tick = self.nodes[id as usize].tick;
+        let tick = self.tick(id);
         let level = if tick < self.near_end {
             Level::Near
         } else if tick < self.mid_end {
@@ -217,7 +270,7 @@ impl Wheel {
     }
 
     fn hang_at(&mut self, id: u32, level: Level) {
-        let tick = self.nodes[id as usize].tick;
+        let tick = self.tick(id);
         let slot = match level {
             Level::Near => {
                 self.near.set(tick % NEAR_SLOTS);
@@ -236,21 +289,21 @@ impl Wheel {
         };
         let head = self.heads[slot];
         if head != NONE {
-            self.nodes[head as usize].previous = id;
+            self.nodes[head].previous = id;
         }
-        let node = &mut self.nodes[id as usize];
+        let node = &mut self.nodes[id];
         (node.previous, node.next, node.slot) = (NONE, head, slot as u16);
         self.heads[slot] = id;
     }
 
     fn unhang(&mut self, id: u32) {
-        let Node { previous, next, slot, .. } = self.nodes[id as usize];
-        self.nodes[id as usize].slot = IDLE;
+        let Node { previous, next, slot, .. } = self.nodes[id];
+        self.nodes[id].slot = IDLE;
         if next != NONE {
-            self.nodes[next as usize].previous = previous;
+            self.nodes[next].previous = previous;
         }
         if previous != NONE {
-            self.nodes[previous as usize].next = next;
+            self.nodes[previous].next = next;
             return;
         }
         let slot = slot as usize;
