@@ -9,7 +9,7 @@
 use crate::check::Check;
 use crate::kernel::{self, Backend, Capabilities};
 use crate::mailbox::{Full, Receiver, Sender, Wake, mailbox};
-use crate::probe::{Command, Names, Outbox, Pace, Prober, ProberParts};
+use crate::probe::{Command, Flock, Guard, Names, Nets, Outbox, Pace, Prober, ProberParts};
 use crate::resident::Resident;
 use crate::stats::{Numbers, Stats};
 use crate::target::{Policy, Sample, Target, TargetId, Transition};
@@ -149,6 +149,7 @@ impl Engine {
         let count = planned.len();
         let (transitions_in, transitions) = mailbox(TRANSITIONS_MAX, wake.clone());
         let (samples_in, samples) = mailbox(options.samples_max, wake);
+        let flock = Arc::new(Flock::new(options.mass_flip, options.mass_flip_percent));
         let (mut desks, mut seats) = (Vec::new(), Vec::new());
         for (seat, beside) in planned {
             let rouse: Arc<dyn Wake> = Arc::new(seat.waker.clone());
@@ -166,6 +167,9 @@ impl Engine {
                 in_flight_max: options.in_flight_max,
                 groups: options.groups.len().min(GROUPS_MAX),
                 pace: Pace::new(options.rate_max, count),
+                nets: Nets::new(options.rate_per_net, options.in_flight_per_net, count),
+                guard: Guard::new(options.freeze),
+                flock: flock.clone(),
                 outbox: Outbox::new(transitions_in.clone(), (options.samples_max > 0).then(|| samples_in.clone())),
                 commands: commands_out,
                 asks: asks_out,

@@ -93,12 +93,17 @@ impl Verdict {
             (Health::Up, false) => (thresholds.fall.get(), Health::Down),
             (Health::Down, true) => (thresholds.rise.get(), Health::Up),
         };
-        self.against += 1;
+        self.against = self.against.saturating_add(1);
         if self.against < needed {
             return None;
         }
         *self = Verdict::new(next);
         Some(next)
+    }
+
+    /// Takes an outcome that would have changed the belief and must not yet: it stands against it with the others.
+    pub fn hold(&mut self) {
+        self.against = self.against.saturating_add(1);
     }
 }
 

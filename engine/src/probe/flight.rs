@@ -17,6 +17,7 @@
 
 use crate::io::{End, Errno, Lane, TcpFacts};
 use crate::outcome::Code;
+use crate::probe::nets::Ticket;
 use crate::probe::patience::Patience;
 use crate::probe::talk::{Finding, Next, Talk};
 use crate::slab::Key;
@@ -156,6 +157,8 @@ pub(crate) struct Flight {
     /// Which socket, of which pool.
     pub(crate) lane: Lane,
     pub(crate) pool: u8,
+    /// Its place among its network's probes.
+    pub(crate) ticket: Ticket,
     /// Counts its operations: part of each one's token, so that a repeated completion is not taken for the next.
     pub(crate) op: u8,
     /// How its call ends once it has been silenced.

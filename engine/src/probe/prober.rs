@@ -15,9 +15,11 @@ pub(crate) use commands::Command;
 use crate::io::{Completion, Event as IoEvent};
 use crate::mailbox::Receiver;
 use crate::probe::flight::Flight;
+use crate::probe::flock::Flock;
 use crate::probe::guard::Guard;
 use crate::probe::lanes::Lanes;
 use crate::probe::names::Names;
+use crate::probe::nets::Nets;
 use crate::probe::outbox::Outbox;
 use crate::probe::pace::Pace;
 use crate::probe::watched::{Stage, Watched};
@@ -51,6 +53,11 @@ pub(crate) struct ProberParts {
     /// How many groups of targets are counted apart.
     pub(crate) groups: usize,
     pub(crate) pace: Pace,
+    /// Caps for each network, if there are any.
+    pub(crate) nets: Option<Nets>,
+    pub(crate) guard: Guard,
+    /// The targets of all workers.
+    pub(crate) flock: Arc<Flock>,
     pub(crate) outbox: Outbox,
     pub(crate) commands: Receiver<Command>,
     /// Whoever wants the numbers leaves a return address.
@@ -68,7 +75,6 @@ pub(crate) struct Prober {
     flights: Slab<Flight>,
     deadlines: Wheel,
     lanes: Lanes,
-    guard: Guard,
     numbers: Numbers,
     /// Names that found no room on their way back.
     names_freed: Vec<Key>,
@@ -83,7 +89,10 @@ pub(crate) struct Prober {
     held: bool,
     /// Completions since the last turn.
     answers: u32,
+    /// When this prober last looked at its own health.
+    looked_at: Instant,
     fired: Vec<u32>,
+    released: Vec<Key>,
     /// Who asked for the numbers and waits.
     asked: Vec<SyncSender<Numbers>>,
     stopping: bool,
@@ -99,7 +108,6 @@ impl Prober {
             flights: Slab::new(in_flight_max),
             deadlines: Wheel::new(Instant::ZERO),
             lanes: Lanes::new(in_flight_max),
-            guard: Guard::default(),
             numbers: Numbers::with_groups(parts.groups),
             names_freed: Vec::new(),
             promised: None,
@@ -108,7 +116,9 @@ impl Prober {
             hold: 0,
             held: false,
             answers: 0,
+            looked_at: Instant::ZERO,
             fired: Vec::new(),
+            released: Vec::new(),
             asked: Vec::new(),
             stopping: false,
             parts,
@@ -120,15 +130,23 @@ impl Prober {
         Numbers { counters: self.counters(), ..self.numbers.clone() }
     }
 
-    /// The counters as they are now.
+    /// The counters as they were at the last turn.
     pub(crate) fn counters(&self) -> Counters {
+        let capped = self.parts.nets.as_ref().map_or(0, Nets::waiting) as u64;
+        let (freezes, frozen) = self.parts.guard.freezes(self.looked_at);
         Counters {
             transitions: self.parts.outbox.transitions_made,
             samples_dropped: self.parts.outbox.samples_dropped,
             targets: u64::from(self.watched.len()),
             in_flight: u64::from(self.flights.len()),
-            waiting: self.lanes.waiting() as u64,
+            waiting: self.lanes.waiting() as u64 + capped,
+            capped,
             lanes: self.lanes.opened(),
+            freezes,
+            frozen_ns: frozen.as_nanos() as u64,
+            workers_frozen: u64::from(self.parts.guard.is_frozen()),
+            // There is one alarm for all: the first worker tells it.
+            alarm: u64::from(self.parts.worker == 0 && self.parts.flock.is_raised()),
             ..self.numbers.counters.clone()
         }
     }
@@ -144,7 +162,8 @@ impl Prober {
         for index in fired.drain(..) {
             let (key, watched) = self.watched.at_mut(index).expect("a target's timer is disarmed when it goes");
             watched.stage = Stage::Due;
-            self.queue(now, key);
+            self.parts.guard.on_slot(now, now.since(watched.slot), watched.timeout());
+            self.admit(now, key);
         }
         self.fired = fired;
         more
@@ -200,6 +219,8 @@ impl Prober {
             self.answer_asks();
         }
         if !self.stopping {
+            self.look_around(now);
+            more |= self.release(now);
             more |= self.queue_due(now);
             more |= self.start_due(cx);
         }
@@ -213,14 +234,17 @@ impl Prober {
         if more {
             return Next::Now;
         }
-        let mut next = [self.deadlines.next_expiry(), self.parts.outbox.next(now), None, None, None];
+        let mut next = [self.deadlines.next_expiry(), self.parts.outbox.next(now), None, None, None, None, None, None];
         if !self.stopping {
             next[2] = self.schedule.next_expiry();
+            next[4] = self.parts.nets.as_ref().and_then(Nets::next);
+            next[5] = self.parts.guard.next();
+            next[6] = self.parts.flock.next(now);
             if self.lanes.waiting() > 0 && !self.flights.is_full() {
                 next[3] = self.parts.pace.blocked_until(now).or_else(|| self.lanes.retry_at(now));
             }
         }
-        next[4] = (!self.flights.is_empty()).then(|| now + HEARTBEAT);
+        next[7] = (!self.flights.is_empty()).then(|| now + HEARTBEAT);
         next.into_iter().flatten().min().map_or(Next::Event, Next::At)
     }
 }
@@ -228,6 +252,9 @@ impl Prober {
 impl Resident for Prober {
     fn on_start(&mut self, cx: &mut Cx<'_>) {
         self.schedule = Wheel::new(cx.now);
+        if let Some(nets) = &mut self.parts.nets {
+            nets.start(cx.now);
+        }
         self.deadlines = Wheel::new(cx.now);
     }
 

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::check::Check;
-use crate::health::{Health, Thresholds, Verdict};
+use crate::health::{Health, Held, Thresholds, Verdict};
 use crate::io::{Io, Mode};
 use crate::outcome::{Code, Fault};
 use crate::sim::{Behaviour, Faults, World};
@@ -18,6 +18,7 @@ use std::time::Duration;
 
 mod bench;
 mod invariants;
+mod policies;
 mod story;
 mod verify;
 
@@ -119,7 +120,7 @@ fn assert_replayed(bench: &Bench, targets: &HashMap<u64, Target>) {
         let (mut health, mut run) = (target.initial, 0u8);
         let mut expected = Vec::new();
         for sample in bench.samples.iter().filter(|sample| sample.key == *key) {
-            if sample.code.fault() == Fault::Prober {
+            if sample.code.fault() == Fault::Prober || sample.held == Held::Frozen {
                 assert_eq!(sample.health, health);
                 continue;
             }

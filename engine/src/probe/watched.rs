@@ -1,20 +1,23 @@
-//! One target as its worker keeps it: compact, because there may be a hundred thousand.
+//! One target as its worker keeps it: compact, because there may be a million.
 //!
 //! ```text
 //! Waiting ──its slot comes──► Due ──started──► Flying ──outcome──► Waiting | Finished
 //! ```
-//! Slots of the schedule are absolute: `phase + k x interval` on the monotonic clock, with a phase drawn from the
-//! target's key and address. So targets spread evenly over the interval, a late probe does not push its successors,
-//! and a skipped slot is skipped for good.
+//! What is believed of it goes through three hands: rise and fall ([`Verdict`]) make a verdict of outcomes, a flapping
+//! target's penalty ([`Damper`]) may hold it down against that verdict, and what comes out is told. When it is probed
+//! next is [`rhythm`](crate::probe::rhythm)'s.
 
 use crate::check::Check;
-use crate::health::{Thresholds, Verdict};
+use crate::health::{Health, Held, Thresholds, Verdict};
 use crate::io::{Family, LaneKind};
-use crate::outcome::Fault;
+use crate::outcome::{Code, Fault};
+use crate::probe::damping::Damper;
+use crate::probe::rhythm::{Place, Tempo, mix};
 use crate::slab::Key;
-use crate::target::{INTERVAL_MAX, INTERVAL_MIN, Policy, TIMEOUT_MAX, TIMEOUT_MIN, Target};
+use crate::target::{Policy, TIMEOUT_MAX, TIMEOUT_MIN, Target};
 use crate::time::Instant;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,56 +36,133 @@ pub(crate) enum Stage {
 
 /// See the module.
 pub(crate) struct Watched {
-    address: SocketAddr,
     check: Check,
     policy: Arc<Policy>,
     pub(crate) key: u64,
     /// The slot it waits for, is due since, or was last probed for.
     pub(crate) slot: Instant,
+    /// What only some policies need.
+    memory: Option<Box<Memory>>,
     pub(crate) stage: Stage,
-    interval_ms: u32,
-    /// Probes still to make; `None`: without end.
-    left: Option<u32>,
-    timeout_ms: u16,
-    /// Probes in a row that told nothing of the target and were not counted as made.
-    excused: u8,
-    /// Its next probe asks the kernel what it measured.
-    pub(crate) look: bool,
-    /// The slot it is due since is none of the schedule's.
-    is_forced: bool,
+    /// Probes still to make; [`WITHOUT_END`].
+    left: u32,
+    /// IPv4's in the first four bytes. With the port, scope and `IS_V6`: 23 bytes where a `SocketAddr` has 32.
+    ip: [u8; 16],
+    scope: u32,
+    port: u16,
     /// Which histograms it counts in; 0: none.
     pub(crate) group: u16,
-    pub(crate) thresholds: Thresholds,
-    pub(crate) verdict: Verdict,
+    verdict: Verdict,
+    /// What has been told of it.
+    told: Health,
+    /// Probes in a row that the prober's own trouble spoilt.
+    spoilt: u8,
+    /// Failures since it was found down.
+    failures: u8,
+    flags: u8,
 }
+
+/// What a damped or adaptive target remembers besides.
+#[derive(Default)]
+struct Memory {
+    damper: Damper,
+    is_damped: bool,
+    /// It would be up and is held down, and that has been told.
+    is_damping_told: bool,
+    /// The adaptive interval; 0: not drawn yet.
+    normalized_ms: u32,
+}
+
+/// The address is IPv6.
+const IS_V6: u8 = 1;
+/// The next probe asks the kernel what it measured.
+const LOOK: u8 = 2;
+/// The slot it is due since is none of the schedule's.
+const FORCED: u8 = 4;
+/// It wants to go down and waits for one more failure.
+const UNCONFIRMED: u8 = 8;
+/// Its network has made room for its next probe.
+const ADMITTED: u8 = 16;
+
+/// No `count`; a count of so many has no end either, nor would it before 13 years are over.
+const WITHOUT_END: u32 = u32::MAX;
 
 /// Probes in a row that the prober's own trouble may spoil before one counts as made: whoever asked for one probe gets
 /// an answer about the target after a stall of some intervals, and an end where the trouble does not pass.
 const EXCUSED_MAX: u8 = 5;
+/// Spoilt ones are counted up to here and then from [`EXCUSED_MAX`] + 1 lower again, so that every sixth stays one.
+const SPOILT_WRAP: u8 = 252;
+const _: () = assert!(SPOILT_WRAP.is_multiple_of(EXCUSED_MAX + 1));
 
-/// A hundred thousand targets on one worker, with their timers, stay below 16 MB.
-const _: () = assert!(size_of::<Watched>() <= 112);
+/// With generation, links and all, a target costs its worker 120 bytes (`tests::a_target_costs_120_bytes`).
+const _: () = assert!(size_of::<Watched>() <= 96);
+const _: () = assert!(size_of::<Option<Watched>>() == size_of::<Watched>());
+
+/// What came of a probe, as far as the belief and the rhythm are concerned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct News {
+    pub(crate) code: Code,
+    /// What the protocol said: an HTTP status.
+    pub(crate) number: u32,
+    pub(crate) rtt: Duration,
+}
+
+/// Whether a failure is to be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Climate {
+    /// Yes.
+    Fair,
+    /// No: the prober is sick. A success still counts: an answer that came was given, however sick the asker. And a
+    /// failure still ends a run of successes, so that nothing is turned up by successes with failures between them.
+    Frozen,
+    /// Not where it would turn the target down: it needs one more.
+    Hold,
+}
+
+/// What an outcome made of the belief.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ruling {
+    /// What was told before.
+    pub(crate) from: Health,
+    /// What is believed now.
+    pub(crate) to: Health,
+    /// What kept the outcome from its usual effect.
+    pub(crate) held: Held,
+    /// To be told: `to` is new, or it is the first time that it is not Up for damping alone.
+    pub(crate) is_news: bool,
+    /// How many outcomes in a row decided.
+    pub(crate) streak: u8,
+}
 
 impl Watched {
     /// The target, waiting for its first slot at or after `now`.
     pub(crate) fn new(target: &Target, now: Instant) -> Watched {
         let idle = target.count == Some(0) || target.check.way().is_none();
+        let (ip, scope, version) = match target.address {
+            SocketAddr::V4(v4) => {
+                let mut ip = [0; 16];
+                ip[..4].copy_from_slice(&v4.ip().octets());
+                (ip, 0, 0)
+            }
+            SocketAddr::V6(v6) => (v6.ip().octets(), v6.scope_id(), IS_V6),
+        };
         let mut watched = Watched {
-            address: target.address,
             check: target.check.clone(),
             policy: target.policy.clone(),
             key: target.key,
             slot: now,
+            memory: None,
             stage: if idle { Stage::Finished } else { Stage::Waiting },
-            interval_ms: 0,
-            left: target.count,
-            timeout_ms: 0,
-            excused: 0,
-            look: false,
-            is_forced: false,
+            left: target.count.unwrap_or(WITHOUT_END),
+            ip,
+            scope,
+            port: target.address.port(),
             group: target.group,
-            thresholds: target.policy.thresholds,
             verdict: Verdict::new(target.initial),
+            told: target.initial,
+            spoilt: 0,
+            failures: 0,
+            flags: version,
         };
         watched.set_policy(&target.policy);
         watched.slot = watched.first_slot(now);
@@ -92,11 +172,20 @@ impl Watched {
     /// Takes over another policy; the current slot stays.
     pub(crate) fn set_policy(&mut self, policy: &Arc<Policy>) {
         self.policy = policy.clone();
-        let interval = policy.interval.clamp(INTERVAL_MIN, INTERVAL_MAX);
-        let timeout = policy.timeout.clamp(TIMEOUT_MIN, TIMEOUT_MAX);
-        self.interval_ms = u32::try_from(ms_up(interval)).expect("clamped to an hour");
-        self.timeout_ms = u16::try_from(ms_up(timeout)).expect("clamped to a minute");
-        self.thresholds = policy.thresholds;
+        if policy.damping.is_none() && policy.adaptive.is_none() {
+            self.memory = None;
+            return;
+        }
+        let hash = self.hash();
+        let memory = self.memory.get_or_insert_default();
+        if policy.damping.is_none() {
+            (memory.damper, memory.is_damped, memory.is_damping_told) = Default::default();
+        }
+        match policy.adaptive {
+            Some(adaptive) if memory.normalized_ms == 0 => memory.normalized_ms = adaptive.first_ms(hash),
+            Some(_) => {}
+            None => memory.normalized_ms = 0,
+        }
     }
 
     /// Takes over another check; the current slot stays.
@@ -106,27 +195,40 @@ impl Watched {
 
     /// Whether it has a check, and probes left to make.
     pub(crate) fn is_to_be_probed(&self) -> bool {
-        self.check.way().is_some() && self.left != Some(0)
+        self.check.way().is_some() && self.left > 0
     }
 
     /// Its next probe is due now, whatever the schedule says; the ones after keep to the schedule.
     pub(crate) fn force(&mut self, now: Instant) {
-        (self.stage, self.slot, self.is_forced) = (Stage::Due, now, true);
+        (self.stage, self.slot) = (Stage::Due, now);
+        self.flags |= FORCED;
     }
 
+    /// Its steady interval.
     pub(crate) fn interval(&self) -> Duration {
-        Duration::from_millis(u64::from(self.interval_ms))
+        self.policy.interval
     }
 
+    /// How long a probe of it may take, in whole milliseconds.
     pub(crate) fn timeout(&self) -> Duration {
-        Duration::from_millis(u64::from(self.timeout_ms))
+        let ns = self.policy.timeout.clamp(TIMEOUT_MIN, TIMEOUT_MAX).as_nanos() as u64;
+        Duration::from_millis(ns.div_ceil(1_000_000))
     }
 
-    /// Where its probes go.
+    /// The host it is on.
+    pub(crate) fn ip(&self) -> IpAddr {
+        match self.ip {
+            ip if self.flags & IS_V6 != 0 => Ipv6Addr::from(ip).into(),
+            [a, b, c, d, ..] => Ipv4Addr::new(a, b, c, d).into(),
+        }
+    }
+
+    /// Where its probes go. An IPv6 flow label is not kept.
     pub(crate) fn address(&self) -> SocketAddr {
-        match self.policy.port {
-            Some(port) => SocketAddr::new(self.address.ip(), port),
-            None => self.address,
+        let port = self.policy.port.unwrap_or(self.port);
+        match self.ip() {
+            IpAddr::V6(ip) => SocketAddrV6::new(ip, port, 0, self.scope).into(),
+            ip => (ip, port).into(),
         }
     }
 
@@ -140,29 +242,143 @@ impl Watched {
 
     /// Which lanes its probes need; `None`: it is not probed.
     pub(crate) fn kind(&self) -> Option<LaneKind> {
-        let way = self.check.way()?;
-        Some(LaneKind { way, family: Family::of(&self.address), source: self.policy.source })
+        let family = if self.flags & IS_V6 == 0 { Family::V4 } else { Family::V6 };
+        Some(LaneKind { way: self.check.way()?, family, source: self.policy.source })
     }
 
-    /// The first slot at or after `now`.
+    /// Whether the next probe shall ask the kernel what it measured.
+    pub(crate) fn set_look(&mut self, look: bool) {
+        self.set(LOOK, look);
+    }
+
+    /// Whether this probe shall, and no longer the next.
+    pub(crate) fn take_look(&mut self) -> bool {
+        self.take(LOOK)
+    }
+
+    /// Its network has made room for its next probe.
+    pub(crate) fn set_admitted(&mut self) {
+        self.flags |= ADMITTED;
+    }
+
+    /// Whether that room must be used or given back: now, for it is not asked again.
+    pub(crate) fn take_admitted(&mut self) -> bool {
+        self.take(ADMITTED)
+    }
+
+    // What is believed.
+
+    /// What is believed of it, as it was told.
+    pub(crate) fn health(&self) -> Health {
+        self.told
+    }
+
+    /// Whether it is up and does not want to go down: one of those that a mass fall is counted among.
+    pub(crate) fn is_standing(&self) -> bool {
+        self.verdict.health() == Health::Up && self.flags & UNCONFIRMED == 0
+    }
+
+    /// Whether this outcome is the one after which it wants to go down.
+    pub(crate) fn wants_down(&self, code: Code) -> bool {
+        let mut verdict = self.verdict;
+        self.is_standing() && verdict.on_outcome(code, self.thresholds(code)) == Some(Health::Down)
+    }
+
+    /// Whether the prober has spoilt its last probes for so long that it must be the target's own affair: a source
+    /// address that is not ours, a family that we do not have.
+    pub(crate) fn is_always_spoilt(&self) -> bool {
+        self.spoilt > EXCUSED_MAX
+    }
+
+    fn thresholds(&self, code: Code) -> Thresholds {
+        match self.policy.thresholds {
+            all if code == Code::L4Refused && self.policy.refusal_is_final => {
+                Thresholds { fall: NonZeroU8::MIN, ..all }
+            }
+            all => all,
+        }
+    }
+
+    /// A probe came out.
+    pub(crate) fn on_outcome(&mut self, now: Instant, news: News, climate: Climate) -> Ruling {
+        let (fault, before) = (news.code.fault(), self.verdict);
+        let mut held = Held::No;
+        let mut changed = None;
+        if fault == Fault::Target && climate == Climate::Frozen && before.health() != Health::Down {
+            held = Held::Frozen;
+        } else if climate == Climate::Hold && self.wants_down(news.code) {
+            self.verdict.hold();
+            self.flags |= UNCONFIRMED;
+            held = Held::Unconfirmed;
+        } else {
+            changed = self.verdict.on_outcome(news.code, self.thresholds(news.code));
+            if changed.is_some() || fault == Fault::Nobody {
+                self.set(UNCONFIRMED, false);
+            }
+        }
+        self.failures = match (fault, self.verdict.health()) {
+            (Fault::Nobody, _) | (_, Health::Up | Health::Unknown) => 0,
+            (Fault::Target, Health::Down) if changed.is_none() => self.failures.saturating_add(1),
+            (Fault::Target, Health::Down) => 0,
+            (Fault::Prober, Health::Down) => self.failures,
+        };
+        let mut to = self.verdict.health();
+        let mut is_news = false;
+        if let Some(memory) = &mut self.memory {
+            if let Some(adaptive) = self.policy.adaptive {
+                memory.normalized_ms = adaptive.next_ms(memory.normalized_ms, news.code, news.number, news.rtt);
+            }
+            if let Some(damping) = self.policy.damping {
+                let flapped = changed.is_some() && before.health() != Health::Unknown;
+                memory.is_damped = memory.damper.on_outcome(now, flapped, damping);
+                let is_held_down = memory.is_damped && to == Health::Up && self.told != Health::Up;
+                if is_held_down {
+                    (to, held) = (Health::Down, Held::Damped);
+                }
+                is_news = is_held_down && !memory.is_damping_told;
+                memory.is_damping_told = memory.is_damped && (memory.is_damping_told || is_held_down);
+            }
+        }
+        let from = std::mem::replace(&mut self.told, to);
+        let streak = before.against().saturating_add(1);
+        Ruling { from, to, held, is_news: is_news || from != to, streak }
+    }
+
+    // When it is probed.
+
+    fn tempo(&self) -> Tempo {
+        let normalized_ms = self.memory.as_ref().map(|memory| memory.normalized_ms).filter(|ms| *ms > 0);
+        Tempo::of(&self.policy, self.verdict, self.failures, normalized_ms)
+    }
+
+    fn hash(&self) -> u64 {
+        let ip = u128::from_ne_bytes(self.ip);
+        let parts = [ip as u64, (ip >> 64) as u64, u64::from(self.port)];
+        mix(parts.into_iter().fold(self.key, |sum, part| mix(sum).wrapping_add(part)))
+    }
+
+    fn place(&self) -> Place {
+        Place { slot: self.slot, hash: self.hash(), jitter_percent: self.policy.jitter_percent }
+    }
+
+    /// The first slot at or after `now`, within one interval.
     pub(crate) fn first_slot(&self, now: Instant) -> Instant {
-        let interval = self.interval().as_nanos() as u64;
-        let phase = (spread(self.key, &self.address) % u64::from(self.interval_ms)) * 1_000_000;
-        let past = (now.ns() + interval - phase) % interval;
-        now + Duration::from_nanos(if past == 0 { 0 } else { interval - past })
+        self.place().first(self.tempo(), now)
     }
 
     /// The probe for the current slot came out at `now`: counts it, and moves on to the next slot that has not passed.
     /// A probe that the prober spoilt is not counted, [`EXCUSED_MAX`] times in a row at most. Returns how many slots
     /// were skipped, or `None` if that was the last probe.
     pub(crate) fn next_slot(&mut self, now: Instant, fault: Fault) -> Option<u64> {
-        let is_excused = fault == Fault::Prober && self.excused < EXCUSED_MAX;
-        self.excused = if is_excused { self.excused + 1 } else { 0 };
-        if let Some(left) = &mut self.left
-            && !is_excused
-        {
-            *left -= 1;
-            if *left == 0 {
+        self.spoilt = match (fault, self.spoilt) {
+            (Fault::Prober, SPOILT_WRAP..) => SPOILT_WRAP - EXCUSED_MAX,
+            (Fault::Prober, spoilt) => spoilt + 1,
+            _ => 0,
+        };
+        let is_excused = !self.spoilt.is_multiple_of(EXCUSED_MAX + 1);
+        if self.left != WITHOUT_END && !is_excused {
+            self.left -= 1;
+            if self.left == 0 {
                 self.stage = Stage::Finished;
                 return None;
             }
@@ -172,39 +388,24 @@ impl Watched {
             return Some(0);
         }
         self.stage = Stage::Waiting;
-        if std::mem::take(&mut self.is_forced) {
+        if self.take(FORCED) {
             self.slot = self.first_slot(now);
             return Some(0);
         }
-        let interval = self.interval();
-        let next = self.slot + interval;
-        let missed = now.since(next).as_nanos().div_ceil(interval.as_nanos()) as u64;
-        self.slot = next + Duration::from_nanos(missed * interval.as_nanos() as u64);
+        let (slot, missed) = self.place().next(self.tempo(), now);
+        self.slot = slot;
         Some(missed)
     }
-}
 
-fn ms_up(duration: Duration) -> u128 {
-    duration.as_nanos().div_ceil(1_000_000)
-}
+    fn set(&mut self, flag: u8, on: bool) {
+        self.flags = if on { self.flags | flag } else { self.flags & !flag };
+    }
 
-/// An even spread of keys and addresses, near ones too (the finalizer of splitmix64, Vigna 2015).
-fn spread(key: u64, address: &SocketAddr) -> u64 {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) => u128::from(ip.to_bits()),
-        IpAddr::V6(ip) => ip.to_bits(),
-    };
-    let mixed = [ip as u64, (ip >> 64) as u64, u64::from(address.port())]
-        .into_iter()
-        .fold(key, |sum, part| mix(sum).wrapping_add(part));
-    mix(mixed)
-}
-
-fn mix(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    fn take(&mut self, flag: u8) -> bool {
+        let was = self.flags & flag != 0;
+        self.set(flag, false);
+        was
+    }
 }
 
 #[cfg(test)]
@@ -223,6 +424,40 @@ mod tests {
             count,
             key,
             group: 0,
+        }
+    }
+
+    /// With its entry, its generation and its timer's links a target costs 120 bytes, a last thousand that is not full
+    /// aside; and what grows never costs twice, for nothing is moved: a slab and a wheel grow by a thousand at a time.
+    #[test]
+    fn a_target_costs_120_bytes() {
+        let (mut slab, mut wheel) = (crate::slab::Slab::new(1 << 24), crate::wheel::Wheel::new(Instant::ZERO));
+        let (one, empty) = (target(1, Duration::from_secs(30), None), slab.bytes() + wheel.bytes());
+        let (mut count, mut most_at_once) = (0, 0);
+        for key in 0..200_000u32 {
+            let before = slab.bytes() + wheel.bytes();
+            let watched = Watched::new(&one, Instant::ZERO);
+            let slot = watched.slot;
+            assert!(slab.insert_at(Key { index: key, generation: 0 }, watched));
+            wheel.arm(key, slot);
+            most_at_once = most_at_once.max(slab.bytes() + wheel.bytes() - before);
+            count += 1;
+        }
+        let bytes = slab.bytes() + wheel.bytes() - empty;
+        let each = bytes as f64 / f64::from(count);
+        assert!((120.0..122.0).contains(&each), "{each}");
+        assert!(most_at_once <= 1024 * 130, "grew by {most_at_once} bytes at once");
+    }
+
+    /// Addresses come back as they were given, whatever their family, scope and port; the policy's port goes before.
+    #[test]
+    fn addresses_come_back() {
+        for text in ["1.2.3.4:5", "[::1]:65535", "[::ffff:1.2.3.4]:1", "[fe80::1%7]:80", "0.0.0.0:0"] {
+            let mut one = target(1, Duration::from_secs(1), None);
+            one.address = text.parse().expect("an address");
+            assert_eq!(Watched::new(&one, Instant::ZERO).address(), one.address);
+            Arc::make_mut(&mut one.policy).port = Some(9);
+            assert_eq!(Watched::new(&one, Instant::ZERO).address().port(), 9);
         }
     }
 

@@ -45,6 +45,7 @@ impl Prober {
     fn on_add(&mut self, now: Instant, key: Key, target: &Target) {
         let watched = Watched::new(target, now);
         let (slot, stage) = (watched.slot, watched.stage);
+        self.parts.flock.on_change(false, watched.is_standing());
         let fresh = self.watched.insert_at(key, watched);
         assert!(fresh, "a name is given out once at a time");
         if stage == Stage::Waiting {
@@ -53,7 +54,9 @@ impl Prober {
     }
 
     fn on_remove(&mut self, cx: &mut Cx<'_>, key: Key) {
+        self.leave(cx.now, key);
         let Some((watched, next)) = self.watched.remove_at(key) else { return };
+        self.parts.flock.on_change(watched.is_standing(), false);
         self.schedule.disarm(key.index);
         if let Stage::Flying(flight) = watched.stage {
             self.withdraw(cx, flight);
@@ -63,6 +66,10 @@ impl Prober {
         if self.lanes.waiting() > 2 * self.watched.len() as usize + 1024 {
             let watched = &self.watched;
             self.lanes.retain(|key| watched.get(key).is_some());
+        }
+        if let Some(nets) = &mut self.parts.nets {
+            let watched = &self.watched;
+            nets.sweep(cx.now, watched.len() as usize, |key| watched.get(key).is_some());
         }
     }
 
@@ -106,7 +113,7 @@ impl Prober {
         if watched.stage == Stage::Waiting {
             self.schedule.disarm(key.index);
             watched.force(now);
-            self.queue(now, key);
+            self.admit(now, key);
         }
     }
 }

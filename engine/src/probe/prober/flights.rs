@@ -8,6 +8,7 @@ use crate::io::{End, Errno, Io, Lane, Leg, Op, Trouble, Way};
 use crate::outcome::Code;
 use crate::probe::flight::{self, Call, Flight, Step};
 use crate::probe::lanes::Turn;
+use crate::probe::nets::{Net, Ticket};
 use crate::probe::patience::{Patience, Progress};
 use crate::probe::talk::{self, Finding, Next, Peer, Phase};
 use crate::probe::watched::Stage;
@@ -35,11 +36,49 @@ const PROXY_V2_LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 const PROXY_V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
 
 impl Prober {
+    /// A target is due: it stands in a queue if its network has room for its probe, else the network's own.
+    pub(super) fn admit(&mut self, now: Instant, key: Key) {
+        if let Some(nets) = &mut self.parts.nets {
+            let watched = self.watched.get_mut(key).expect("the caller has just looked at it");
+            if !nets.admit(now, Net::of(watched.ip()), key) {
+                return;
+            }
+            watched.set_admitted();
+        }
+        self.queue(now, key);
+    }
+
+    /// Queues those whose networks have room again. Returns whether there may be more.
+    pub(super) fn release(&mut self, now: Instant) -> bool {
+        let Some(nets) = &mut self.parts.nets else { return false };
+        let mut released = std::mem::take(&mut self.released);
+        let watched = &mut self.watched;
+        let more = nets.release(now, |key| {
+            let Some(watched) = watched.get_mut(key) else { return false };
+            watched.set_admitted();
+            released.push(key);
+            true
+        });
+        released.drain(..).for_each(|key| self.queue(now, key));
+        self.released = released;
+        more
+    }
+
+    /// The room that a target's network has made for its probe is not used.
+    pub(super) fn leave(&mut self, now: Instant, key: Key) {
+        if let (Some(nets), Some(watched)) = (&mut self.parts.nets, self.watched.get_mut(key))
+            && watched.take_admitted()
+        {
+            nets.on_gone(now, Net::of(watched.ip()));
+        }
+    }
+
     /// A target that is due stands in the queue of the lanes it needs.
-    pub(super) fn queue(&mut self, now: Instant, key: Key) {
+    fn queue(&mut self, now: Instant, key: Key) {
         let watched = self.watched.get_mut(key).expect("the caller has just looked at it");
         let Some(kind) = watched.kind() else {
             watched.stage = Stage::Finished;
+            self.leave(now, key);
             return;
         };
         if self.lanes.on_due(kind, key).is_err() {
@@ -71,6 +110,7 @@ impl Prober {
 
     /// A probe that cannot be made, for want of something of ours.
     fn refuse(&mut self, now: Instant, target: Key, errno: Option<Errno>) {
+        self.leave(now, target);
         self.on_started(now, target);
         self.judge(now, target, Outcome { errno, ..Outcome::of(Code::SockErr, now) });
     }
@@ -90,7 +130,11 @@ impl Prober {
         let (now, to) = (cx.now, watched.address());
         let is_knock = matches!(kind.way, Way::Knock(_));
         let sampled = self.numbers.counters.started % if is_knock { KNOCKS_PER_LOOK } else { CALLS_PER_LOOK } == 0;
-        let look = std::mem::take(&mut watched.look) || sampled;
+        let look = watched.take_look() || sampled;
+        let ticket = match &mut self.parts.nets {
+            Some(nets) if watched.take_admitted() => nets.on_start(now, Net::of(watched.ip())),
+            _ => Ticket::NONE,
+        };
         let call = talk::talk(watched.check()).map(|talk| Call {
             talk,
             called: now,
@@ -107,6 +151,7 @@ impl Prober {
             delayed: Duration::ZERO,
             lane,
             pool,
+            ticket,
             op: 0,
             end: End::Reset,
             look,
@@ -240,7 +285,7 @@ impl Prober {
             Step::JudgeAndFree(code, errno) => {
                 let facts = if flight.look { cx.io.tcp_facts(lane) } else { None };
                 let outcome = Outcome { errno, facts, ..Outcome::of(code, flight.started) };
-                self.free(key);
+                self.free(cx.now, key);
                 self.judge(cx.now, target, outcome);
             }
             Step::JudgeAndHang(finding) => {
@@ -291,7 +336,7 @@ impl Prober {
                 self.count().answers_late += u64::from(late);
             }
             Step::Free { late } => {
-                self.free(key);
+                self.free(cx.now, key);
                 self.count().answers_late += u64::from(late);
             }
             Step::Nothing => {}
@@ -299,8 +344,11 @@ impl Prober {
         }
     }
 
-    fn free(&mut self, key: Key) {
+    fn free(&mut self, now: Instant, key: Key) {
         let flight = self.flights.remove(key).expect("the caller has just looked at it");
+        if let Some(nets) = &mut self.parts.nets {
+            nets.on_end(now, flight.ticket);
+        }
         self.deadlines.disarm(key.index);
         self.lanes.give_back(flight.pool, flight.lane.0);
     }

@@ -3,11 +3,14 @@
 use super::Prober;
 use super::flights::SLOW;
 use crate::check::{Detail, Phases};
-use crate::health::Held;
+use crate::health::{Health, Held};
 use crate::histogram::record;
 use crate::io::{Errno, TcpFacts};
 use crate::outcome::{Code, Fault};
-use crate::probe::watched::Watched;
+use crate::probe::flock;
+use crate::probe::guard::{self, Sign};
+use crate::probe::nets::Net;
+use crate::probe::watched::{Climate, News, Ruling, Watched};
 use crate::slab::Key;
 use crate::target::{Sample, TargetId, Transition};
 use crate::time::Instant;
@@ -75,32 +78,45 @@ impl Prober {
         if watched.group != 0 {
             numbers.on_group(watched.group, code, answered.then_some(rtt));
         }
-        watched.look = is_slow(code, rtt, watched);
-        self.guard.on_outcome(now, code, lateness);
-        let (from, against) = (watched.verdict.health(), watched.verdict.against());
+        watched.set_look(is_slow(code, rtt, watched));
+        let sign = Sign {
+            code,
+            rtt,
+            net: Net::of(watched.ip()),
+            is_always_spoilt: watched.is_always_spoilt(),
+            is_down: watched.health() == Health::Down,
+        };
+        let shifted = self.parts.guard.on_outcome(now, sign);
+        let flock = &self.parts.flock;
+        let stood = watched.is_standing();
+        let mut alarm = None;
+        let climate = if self.parts.guard.is_frozen() {
+            Climate::Frozen
+        } else if watched.wants_down(code) {
+            alarm = flock.on_fall(now, watched.interval());
+            if flock.holds() { Climate::Hold } else { Climate::Fair }
+        } else {
+            Climate::Fair
+        };
+        let Ruling { from, to, held, is_news, streak } =
+            watched.on_outcome(now, News { code, number: detail.number, rtt }, climate);
+        flock.on_change(stood, watched.is_standing());
+        match held {
+            Held::Frozen => numbers.counters.frozen += 1,
+            Held::Unconfirmed => numbers.counters.held += 1,
+            Held::Damped | Held::No => {}
+        }
         let id = TargetId::new(self.parts.worker, target);
         let rtt_ns = rtt.as_nanos() as u64;
         let errno = errno.map_or(0, |errno| errno.0);
         let lateness_ns = lateness.as_nanos() as u64;
-        let counts = code.fault() != Fault::Target || !self.guard.is_frozen(now);
-        if counts && let Some(to) = watched.verdict.on_outcome(code, watched.thresholds) {
-            let (key, streak) = (watched.key, against + 1);
-            self.parts.outbox.transition(Transition {
-                id,
-                key,
-                from,
-                to,
-                held: Held::No,
-                code,
-                errno,
-                detail,
-                rtt_ns,
-                streak,
-            });
+        if is_news {
+            let key = watched.key;
+            self.parts.outbox.transition(Transition { id, key, from, to, held, code, errno, detail, rtt_ns, streak });
         }
         let missed = watched.next_slot(now, code.fault());
         if self.parts.outbox.wants_samples() {
-            let (key, health, last) = (watched.key, watched.verdict.health(), missed.is_none());
+            let (key, health, last) = (watched.key, watched.health(), missed.is_none());
             let syn_retransmits = syn.count;
             let sample = Sample {
                 id,
@@ -114,7 +130,7 @@ impl Prober {
                 kernel_rtt_us,
                 syn_retransmits,
                 health,
-                held: Held::No,
+                held,
                 last,
             };
             self.parts.outbox.sample(now, sample);
@@ -125,6 +141,37 @@ impl Prober {
                 self.schedule.arm(target.index, watched.slot);
             }
             None => self.numbers.counters.ended += 1,
+        }
+        self.tell(shifted, alarm);
+    }
+
+    /// Looks at what all outcomes together say: of the prober itself, and of all targets.
+    pub(super) fn look_around(&mut self, now: Instant) {
+        self.looked_at = now;
+        let (shifted, alarm) = (self.parts.guard.look(now), self.parts.flock.look(now));
+        self.tell(shifted, alarm);
+    }
+
+    fn tell(&mut self, shifted: Option<guard::Shift>, alarm: Option<flock::Shift>) {
+        let worker = self.parts.worker;
+        match shifted {
+            Some(guard::Shift::Frozen(symptom)) => {
+                tracing::warn!(worker, %symptom, "the prober itself is sick: no failure counts against a target");
+            }
+            Some(guard::Shift::Thawed(lasted)) => {
+                tracing::info!(worker, ?lasted, "the prober is well again: failures count");
+            }
+            None => {}
+        }
+        match alarm {
+            Some(flock::Shift::Raised { falls, of, within }) => {
+                self.numbers.counters.alarms += 1;
+                tracing::warn!(falls, of, ?within, "too many targets want to go down at once");
+            }
+            Some(flock::Shift::Cleared(lasted)) => {
+                tracing::info!(?lasted, "no longer do too many targets want to go down at once");
+            }
+            None => {}
         }
     }
 }

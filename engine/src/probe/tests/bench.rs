@@ -3,6 +3,7 @@
 
 use super::super::*;
 use super::BEGIN;
+use crate::engine::MassFlip;
 use crate::health::Thresholds;
 use crate::io::Mode;
 use crate::mailbox::{NoWake, Receiver, Sender, mailbox};
@@ -21,6 +22,10 @@ use std::time::Duration;
 pub(crate) struct Setup {
     pub(crate) in_flight_max: u32,
     pub(crate) rate_max: Option<u32>,
+    pub(crate) rate_per_net: Option<u32>,
+    pub(crate) in_flight_per_net: Option<u32>,
+    pub(crate) freeze: bool,
+    pub(crate) mass_flip: MassFlip,
     pub(crate) transitions_max: usize,
     pub(crate) world: World,
     pub(crate) faults: Faults,
@@ -31,6 +36,10 @@ impl Default for Setup {
         Setup {
             in_flight_max: 4096,
             rate_max: None,
+            rate_per_net: None,
+            in_flight_per_net: None,
+            freeze: true,
+            mass_flip: MassFlip::Alarm,
             transitions_max: 1024,
             world: World::default(),
             faults: Faults::default(),
@@ -64,6 +73,9 @@ impl Bench {
             in_flight_max: setup.in_flight_max,
             groups: 0,
             pace: Pace::new(setup.rate_max, 1),
+            nets: Nets::new(setup.rate_per_net, setup.in_flight_per_net, 1),
+            guard: Guard::new(setup.freeze),
+            flock: Arc::new(Flock::new(setup.mass_flip, 25)),
             outbox: Outbox::new(transitions, Some(samples)),
             commands: commands_out,
             asks,
