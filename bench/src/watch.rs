@@ -64,6 +64,15 @@ impl Change {
     }
 }
 
+/// How a prober is told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Its standard input ends: a child of ours.
+    EndOfInput,
+    /// SIGINT: the product.
+    Interrupt,
+}
+
 /// What a line of a prober is.
 enum Line {
     Change(Change),
@@ -76,6 +85,7 @@ pub(crate) struct Watch {
     /// For its CPU, memory and limits.
     pub(crate) process: Process,
     lines: Receiver<Line>,
+    stop: Stop,
     /// Closed to say stop to a child of ours.
     stdin: Option<ChildStdin>,
     hlog: PathBuf,
@@ -106,11 +116,17 @@ impl Watch {
     ///
     /// # Errors
     /// It cannot be started.
-    pub(crate) fn start(name: &str, command: Command, folder: &Path, hlog: &Path) -> Result<Watch, Failure> {
+    pub(crate) fn start(
+        name: &str,
+        command: Command,
+        stop: Stop,
+        folder: &Path,
+        hlog: &Path,
+    ) -> Result<Watch, Failure> {
         let (process, stdout, stdin) = Process::start_piped(name, command, folder)?;
         let (to, lines) = channel();
         thread::spawn(move || read_lines(stdout, |line| to.send(line).is_ok()));
-        Ok(Watch { process, lines, stdin: Some(stdin), hlog: hlog.to_owned(), report: None })
+        Ok(Watch { process, lines, stop, stdin: Some(stdin), hlog: hlog.to_owned(), report: None })
     }
 
     /// The changes that come until `until` has passed; ends early when `enough` says so of one.
@@ -137,16 +153,17 @@ impl Watch {
         }
     }
 
-    /// Tells it to stop (end of its input, then SIGINT), and takes its last word.
+    /// Tells it to stop, and takes its last word.
     ///
     /// # Errors
     /// It does not end, or its last word is missing.
     pub(crate) fn finish(mut self) -> Result<ProbeReport, Failure> {
         drop(self.stdin.take());
-        let pid = self.process.pid().to_string();
-        // A child of ours has ended by then, perhaps; the product waits for the signal.
-        thread::sleep(Duration::from_millis(100));
-        let _ = Command::new("kill").args(["-INT", &pid]).output();
+        if self.stop == Stop::Interrupt {
+            let pid = self.process.pid().to_string();
+            let sent = Command::new("kill").args(["-INT", &pid]).output();
+            sent.map_err(|e| format!("kill -INT {pid}: {e}"))?;
+        }
         self.process.wait_ended(END_TIMEOUT, &[0, 1])?;
         let last = self.lines.iter().filter_map(|line| match line {
             Line::Report(report) => Some(report),

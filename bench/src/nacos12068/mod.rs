@@ -13,7 +13,7 @@ use crate::probe::Common;
 use crate::process::{self, Failure};
 use crate::product;
 use crate::report::{Goal, Section};
-use crate::watch::{Belief, Change, Watch};
+use crate::watch::{Belief, Change, Stop, Watch};
 use crate::world::{Count, Death, Deaths, Plan, World};
 use crate::{driver, probe};
 use hdrhistogram::Histogram;
@@ -126,7 +126,7 @@ fn start_prober(args: &Args, common: &Common, people: &Population) -> Result<Wat
         };
         let text = serde_json::to_string(&task).expect("a task is plain data");
         let command = process::command(&process::own_program(), &["child", "prober", &text], core);
-        return Watch::start("engine", command, &common.folder, &hlog);
+        return Watch::start("engine", command, Stop::EndOfInput, &common.folder, &hlog);
     }
     let mut urls = String::new();
     for address in &people.all {
@@ -149,7 +149,8 @@ fn start_prober(args: &Args, common: &Common, people: &Population) -> Result<Wat
     if !args.unpinned {
         flags.extend(["--workers", "1"]);
     }
-    Watch::start("ringspan", process::command(&common.ringspan, &flags, core), &common.folder, &hlog)
+    let command = process::command(&common.ringspan, &flags, core);
+    Watch::start("ringspan", command, Stop::Interrupt, &common.folder, &hlog)
 }
 
 /// One stretch of the run under observation.
@@ -241,8 +242,9 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Vec<Section>, Failure>
         up.len() == all
     })?;
     if run.count(Belief::Up) < all {
-        let (is_up, log) = (run.count(Belief::Up), run.watch.process.log_end());
-        return Err(format!("of {all} targets {is_up} came up: {:?}\n{log}", run.examples));
+        let (is_up, is_down) = (run.count(Belief::Up), run.count(Belief::Down));
+        let report = run.watch.finish()?;
+        return Err(format!("of {all} targets only {is_up} came up, and {is_down} went down: {report:?}"));
     }
     run.examples.clear();
     let mut phases = vec![run.phase("steady", steady, false, |_| false)?];
