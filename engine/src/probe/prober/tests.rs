@@ -1,13 +1,13 @@
 //! What the prober promises of probes that talk, of phases, and of orders while it runs, in simulated worlds.
 
 use super::*;
-use crate::check::{Check, Expect};
+use crate::check::{Check, Expect, HttpCheck, HttpSettings, Redirects};
 use crate::health::Health;
 use crate::io::{End, Mode};
 use crate::outcome::Code;
 use crate::probe::pattern::Pattern;
 use crate::probe::tests::{Bench, Setup};
-use crate::sim::{Behaviour, Cut, Faults, Script, Speech};
+use crate::sim::{Behaviour, Cut, Faults, Host, Said, Script, Speaker, Speech, Word};
 use crate::target::{Policy, Proxy, Target, Timeouts};
 use fastrand::Rng;
 use std::net::SocketAddr;
@@ -263,4 +263,63 @@ fn kinds_of_lanes_are_bounded() {
     let counters = bench.counters();
     assert_eq!((counters.outcome(Code::L4Ok), counters.ended), (KINDS_MAX as u64, KINDS_MAX as u64 + 20));
     assert!(counters.outcome(Code::SockErr) > 20 && bench.transitions.is_empty());
+}
+
+/// A host that sends whoever asks for anything but `/there` there, and closes.
+#[derive(Debug)]
+struct Elsewhere;
+
+struct Porter(Vec<u8>);
+
+impl Host for Elsewhere {
+    fn answer(&self) -> Box<dyn Speaker> {
+        Box::new(Porter(Vec::new()))
+    }
+}
+
+impl Speaker for Porter {
+    fn greet(&mut self, _says: &mut Vec<Said>) {}
+
+    fn hear(&mut self, heard: &[u8], says: &mut Vec<Said>) {
+        self.0.extend_from_slice(heard);
+        if !self.0.ends_with(b"\r\n\r\n") {
+            return;
+        }
+        let answer: &[u8] = match self.0.starts_with(b"GET /there ") {
+            true => b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            false => b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n",
+        };
+        let word = |word| Said { after: 10 * MS, word };
+        says.extend([word(Word::Bytes(answer.to_vec())), word(Word::Close)]);
+    }
+}
+
+/// A conversation that wants another connection gets one on the same lane, as part of the same probe; one timeout counts
+/// for both, while a connection's own patience begins anew; and it can be broken off between the two.
+#[test]
+fn a_conversation_may_call_again() {
+    let follow = Redirects::Follow { max: 3, any_host: false };
+    let check = HttpCheck::new(HttpSettings { redirects: follow, ..HttpSettings::default() }).expect("valid");
+    let check = Check::Http(Arc::new(check));
+    for (timeout, code) in [(200, Code::L7Ok), (110, Code::L7Timeout)] {
+        for seed in 0..16 {
+            let mut bench = Bench::new(seed, Setup::default());
+            bench.sim.io.world.set(place(1), Behaviour::Speaks(Speech::new(25_000..25_001, Elsewhere)));
+            let timeouts = Timeouts { connect: Some(30 * MS), tls: None, answer: Some(50 * MS) };
+            let name = bench.add(Target {
+                count: None,
+                ..target(1, check.clone(), Policy { timeout: timeout * MS, timeouts, ..Policy::DEFAULT })
+            });
+            bench.run_for(5000 * MS);
+            assert!(bench.samples.len() == 5 && bench.samples.iter().all(|sample| sample.code == code), "{code:?}");
+            assert_eq!((bench.sim.io.visits().len(), bench.counters().lanes), (10, 64), "two calls for each probe");
+            let slot = bench.sim.io.visits()[8].at;
+            let at = Duration::from_nanos(Rng::with_seed(seed).u64(..130_000_000));
+            bench.run_for((slot + 1000 * MS + at).since(bench.sim.now()));
+            bench.send(Command::Remove(name));
+            bench.run_for(200 * MS);
+            let counters = bench.stop();
+            assert_eq!((counters.in_flight, bench.sim.io.lanes_busy(), counters.completions_stale), (0, 0, 0));
+        }
+    }
 }
