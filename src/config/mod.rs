@@ -8,6 +8,7 @@
 pub(crate) mod agent;
 pub(crate) mod bridge;
 mod place;
+pub(crate) mod probe;
 pub(crate) mod unit;
 
 use serde::de::DeserializeOwned;
@@ -88,6 +89,11 @@ impl Document {
     pub(crate) fn wrong(&self, span: Range<usize>, problem: impl Into<String>, remedy: impl Into<String>) -> Error {
         let place = place::of_value(&self.text, span.start);
         self.error(place, place::shown(&self.text, &span), problem.into(), remedy.into())
+    }
+
+    /// An error about a value that is not to be shown as it is.
+    pub(crate) fn wrong_as(&self, span: Range<usize>, shown: String, problem: String, remedy: String) -> Error {
+        self.error(place::of_value(&self.text, span.start), shown, problem, remedy)
     }
 
     /// An error about the file as a whole.
@@ -173,6 +179,8 @@ impl Document {
             let place = place::of_value(&self.text, span.start);
             if place.key.ends_with("token") {
                 (place, "***".into(), "it is no string".into(), "\"${RINGSPAN_TOKEN}\", or use token_file".into())
+            } else if ["password", "url", "urls", "headers"].iter().any(|secret| place.key.ends_with(secret)) {
+                (place, "***".into(), message.split(',').next_back().unwrap_or_default().trim().into(), String::new())
             } else {
                 (place, place::shown(&self.text, &span), message.clone(), String::new())
             }

@@ -92,6 +92,20 @@ pub(crate) fn host_port(text: &str) -> Result<Address, String> {
     }
 }
 
+/// Reads "Name: value".
+pub(crate) fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("it must be \"Name: value\"")?;
+    // A token, RFC 9110 §5.6.2.
+    let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    if name.is_empty() || !name.chars().all(is_token) {
+        return Err("its name has letters, digits and - only, as in \"X-Probe: 1\"".into());
+    }
+    if value.contains(|c: char| c.is_control() && c != '\t') {
+        return Err("its value has a control character in it".into());
+    }
+    Ok((name.to_owned(), value.trim().to_owned()))
+}
+
 /// Checks a service or listener name: letters, digits, `.`, `_`, `-`, at most 64; the first is a letter or digit.
 pub(crate) fn service_name(text: &str) -> Result<(), String> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
@@ -165,6 +179,15 @@ mod tests {
             [("b.example:8024", true), ("[::1]:1", true), ("::1:1", false), ("b:0", false), ("b", false), (":1", false)]
         {
             assert_eq!(host_port(text).is_ok(), good, "{text}");
+        }
+    }
+
+    /// Headers, and what is said of each that is none.
+    #[test]
+    fn headers() {
+        assert_eq!(header("X-A:  b: c "), Ok(("X-A".into(), "b: c".into())));
+        for text in ["X-A", ": b", "X A: b", "X: a\r\nY: b", "é: b"] {
+            assert!(header(text).is_err(), "{text}");
         }
     }
 

@@ -28,6 +28,16 @@ pub(super) fn time(us: f64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
+/// Seconds as people read them: two units at most.
+pub(super) fn span(s: u64) -> String {
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min {} s", s / 60, s % 60),
+        3600..86_400 => format!("{} h {} min", s / 3600, s / 60 % 60),
+        _ => format!("{} d {} h", s / 86_400, s / 3600 % 24),
+    }
+}
+
 /// A count with its thousands apart.
 pub(super) fn count(n: u64) -> String {
     let digits = n.to_string();

@@ -17,6 +17,8 @@ pub(super) const NAMES_SHOWN: usize = 20;
 const DRAWN_MIN: u64 = 20;
 /// Probes below which CPU per probe is the price of starting, not of probing.
 const RATE_MIN: u64 = 1000;
+/// Targets below which memory per target is the price of starting.
+const MEMORY_MIN: u64 = 10_000;
 
 /// One target and what is believed of it.
 #[derive(Clone, Debug)]
@@ -27,6 +29,8 @@ pub(super) struct Named {
     pub(super) health: Health,
     /// The outcome that decided; `None` if none did.
     pub(super) code: Option<Code>,
+    /// What the protocol said, or why there is no address; empty if nothing.
+    pub(super) detail: String,
     /// The deciding probe's round trip. Microseconds.
     pub(super) rtt_us: f64,
 }
@@ -42,6 +46,10 @@ pub(super) struct Summary {
     pub(super) up: u64,
     /// Targets believed down at the end.
     pub(super) down: u64,
+    /// Targets of which nothing is known.
+    pub(super) unknown: u64,
+    /// Of those, targets whose name has no address.
+    pub(super) unresolved: u64,
     /// How often each code came out.
     pub(super) outcomes: BTreeMap<Code, u64>,
     /// Round trips of the probes that the host answered, with yes or no. Microseconds.
@@ -58,6 +66,8 @@ pub(super) struct Summary {
     pub(super) backend: String,
     /// Threads that probed.
     pub(super) workers: usize,
+    /// Memory of the process at the end.
+    pub(super) rss_bytes: u64,
     /// The first [`NAMES_SHOWN`] targets, of a long list those that are not up.
     pub(super) named: Vec<Named>,
     /// Ctrl-C ended it early.
@@ -71,6 +81,8 @@ struct Object<'a> {
     probes: u64,
     up: u64,
     down: u64,
+    unknown: u64,
+    unresolved: u64,
     #[serde(serialize_with = "by_name")]
     outcomes: &'a BTreeMap<Code, u64>,
     rtt_us: Quantiles,
@@ -81,6 +93,7 @@ struct Object<'a> {
     cpu_us_per_probe: f64,
     backend: &'a str,
     workers: usize,
+    rss_bytes: u64,
 }
 
 /// Microseconds; all 0 where nothing was measured.
@@ -144,6 +157,8 @@ impl Summary {
             probes: self.probes,
             up: self.up,
             down: self.down,
+            unknown: self.unknown,
+            unresolved: self.unresolved,
             outcomes: &self.outcomes,
             rtt_us: Quantiles::of(&self.rtt),
             lateness_us: Quantiles::of(&self.lateness),
@@ -153,6 +168,7 @@ impl Summary {
             cpu_us_per_probe: self.cpu_us_per_probe(),
             backend: &self.backend,
             workers: self.workers,
+            rss_bytes: self.rss_bytes,
         };
         serde_json::to_string(&object).expect("numbers and strings are JSON")
     }
@@ -160,7 +176,6 @@ impl Summary {
     /// The page.
     pub(super) fn text(&self) -> String {
         let mut out = String::new();
-        let unknown = self.targets - self.up - self.down;
         let early = if self.interrupted { ", ended early" } else { "" };
         let _ = writeln!(
             out,
@@ -168,7 +183,7 @@ impl Summary {
             plural(self.targets, "target"),
             draw::count(self.up),
             draw::count(self.down),
-            if unknown > 0 { format!(", {} not judged", draw::count(unknown)) } else { String::new() },
+            if self.unknown > 0 { format!(", {} not judged", draw::count(self.unknown)) } else { String::new() },
             plural(self.probes, "probe"),
             self.duration.as_secs_f64(),
         );
@@ -201,6 +216,10 @@ impl Summary {
             ),
             _ => writeln!(out, "\nProbed by {how}."),
         };
+        if self.targets >= MEMORY_MIN && self.rss_bytes > 0 {
+            let each = self.rss_bytes / self.targets;
+            let _ = writeln!(out, "{} MiB of memory, {each} bytes a target.", self.rss_bytes >> 20);
+        }
         out
     }
 
@@ -213,7 +232,8 @@ impl Summary {
             };
             let code = named.code.map_or("", Code::as_str);
             let rtt = if named.health == Health::Up { draw::time(named.rtt_us) } else { String::new() };
-            let _ = writeln!(out, "{}", format!("  {verdict:<6}{code:<9}{:<40} {rtt}", named.text).trim_end());
+            let line = format!("  {verdict:<6}{code:<9}{:<40} {rtt:<10} {}", named.text, named.detail);
+            let _ = writeln!(out, "{}", line.trim_end());
         }
         let shown = self.named.len() as u64;
         let not_up = self.targets - self.up;
@@ -256,6 +276,8 @@ mod tests {
             probes: 3,
             up: 1,
             down: 2,
+            unknown: 1,
+            unresolved: 1,
             outcomes: BTreeMap::from([(Code::L4Ok, 1), (Code::L4Refused, 1), (Code::L4Timeout, 1)]),
             rtt,
             lateness: Histogram::new(3).expect("three digits"),
@@ -264,10 +286,11 @@ mod tests {
             cpu: Duration::from_micros(45),
             backend: "io_uring".into(),
             workers: 2,
+            rss_bytes: 9 << 20,
             named: vec![
-                Named { text: "db:0".into(), health: Health::Up, code: Some(Code::L4Ok), rtt_us: 1500.0 },
-                Named { text: "db:2".into(), health: Health::Down, code: Some(Code::L4Timeout), rtt_us: 1e6 },
-                Named { text: "db:3".into(), health: Health::Unknown, code: None, rtt_us: 0.0 },
+                Named { text: "db:0".into(), health: Health::Up, code: Some(Code::L4Ok), detail: String::new(), rtt_us: 1500.0 },
+                Named { text: "db:2".into(), health: Health::Down, code: Some(Code::L4Timeout), detail: "status 503".into(), rtt_us: 1e6 },
+                Named { text: "db:3".into(), health: Health::Unknown, code: None, detail: String::new(), rtt_us: 0.0 },
             ],
             interrupted: false,
         }
@@ -278,10 +301,10 @@ mod tests {
     fn json_fields() {
         assert_eq!(
             summary().json(),
-            r#"{"targets":4,"probes":3,"up":1,"down":2,"outcomes":{"L4OK":1,"L4CON":1,"L4TOUT":1},"#.to_owned()
+            r#"{"targets":4,"probes":3,"up":1,"down":2,"unknown":1,"unresolved":1,"outcomes":{"L4OK":1,"L4CON":1,"L4TOUT":1},"#.to_owned()
                 + r#""rtt_us":{"min":1500,"p50":1500,"p90":1500,"p99":1500,"p999":1500,"max":1500,"mean":1500.0},"#
                 + r#""lateness_us":{"min":0,"p50":0,"p90":0,"p99":0,"p999":0,"max":0,"mean":0.0},"#
-                + r#""missed":0,"duration_s":2.0,"probes_per_s":1.5,"cpu_us_per_probe":15.0,"backend":"io_uring","workers":2}"#
+                + r#""missed":0,"duration_s":2.0,"probes_per_s":1.5,"cpu_us_per_probe":15.0,"backend":"io_uring","workers":2,"rss_bytes":9437184}"#
         );
         let nothing = Summary { probes: 0, duration: Duration::ZERO, ..summary() };
         assert!(nothing.json().contains("\"probes_per_s\":0.0,\"cpu_us_per_probe\":0.0"), "no probe is no NaN");
@@ -295,7 +318,7 @@ mod tests {
             "4 targets: 1 up, 2 down, 1 not judged. 3 probes in 2.0 s.",
             "1  L4CON    The host answered that nothing listens on the port.",
             "\n  up    L4OK     db:0                                     1.50 ms\n",
-            "\n  down  L4TOUT   db:2\n",
+            "\n  down  L4TOUT   db:2                                                status 503\n",
             "\n  ?              db:3\n",
             "Probed by io_uring on 2 workers.",
             "p50 1.50 ms",

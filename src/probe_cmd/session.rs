@@ -1,36 +1,36 @@
-//! One run: gives the engine its targets, waits until each has had its probes, and sums up.
+//! One run: gives the engine its targets, shows what happens, and sums up when all is done or somebody says so.
 //! Promise: Ctrl-C ends it early and the report still comes; a verdict rests on transitions, which are never lost.
 
+use super::flags::{Live, Plan};
+use super::handover::Handover;
+use super::hlog::Hlog;
+use super::lines;
+use super::names::Names;
 use super::report::{NAMES_SHOWN, Named, Summary};
-use super::targets::Resolved;
+use super::roster::Roster;
 use crate::Failure;
-use crate::cli::{self, ReportFormat};
-use crate::machine::Signals;
 use indicatif::{ProgressBar, ProgressStyle};
-use ringspan_engine::check::Check;
-use ringspan_engine::engine::{Engine, Feed, Options};
+use ringspan_engine::engine::{Engine, Feed};
 use ringspan_engine::health::Health;
-use ringspan_engine::hlog::IntervalLog;
 use ringspan_engine::kernel::{CpuOf, cpu_time};
-use ringspan_engine::mailbox::{Full, Wake};
+use ringspan_engine::mailbox::Wake;
 use ringspan_engine::outcome::Code;
-use ringspan_engine::stats::{Numbers, Stats};
-use ringspan_engine::target::{INTERVAL_MIN, Policy, Sample, Target, Transition};
-use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::Path;
+use ringspan_engine::stats::Stats;
+use ringspan_engine::target::{Sample, Transition};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
-/// Spread of a single round: 20 µs a target is 50 000 probes a second, about what two cores do.
-const SPREAD_EACH: Duration = Duration::from_micros(20);
 /// A run is looked at this often at least, and at most: often enough that a short one ends at once, seldom enough that
 /// looking costs nothing.
 const LOOK_MIN: Duration = Duration::from_millis(2);
 const LOOK_MAX: Duration = Duration::from_millis(100);
-/// Samples that may wait for stdout (48 bytes each).
-const SAMPLES_MAX: usize = 1 << 20;
+/// While targets wait for room in a worker's mailbox.
+const LOOK_LOADING: Duration = Duration::from_millis(1);
+/// In a run without end the counters are asked for so often: each time costs a copy of every histogram.
+const STATS_EVERY: Duration = Duration::from_secs(1);
 /// A run that makes no progress for this long beyond interval and timeout will make none.
 const STALL_MAX: Duration = Duration::from_secs(30);
 /// One interval of the interval log.
@@ -48,97 +48,110 @@ impl Wake for Bell {
     }
 }
 
-/// The interval log that `--hlog` asks for. It is whole after every interval, whatever becomes of us.
-struct Hlog {
-    log: IntervalLog<BufWriter<File>>,
-    name: String,
+/// What the world may ask of a run.
+struct Ears {
+    interrupt: Signal,
+    terminate: Signal,
+    report: Signal,
 }
 
-impl Hlog {
-    /// Creates the file now: a path that cannot be written is known before the first probe.
-    fn create(path: &Path) -> Result<Hlog, Failure> {
-        let name = path.display().to_string();
-        let file = File::create(path)
-            .map_err(|e| Failure::Usage(format!("--hlog {name}: {e}. Try: a path that can be written")))?;
-        let log =
-            IntervalLog::begin(BufWriter::new(file), SystemTime::now(), &[]).map_err(|e| cannot_write(&name, &e))?;
-        Ok(Hlog { log, name })
+/// What was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    Nothing,
+    Stop,
+    Report,
+}
+
+impl Ears {
+    /// Needs a runtime. What is asked from now on is heard, however long the start takes.
+    fn open() -> Ears {
+        let stream = |kind| signal(kind).expect("a runtime with signals can listen for them");
+        Ears {
+            interrupt: stream(SignalKind::interrupt()),
+            terminate: stream(SignalKind::terminate()),
+            report: stream(SignalKind::user_defined1()),
+        }
     }
 
-    /// Ends an interval now, with what was counted since the start.
-    fn interval(&mut self, total: &Numbers) -> Result<(), Failure> {
-        self.log.write(SystemTime::now(), total).map_err(|e| cannot_write(&self.name, &e))
+    /// Waits so long, or until there is something to do.
+    async fn listen(&mut self, look: Duration, bell: Option<&Notify>) -> Heard {
+        let rung = async {
+            match bell {
+                Some(bell) => bell.notified().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = self.interrupt.recv() => Heard::Stop,
+            _ = self.terminate.recv() => Heard::Stop,
+            _ = self.report.recv() => Heard::Report,
+            () = rung => Heard::Nothing,
+            () = tokio::time::sleep(look) => Heard::Nothing,
+        }
     }
 }
 
-fn cannot_write(name: &str, error: &std::io::Error) -> Failure {
-    Failure::Run(format!("--hlog {name}: {error}. Try: a place with room"))
-}
-
-/// Probes all targets as the flags say.
-pub(super) fn run(args: &cli::Probe, targets: &[Resolved]) -> Result<Summary, Failure> {
-    let hlog = args.hlog.as_deref().map(Hlog::create).transpose()?;
+/// Probes all targets as the plan says.
+pub(super) fn run(plan: &Plan, roster: Roster) -> Result<Summary, Failure> {
+    let hlog = plan.hlog.as_deref().map(Hlog::create).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::Run(format!("no event loop: {e}. Try: ringspan doctor")))?;
     runtime.block_on(async {
-        let signals = Signals::catch();
-        Session::start(args, targets, hlog)?.run(signals).await
+        let ears = Ears::open();
+        Session::start(plan, roster, hlog)?.run(ears).await
     })
 }
 
 struct Session<'a> {
-    args: &'a cli::Probe,
-    targets: &'a [Resolved],
+    plan: &'a Plan,
+    roster: Roster,
+    handover: Handover,
+    names: Names,
     engine: Engine,
     feed: Feed,
     bell: Arc<Bell>,
-    /// By key: what is believed of each target, and what decided; `None`: nothing yet.
-    verdicts: Vec<Option<Transition>>,
     hlog: Option<Hlog>,
     transitions: Vec<Transition>,
     samples: Vec<Sample>,
+    started: Instant,
+    cpu_before: Duration,
 }
 
 impl<'a> Session<'a> {
-    fn start(args: &'a cli::Probe, targets: &'a [Resolved], hlog: Option<Hlog>) -> Result<Session<'a>, Failure> {
+    fn start(plan: &'a Plan, mut roster: Roster, hlog: Option<Hlog>) -> Result<Session<'a>, Failure> {
         let bell = Arc::new(Bell::default());
-        let defaults = Options::default();
-        let probes = targets.len() as u64 * u64::from(args.count.get());
-        let options = Options {
-            workers: args.workers.map_or(defaults.workers, |n| n.get().into()),
-            backend: args.backend.into(),
-            in_flight_max: args.in_flight.get(),
-            rate_max: args.rate.map(|n| n.get()),
-            samples_max: match args.format {
-                ReportFormat::Ndjson => usize::try_from(probes).unwrap_or(usize::MAX).clamp(1, SAMPLES_MAX),
-                ReportFormat::Text | ReportFormat::Json => 0,
-            },
-            ..defaults
-        };
         let (engine, feed) =
-            Engine::start(&options, bell.clone(), |_| Vec::new()).map_err(|e| Failure::Run(e.to_string()))?;
-        let verdicts = vec![None; targets.len()];
-        Ok(Session { args, targets, engine, feed, bell, verdicts, hlog, transitions: vec![], samples: vec![] })
+            Engine::start(&plan.options, bell.clone(), |_| Vec::new()).map_err(|e| Failure::Run(e.to_string()))?;
+        Ok(Session {
+            handover: Handover::new(engine.probes(), &roster, plan.count),
+            names: Names::new(bell.clone(), &mut roster),
+            plan,
+            roster,
+            engine,
+            feed,
+            bell,
+            hlog,
+            transitions: vec![],
+            samples: vec![],
+            started: Instant::now(),
+            cpu_before: cpu_time(CpuOf::Process),
+        })
     }
 
-    async fn run(mut self, mut signals: Signals) -> Result<Summary, Failure> {
-        let (started, cpu) = (Instant::now(), cpu_time(CpuOf::Process));
-        let interrupted = tokio::select! {
-            biased;
-            () = signals.caught() => true,
-            result = self.probe(started) => { result?; false }
-        };
-        let duration = started.elapsed();
-        let cpu = cpu_time(CpuOf::Process).saturating_sub(cpu);
+    async fn run(mut self, mut ears: Ears) -> Result<Summary, Failure> {
+        let interrupted = self.probe(&mut ears).await?;
+        let (duration, cpu) = (self.started.elapsed(), self.cpu());
         self.engine.stop();
         self.collect();
         let stats = self.engine.stats();
         if let Some(hlog) = &mut self.hlog {
             hlog.interval(&stats.total)?;
         }
-        if stats.total.counters.samples_dropped > 0 {
+        if stats.total.counters.samples_dropped > 0 && self.plan.live == Live::Ndjson {
             eprintln!(
                 "ringspan: stdout was too slow: {} lines were left out; the summary counts them",
                 stats.total.counters.samples_dropped
@@ -147,73 +160,106 @@ impl<'a> Session<'a> {
         Ok(self.summary(&stats, duration, cpu, interrupted))
     }
 
-    /// Hands over all targets, then waits for all probes.
-    async fn probe(&mut self, started: Instant) -> Result<(), Failure> {
-        let expected = self.targets.len() as u64 * u64::from(self.args.count.get());
-        let bar = Bar::new(expected);
-        self.add_all().await;
-        let (mut finished, mut progress_at) = (0, Instant::now());
-        let mut hlog_at = HLOG_INTERVAL;
-        let patience = STALL_MAX + self.args.interval + self.args.timeout;
+    /// Until all is done (false) or somebody says so (true).
+    async fn probe(&mut self, ears: &mut Ears) -> Result<bool, Failure> {
+        let bar = Bar::new(self.plan.live == Live::Bar && self.plan.count.is_some());
+        let mut progress = Progress { finished: 0, at: Instant::now() };
+        let (mut hlog_at, mut stats_at, mut report_at) = (HLOG_INTERVAL, Duration::ZERO, self.plan.report_every);
         loop {
+            self.handover.pump(&mut self.roster);
             self.collect();
-            let stats = self.engine.stats();
-            let elapsed = started.elapsed();
-            if let Some(hlog) = &mut self.hlog
-                && elapsed >= hlog_at
-            {
-                hlog.interval(&stats.total)?;
-                hlog_at = elapsed + HLOG_INTERVAL;
-            }
-            let now_finished = stats.total.counters.finished();
-            bar.show(now_finished, elapsed);
-            if stats.total.counters.ended >= self.targets.len() as u64 {
-                return Ok(());
-            }
-            if now_finished > finished {
-                (finished, progress_at) = (now_finished, Instant::now());
-            } else if progress_at.elapsed() > patience || !self.engine.is_whole() {
-                return Err(Failure::Run(format!(
-                    "the prober stands still at {now_finished} of {expected} probes. Try: RINGSPAN_LOG=debug, ringspan doctor"
-                )));
-            }
-            let look = (elapsed / 50).clamp(LOOK_MIN, LOOK_MAX);
-            match self.args.format {
-                ReportFormat::Ndjson => {
-                    let _ = tokio::time::timeout(look, self.bell.0.notified()).await;
+            let elapsed = self.started.elapsed();
+            self.names.turn(elapsed.as_secs() as u32, &mut self.roster, &mut self.handover, self.plan.count.is_none());
+            if elapsed >= stats_at {
+                let stats = self.engine.stats();
+                if let Some(hlog) = &mut self.hlog
+                    && elapsed >= hlog_at
+                {
+                    hlog.interval(&stats.total)?;
+                    hlog_at = elapsed + HLOG_INTERVAL;
                 }
-                // Nobody waits for single results: looking at intervals costs less than being woken for each.
-                ReportFormat::Text | ReportFormat::Json => tokio::time::sleep(look).await,
+                if self.is_over(&stats, elapsed) {
+                    return Ok(false);
+                }
+                bar.show(stats.total.counters.finished(), self.expected(), elapsed);
+                self.check_progress(&stats, &mut progress)?;
+                stats_at = elapsed + if self.plan.count.is_some() { Duration::ZERO } else { STATS_EVERY };
+            }
+            if report_at.is_some_and(|at| elapsed >= at) {
+                report_at = self.plan.report_every.map(|every| elapsed + every);
+                self.report();
+            }
+            let mut look = if self.handover.is_idle() { (elapsed / 50).clamp(LOOK_MIN, LOOK_MAX) } else { LOOK_LOADING };
+            if let Some(duration) = self.plan.duration {
+                look = look.min(duration.saturating_sub(elapsed));
+            }
+            // Nobody waits for single results but who reads them: looking at intervals costs less than being woken.
+            let bell = matches!(self.plan.live, Live::Ndjson).then_some(&self.bell.0);
+            match ears.listen(look, bell).await {
+                Heard::Nothing => {}
+                Heard::Stop => return Ok(true),
+                Heard::Report => self.report(),
             }
         }
     }
 
-    async fn add_all(&mut self) {
-        let args = self.args;
-        // A single round has no rhythm to keep: it is spread just enough not to be a burst.
-        let spread = (SPREAD_EACH * u32::try_from(self.targets.len()).unwrap_or(u32::MAX)).max(INTERVAL_MIN);
-        let interval = if args.count.get() == 1 { args.interval.min(spread) } else { args.interval };
-        let policy = Arc::new(Policy { interval, timeout: args.timeout, ..Policy::DEFAULT });
-        let check = Check::Tcp(args.mode.into());
-        let probes = self.engine.probes();
-        for (key, target) in self.targets.iter().enumerate() {
-            let (address, count) = (target.address, Some(args.count.get()));
-            let (check, policy, key) = (check.clone(), policy.clone(), key as u64);
-            let mut target = Target { address, check, policy, initial: Health::Unknown, count, key, group: 0 };
-            while let Err(Full(back)) = probes.add(target) {
-                target = back;
-                self.collect();
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+    /// Probes there will be, as far as is known.
+    fn expected(&self) -> u64 {
+        self.roster.count() as u64 * u64::from(self.plan.count.unwrap_or(0))
+    }
+
+    fn is_over(&self, stats: &Stats, elapsed: Duration) -> bool {
+        let all_ended = self.plan.count.is_some()
+            && self.handover.is_idle()
+            && self.names.is_settled()
+            && stats.total.counters.ended >= self.handover.added;
+        all_ended || self.plan.duration.is_some_and(|duration| elapsed >= duration)
+    }
+
+    fn check_progress(&self, stats: &Stats, progress: &mut Progress) -> Result<(), Failure> {
+        let finished = stats.total.counters.finished();
+        if !self.engine.is_whole() {
+            return Err(Failure::Run("a prober has died. Try: RINGSPAN_LOG=debug, and tell us".into()));
         }
+        let waits = self.plan.count.is_none() || stats.total.counters.ended >= self.handover.added;
+        if finished > progress.finished || waits {
+            *progress = Progress { finished, at: Instant::now() };
+            return Ok(());
+        }
+        let policy = &self.plan.sheet.policy;
+        if progress.at.elapsed() > STALL_MAX + policy.interval + policy.timeout {
+            return Err(Failure::Run(format!(
+                "the prober stands still at {finished} of {} probes. Try: RINGSPAN_LOG=debug, ringspan doctor",
+                self.expected()
+            )));
+        }
+        Ok(())
+    }
+
+    fn cpu(&self) -> Duration {
+        cpu_time(CpuOf::Process).saturating_sub(self.cpu_before)
+    }
+
+    fn now_cs(&self) -> u32 {
+        u32::try_from(self.started.elapsed().as_millis() / 10).unwrap_or(u32::MAX)
     }
 
     /// Takes what the engine has to say.
     fn collect(&mut self) {
         self.feed.transitions(&mut self.transitions);
+        let now_cs = self.now_cs();
+        let mut text = String::new();
         for t in self.transitions.drain(..) {
-            tracing::debug!(target = self.targets[t.key as usize].text, to = ?t.to, code = t.code.as_str(), "transition");
-            self.verdicts[t.key as usize] = Some(t);
+            let Some(before) = self.roster.on_transition(&t, now_cs) else { continue };
+            let row = t.key as u32;
+            tracing::debug!(target = self.roster.shown(row), to = ?t.to, code = t.code.as_str(), "transition");
+            if self.plan.live == Live::Lines {
+                text += &lines::change(&self.roster, row, &t, &before, now_cs);
+                text.push('\n');
+            }
+        }
+        if !text.is_empty() {
+            crate::say(&text);
         }
         self.feed.samples(&mut self.samples);
         if self.samples.is_empty() {
@@ -221,30 +267,49 @@ impl<'a> Session<'a> {
         }
         let mut out = io::BufWriter::new(io::stdout().lock());
         for s in self.samples.drain(..) {
-            // A reader that has gone away does not stop the run: its exit code still counts.
-            let _ = writeln!(out, "{}", line(&self.targets[s.key as usize], &s));
+            let row = s.key as u32;
+            if self.roster.is_live(row) {
+                // A reader that has gone away does not stop the run: its exit code still counts.
+                let _ = writeln!(out, "{}", lines::probe(&self.roster, row, &s));
+            }
         }
         let _ = out.flush();
     }
 
+    /// The report of now.
+    fn report(&mut self) {
+        self.collect();
+        let stats = self.engine.stats();
+        super::print(&self.summary(&stats, self.started.elapsed(), self.cpu(), false), self.plan.format);
+    }
+
     fn summary(&self, stats: &Stats, duration: Duration, cpu: Duration, interrupted: bool) -> Summary {
         let total = &stats.total;
-        let belief = |v: &Option<Transition>| v.map_or(Health::Unknown, |t| t.to);
-        let counted = |health| self.verdicts.iter().filter(|v| belief(v) == health).count() as u64;
-        let all_named = self.targets.len() <= NAMES_SHOWN;
-        let named = self.targets.iter().zip(&self.verdicts).filter(|(_, v)| all_named || belief(v) != Health::Up);
-        let named = named.take(NAMES_SHOWN).map(|(target, v)| Named {
-            text: target.text.clone(),
-            health: belief(v),
-            code: v.map(|t| t.code),
-            rtt_us: v.map_or(0.0, |t| t.rtt_ns as f64 / 1e3),
+        let [up, down, unknown] = self.roster.tally();
+        let all_named = self.roster.count() <= NAMES_SHOWN;
+        let named = self.roster.live().filter(|row| all_named || self.roster.health(*row) != Health::Up);
+        let named = named.take(NAMES_SHOWN).map(|row| {
+            let belief = self.roster.belief(row);
+            let kind = self.roster.check(row).as_str();
+            Named {
+                text: self.roster.shown(row).to_owned(),
+                health: belief.health,
+                code: belief.code,
+                detail: match self.names.trouble(&self.roster, row) {
+                    Some(why) if belief.code.is_none() => format!("the name has no address: {why}"),
+                    _ => lines::detail(kind, belief.detail),
+                },
+                rtt_us: f64::from(belief.rtt_us),
+            }
         });
         let outcomes = Code::ALL.iter().map(|code| (*code, total.counters.outcome(*code))).filter(|(_, n)| *n > 0);
         Summary {
-            targets: self.targets.len() as u64,
+            targets: self.roster.count() as u64,
             probes: total.counters.finished(),
-            up: counted(Health::Up),
-            down: counted(Health::Down),
+            up,
+            down,
+            unknown,
+            unresolved: self.names.unresolved(&self.roster),
             outcomes: outcomes.collect(),
             rtt: total.rtt.clone(),
             lateness: total.lateness.clone(),
@@ -253,45 +318,44 @@ impl<'a> Session<'a> {
             cpu,
             backend: self.engine.capabilities().backend().to_owned(),
             workers: stats.workers.len(),
+            rss_bytes: rss_bytes(),
             named: named.collect(),
             interrupted,
         }
     }
 }
 
-/// One probe as a JSON line.
-fn line(target: &Resolved, s: &Sample) -> String {
-    serde_json::json!({
-        "target": target.text,
-        "address": target.address.to_string(),
-        "code": s.code.as_str(),
-        "errno": s.errno,
-        "rtt_us": s.rtt_ns as f64 / 1e3,
-        "lateness_us": s.lateness_ns as f64 / 1e3,
-        "health": match s.health { Health::Unknown => "unknown", Health::Up => "up", Health::Down => "down" },
-        "last": s.last,
-    })
-    .to_string()
+/// Memory of this process that is in use, bytes (proc_pid_status(5)); 0 where nobody says.
+fn rss_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).and_then(|l| l.split_whitespace().next());
+    kib.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+struct Progress {
+    finished: u64,
+    at: Instant,
 }
 
 /// The progress bar: on a terminal, and only if the run is long.
 struct Bar(Option<ProgressBar>);
 
 impl Bar {
-    fn new(expected: u64) -> Bar {
-        if !io::stderr().is_terminal() {
+    fn new(is_wanted: bool) -> Bar {
+        if !is_wanted || !io::stderr().is_terminal() {
             return Bar(None);
         }
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} probes, {per_sec}, {eta} left")
             .expect("the template is a constant that indicatif accepts");
-        Bar(Some(ProgressBar::hidden().with_style(style)).inspect(|bar| bar.set_length(expected)))
+        Bar(Some(ProgressBar::hidden().with_style(style)))
     }
 
-    fn show(&self, finished: u64, elapsed: Duration) {
+    fn show(&self, finished: u64, expected: u64, elapsed: Duration) {
         let Some(bar) = &self.0 else { return };
         if elapsed >= BAR_AFTER && bar.is_hidden() {
             bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
         }
+        bar.set_length(expected);
         bar.set_position(finished);
     }
 }

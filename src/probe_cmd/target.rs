@@ -112,14 +112,14 @@ impl Written {
     }
 }
 
-/// Reads one target. The error is a whole sentence without its place in a file.
-pub(crate) fn parse(text: &str) -> Result<Written, String> {
+/// Reads one target.
+pub(crate) fn parse(text: &str) -> Result<Written, Wrong> {
     let read = match text.split_once("://") {
         None => plain(text),
         Some(("tcp", rest)) if !rest.contains('?') => plain(rest),
         Some((scheme, rest)) => url(&scheme.to_ascii_lowercase(), rest, text),
     };
-    read.map_err(|Wrong { problem, remedy }| format!("target {:?}: {problem}. Try: {}", masked(text), masked(&remedy)))
+    read.map_err(|Wrong { problem, remedy }| Wrong { problem, remedy: masked(&remedy) })
 }
 
 /// The text with `***` in place of a password: between the first `:` and the last `@` of what comes before the path.
@@ -136,11 +136,21 @@ pub(crate) fn masked(text: &str) -> String {
     }
 }
 
-/// What is wrong, and what would be right.
-#[derive(Debug)]
-struct Wrong {
-    problem: String,
-    remedy: String,
+/// What is wrong, and what would be right. Holds no password.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Wrong {
+    /// Half a sentence.
+    pub(crate) problem: String,
+    /// An example; empty if the problem says it.
+    pub(crate) remedy: String,
+}
+
+impl Wrong {
+    /// The whole sentence, about this text.
+    pub(crate) fn of(&self, text: &str) -> String {
+        let remedy = if self.remedy.is_empty() { String::new() } else { format!(". Try: {}", self.remedy) };
+        format!("target {:?}: {}{remedy}", masked(text), self.problem)
+    }
 }
 
 fn wrong<T>(problem: impl Into<String>, remedy: impl Into<String>) -> Result<T, Wrong> {

@@ -4,7 +4,7 @@
 use super::*;
 
 fn one(text: &str) -> Written {
-    parse(text).unwrap_or_else(|e| panic!("{e}"))
+    parse(text).unwrap_or_else(|e| panic!("{}", e.of(text)))
 }
 
 /// Every form of "host:port", and the address it means.
@@ -113,7 +113,7 @@ fn mistakes() {
         ),
         ("u:pw@a:80", "target \"u:***@a:80\": it is more than a host and a port. Try: tcp://host:port"),
     ] {
-        assert_eq!(parse(text), Err(say.to_owned()), "{text}");
+        assert_eq!(parse(text).map_err(|wrong| wrong.of(text)), Err(say.to_owned()), "{text}");
     }
 }
 
@@ -131,7 +131,7 @@ fn passwords_are_hidden() {
     ] {
         let shown = match parse(text) {
             Ok(written) => format!("{written:?}"),
-            Err(error) => error,
+            Err(error) => error.of(text),
         };
         assert!(!shown.contains("hunter2"), "{text}: {shown}");
         assert!(!masked(text).contains("hunter2"), "{text}: {}", masked(text));
@@ -182,7 +182,7 @@ fn no_text_panics() {
                 let again = again.expect("just seen");
                 prop_assert_eq!((&again.text, again.host, again.port), (&read.text, read.host, read.port));
             }
-            Err(error) => prop_assert!(error.contains(&format!("{:?}", masked(&text))), "{}", error),
+            Err(wrong) => prop_assert!(wrong.of(&text).contains(&format!("{:?}", masked(&text)))),
         }
     });
 }

@@ -1,0 +1,110 @@
+//! Targets on their way to the engine: what waits because a worker's mailbox is full, or a name is not known yet.
+//! Promise: nothing blocks; what did not fit goes with the next [`Handover::pump`].
+
+use super::roster::{Roster, Step};
+use ringspan_engine::engine::Probes;
+use ringspan_engine::mailbox::Full;
+use ringspan_engine::target::{Policy, Target, TargetId};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Spread of a single round: 20 µs a target is 50 000 probes a second, about what two cores do.
+const SPREAD_EACH: Duration = Duration::from_micros(20);
+
+/// See the module.
+pub(super) struct Handover {
+    probes: Probes,
+    count: Option<u32>,
+    /// Rows of the first reading are added in order; up to here it has come.
+    cursor: u32,
+    /// Where the first reading ends.
+    end: u32,
+    queue: VecDeque<Step>,
+    /// In place of the policy of the command line's targets.
+    round: Option<Arc<Policy>>,
+    /// Targets that the engine has been given.
+    pub(super) added: u64,
+}
+
+impl Handover {
+    /// Of all rows there are.
+    pub(super) fn new(probes: Probes, roster: &Roster, count: Option<u32>) -> Handover {
+        // A single round has no rhythm to keep: it is spread just enough not to be a burst.
+        let round = (count == Some(1) && roster.len() > 0).then(|| {
+            let policy = &roster.sheet_of(0).policy;
+            let spread = (SPREAD_EACH * roster.len()).max(ringspan_engine::target::INTERVAL_MIN);
+            Arc::new(Policy { interval: policy.interval.min(spread), ..**policy })
+        });
+        Handover { probes, count, cursor: 0, end: roster.len(), queue: VecDeque::new(), round, added: 0 }
+    }
+
+    /// More to do.
+    pub(super) fn push(&mut self, step: Step) {
+        self.queue.push_back(step);
+    }
+
+    /// Whether the engine has all that it can be given.
+    pub(super) fn is_idle(&self) -> bool {
+        self.cursor == self.end && self.queue.is_empty()
+    }
+
+    /// Whether the targets there were at the start have been handed over.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.cursor == self.end
+    }
+
+    /// Hands over until the engine has had enough.
+    pub(super) fn pump(&mut self, roster: &mut Roster) {
+        while let Some(step) = self.queue.front().copied() {
+            let is_done = match step {
+                Step::Remove(id) => self.probes.remove(id).is_ok(),
+                Step::Add(row) => self.add(roster, row),
+                Step::Update(row) => match roster.id(row) {
+                    Some(id) => self.probes.update(id, roster.sheet_of(row).policy.clone()).is_ok(),
+                    None => true,
+                },
+            };
+            if !is_done {
+                return;
+            }
+            self.queue.pop_front();
+        }
+        while self.cursor < self.end && self.add(roster, self.cursor) {
+            self.cursor += 1;
+        }
+    }
+
+    /// Whether the row needs no more care: the engine has it, or nobody knows its address yet, or it is gone.
+    fn add(&mut self, roster: &mut Roster, row: u32) -> bool {
+        if !roster.is_live(row) || roster.id(row).is_some() {
+            return true;
+        }
+        let Some(address) = roster.address(row) else { return true };
+        let sheet = roster.sheet_of(row);
+        let target = Target {
+            address,
+            check: roster.check(row).clone(),
+            policy: self.round.as_ref().unwrap_or(&sheet.policy).clone(),
+            initial: roster.health(row),
+            count: self.count,
+            key: row.into(),
+            group: sheet.group,
+        };
+        match self.probes.add(target) {
+            Ok(id) => {
+                roster.set_id(row, Some(id));
+                self.added += 1;
+                true
+            }
+            Err(Full(_)) => false,
+        }
+    }
+
+    /// Takes a target back, to be added anew.
+    pub(super) fn renew(&mut self, roster: &mut Roster, row: u32, id: TargetId) {
+        roster.set_id(row, None);
+        self.push(Step::Remove(id));
+        self.push(Step::Add(row));
+    }
+}
