@@ -1,17 +1,20 @@
-//! `ringspan check-config F`: reads a file as the bridge or the agent would and says what it means.
+//! `ringspan check-config F`: reads a file as the bridge, the agent or the prober would and says what it means.
 
 use crate::config::agent::Agent;
 use crate::config::bridge::{Bridge, Tls};
 use crate::config::unit::Shown;
-use crate::config::{Document, Error, agent, bridge};
+use crate::config::{Document, Error, agent, bridge, probe};
+use crate::probe_cmd::roster::Roster;
 use crate::{Ending, Failure, cli};
+use ringspan_engine::engine::GROUPS_MAX;
 use ringspan_tunnel::tls::ServerTls;
 
-/// Which of the two a file is meant to be.
+/// Which of the three a file is meant to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Bridge,
     Agent,
+    Probe,
 }
 
 /// Runs the subcommand. A good file is summed up on stdout.
@@ -63,6 +66,19 @@ fn summary(doc: &Document) -> Result<String, Error> {
                 ));
             }
         }
+        Kind::Probe => {
+            let mut roster = Roster::default();
+            let config = probe::check(doc, &mut roster, GROUPS_MAX)?;
+            lines.push(format!("{}: a good probe configuration", doc.path()));
+            lines.push(format!("  targets   {}", roster.count()));
+            for file in config.files {
+                lines.push(format!("  file      {}", file.display()));
+            }
+            if !roster.groups.is_empty() {
+                lines.push(format!("  groups    {}", roster.groups.join(", ")));
+            }
+            lines.extend(config.listen.map(|address| format!("  metrics   http://{address}/metrics")));
+        }
     }
     Ok(lines.join("\n"))
 }
@@ -74,6 +90,9 @@ fn kind(doc: &Document) -> Result<Kind, Error> {
         let link = table.get("link").and_then(toml::Value::as_table);
         link.is_some_and(|l| keys.iter().any(|k| l.contains_key(*k)))
     };
+    if ["probe", "policy", "target"].iter().any(|key| table.contains_key(*key)) {
+        return Ok(Kind::Probe);
+    }
     let agent = table.contains_key("expose") || in_link(&["token", "token_file", "state_dir", "carriers"]);
     let bridge = ["data_dir", "http", "listener"].iter().any(|k| table.contains_key(*k)) || in_link(&["listen", "tls"]);
     Ok(if agent && !bridge { Kind::Agent } else { Kind::Bridge })
@@ -83,13 +102,15 @@ fn kind(doc: &Document) -> Result<Kind, Error> {
 mod tests {
     use super::*;
 
-    /// The sections tell which of the two a file is.
+    /// The sections tell which of the three a file is.
     #[test]
     fn kinds() {
         for (text, is) in [
             ("", Kind::Bridge),
             ("data_dir = \"d\"", Kind::Bridge),
             ("[link]\ncarriers = 2", Kind::Agent),
+            ("[[target]]\nurl = \"10.0.0.1:1\"", Kind::Probe),
+            ("[policy.web]\nrise = 1", Kind::Probe),
             ("[[expose]]\nservice = \"a\"", Kind::Agent),
             ("[link]\nlisten = \"x\"\ntoken = \"t\"", Kind::Bridge),
         ] {

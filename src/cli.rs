@@ -61,9 +61,11 @@ pub(crate) enum Command {
     Token(Token),
     /// Probe targets and report what came of it.
     Probe(Box<Probe>),
+    /// Draw the interval logs of probe --hlog: percentiles, RTT over time, lateness.
+    Report(Report),
     /// Say what this kernel and its limits allow, what that costs, and what to do about it.
     Doctor(Doctor),
-    /// Read a bridge.toml or agent.toml and say what is wrong with it.
+    /// Read a bridge.toml, agent.toml or probe.toml and say what is wrong with it.
     CheckConfig(CheckConfig),
 }
 
@@ -72,7 +74,11 @@ impl Command {
     pub(crate) fn log_level(&self) -> &'static str {
         match self {
             Command::Bridge(_) | Command::Agent(_) => "info",
-            Command::Token(_) | Command::Probe(_) | Command::Doctor(_) | Command::CheckConfig(_) => "warn",
+            Command::Token(_)
+            | Command::Probe(_)
+            | Command::Report(_)
+            | Command::Doctor(_)
+            | Command::CheckConfig(_) => "warn",
             // It tells its story itself.
             Command::Demo(_) => "error",
         }
@@ -407,6 +413,27 @@ pub(crate) enum ReportFormat {
     Ndjson,
 }
 
+/// `ringspan report`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    ringspan probe --file targets.txt --duration 10m --hlog run.hlog\n  \
+    ringspan report run.hlog --html run.html --title 'Ten minutes of the web tier'\n  \
+    ringspan report monday.hlog tuesday.hlog --svg both.svg")]
+pub(crate) struct Report {
+    /// Interval logs of `ringspan probe --hlog`. Several are drawn together.
+    #[arg(value_name = "F", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Write a page: pictures and tables in one file, nothing loaded from elsewhere.
+    #[arg(long, value_name = "F")]
+    pub(crate) html: Option<PathBuf>,
+    /// Write the pictures alone.
+    #[arg(long, value_name = "F")]
+    pub(crate) svg: Option<PathBuf>,
+    /// The headline. Default: the files' names.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) title: Option<String>,
+}
+
 /// `ringspan doctor`
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
@@ -418,7 +445,7 @@ pub(crate) struct Doctor {
 /// `ringspan check-config`
 #[derive(Debug, Args)]
 pub(crate) struct CheckConfig {
-    /// A bridge.toml or an agent.toml; which of the two it is, its sections tell.
+    /// A bridge.toml, an agent.toml or a probe.toml; which of the three it is, its sections tell.
     #[arg(value_name = "F")]
     pub(crate) file: PathBuf,
 }

@@ -7,12 +7,10 @@ use crate::probe_cmd::checks::{self, Settings};
 use crate::probe_cmd::roster::{Roster, Sheet};
 use crate::probe_cmd::{source, target};
 use ringspan_engine::check::{Content, HttpSettings, Pin, Trust};
-use ringspan_engine::engine::{GROUPS_MAX, MassFlip};
+use ringspan_engine::engine::MassFlip;
 use ringspan_engine::health::Health;
 use ringspan_engine::io::Mode;
-use ringspan_engine::target::{
-    Adaptive, Damping, INTERVAL_MAX, INTERVAL_MIN, Policy, Proxy, TIMEOUT_MAX, TIMEOUT_MIN,
-};
+use ringspan_engine::target::{Adaptive, Damping, INTERVAL_MAX, INTERVAL_MIN, Policy, Proxy, TIMEOUT_MAX, TIMEOUT_MIN};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -152,13 +150,14 @@ struct RawTarget {
     cert_days: Option<Spanned<i64>>,
 }
 
-/// Reads and checks a file; its targets go into `roster`. `has_groups`: its groups are given, there can be no others.
-pub(crate) fn read(path: &Path, roster: &mut Roster, has_groups: bool) -> Result<Probe, Error> {
-    check(&Document::read(path)?, roster, has_groups)
+/// Reads and checks a file; its targets go into `roster`, which may have up to `groups_max` groups in the end; 0: those
+/// that it has, and no others.
+pub(crate) fn read(path: &Path, roster: &mut Roster, groups_max: usize) -> Result<Probe, Error> {
+    check(&Document::read(path)?, roster, groups_max)
 }
 
 /// Checks a whole document.
-pub(crate) fn check(doc: &Document, roster: &mut Roster, has_groups: bool) -> Result<Probe, Error> {
+pub(crate) fn check(doc: &Document, roster: &mut Roster, groups_max: usize) -> Result<Probe, Error> {
     let raw: Raw = doc.parse()?;
     let mut probe = check_probe(doc, &raw.probe)?;
     let mut policies: BTreeMap<&str, Arc<Policy>> = BTreeMap::new();
@@ -180,7 +179,7 @@ pub(crate) fn check(doc: &Document, roster: &mut Roster, has_groups: bool) -> Re
                 }
             },
         };
-        add_target(doc, target, policy, roster, &mut probe, has_groups)?;
+        add_target(doc, target, policy, roster, &mut probe, groups_max)?;
     }
     Ok(probe)
 }
@@ -273,17 +272,17 @@ fn add_target(
     policy: Arc<Policy>,
     roster: &mut Roster,
     probe: &mut Probe,
-    has_groups: bool,
+    groups_max: usize,
 ) -> Result<(), Error> {
     let group = match group_name(doc, raw)? {
         None => 0,
-        Some((name, at)) => match roster.group(&name, has_groups.then_some(()).map_or(GROUPS_MAX, |()| 0)) {
+        Some((name, at)) => match roster.group(&name, groups_max) {
             Some(number) => number,
-            None if has_groups => {
+            None if groups_max == 0 => {
                 probe.groups_unknown.push(name);
                 0
             }
-            None => return Err(doc.wrong(at, format!("more than {GROUPS_MAX} groups"), "fewer groups")),
+            None => return Err(doc.wrong(at, format!("more than {groups_max} groups"), "fewer groups")),
         },
     };
     let initial = word(doc, raw.initial.as_ref(), &["unknown", "up", "down"])?;
@@ -303,8 +302,12 @@ fn add_target(
             }
             urls.iter().try_for_each(|url| push(doc, url, None, None, sheet, roster))
         }
-        (Some(url), _, _) => Err(doc.wrong_secret(url.span(), "urls or file are there, too", "a [[target]] of its own")),
-        (None, _, _) => Err(doc.lacking("a [[target]] has no url", "url = \"http://10.0.0.7/health\", urls = [...] or file = ...")),
+        (Some(url), _, _) => {
+            Err(doc.wrong_secret(url.span(), "urls or file are there, too", "a [[target]] of its own"))
+        }
+        (None, _, _) => {
+            Err(doc.lacking("a [[target]] has no url", "url = \"http://10.0.0.7/health\", urls = [...] or file = ..."))
+        }
     }
 }
 
@@ -321,11 +324,14 @@ fn push(
         let secret = doc.secret(password)?;
         let url = url::Url::parse(&text).ok().and_then(|mut url| {
             // A colon and a percent sign of a password are its own, not the URL's.
-            let escaped: String = percent_encoding::utf8_percent_encode(&secret, percent_encoding::NON_ALPHANUMERIC).collect();
+            let escaped: String =
+                percent_encoding::utf8_percent_encode(&secret, percent_encoding::NON_ALPHANUMERIC).collect();
             url.set_password(Some(&escaped)).ok()?;
             Some(String::from(url))
         });
-        text = url.ok_or_else(|| doc.wrong_secret(password.span(), "its url has no place for it", "url = \"mysql://user@10.0.0.7/\""))?;
+        text = url.ok_or_else(|| {
+            doc.wrong_secret(password.span(), "its url has no place for it", "url = \"mysql://user@10.0.0.7/\"")
+        })?;
     }
     let shown = format!("{:?}", target::masked(raw.get_ref()));
     roster.push(&text, name, sheet).map_err(|wrong| doc.wrong_as(raw.span(), shown, wrong.problem, wrong.remedy))

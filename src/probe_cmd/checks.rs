@@ -1,13 +1,14 @@
 //! What a target is asked: its URL and the settings that come with it (flags, or keys of a file) made into the engine's
 //! check. Promise: what does not fit together is an error that names the setting.
 
-use base64::Engine as _;
 use super::target::{Host, Kind, Mysql, Written};
+use base64::Engine as _;
 use ringspan_engine::check::{
-    Check, Content, Expect, HttpCheck, HttpSettings, Method, MysqlCheck, Pattern, Pin, Redirects, Statuses, TlsCheck, TlsSettings,
-    Trust, UdpCheck,
+    Check, Content, Expect, HttpCheck, HttpSettings, Method, MysqlAsk, MysqlCheck, MysqlColumn, MysqlError, MysqlValue,
+    Pattern, Pin, Redirects, Secret, Statuses, TlsCheck, TlsSettings, Trust, UdpCheck,
 };
 use ringspan_engine::io::Mode;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -101,8 +102,9 @@ pub(crate) fn key(written: &Written) -> String {
             let login = login.as_ref().map(|(user, password)| format!("{user}\n{}", password.0));
             format!("h{is_tls} {host} {} {path} {login:?}", written.port)
         }
-        Kind::Mysql(Mysql { user, password, query, expect, is_primary, tls }) => {
-            format!("m{host} {user:?} {:?} {query:?} {expect:?} {is_primary} {tls:?}", password.0)
+        Kind::Mysql(Mysql { user, password, query, expect, is_primary, takes_server_key, database }) => {
+            let rest = format!("{database:?} {query:?} {expect:?} {is_primary} {takes_server_key}");
+            format!("m{user:?} {:?} {rest}", password.0)
         }
     }
 }
@@ -123,9 +125,7 @@ pub(crate) fn check(written: &Written, settings: &Settings) -> Result<Check, Str
             let check = UdpCheck::new(send.clone(), pattern(expect)?, *is_silence_good);
             Check::Udp(Arc::new(check.map_err(|e| e.to_string())?))
         }
-        Kind::Tls => {
-            Check::Tls(Arc::new(TlsCheck::new(tls(written, &settings.tls)).map_err(|e| e.to_string())?))
-        }
+        Kind::Tls => Check::Tls(Arc::new(TlsCheck::new(tls(written, &settings.tls)).map_err(|e| e.to_string())?)),
         Kind::Http { path, login, is_tls } => {
             let mut headers = settings.http.headers.clone();
             if let Some((user, password)) = login {
@@ -145,8 +145,22 @@ pub(crate) fn check(written: &Written, settings: &Settings) -> Result<Check, Str
             });
             Check::Http(Arc::new(check.map_err(|e| e.to_string())?))
         }
-        Kind::Mysql(_) => Check::Mysql(Arc::new(MysqlCheck::default())),
+        Kind::Mysql(asked) => Check::Mysql(Arc::new(mysql(asked).map_err(|e| e.to_string())?)),
     })
+}
+
+fn mysql(asked: &Mysql) -> Result<MysqlCheck, MysqlError> {
+    let expect = |value: &String| MysqlValue { column: MysqlColumn::Number(NonZeroU16::MIN), value: value.clone() };
+    let ask = match &asked.query {
+        _ if asked.is_primary => MysqlAsk::IsPrimary,
+        Some(sql) => MysqlAsk::Statement { sql: sql.clone(), expect: asked.expect.as_ref().map(expect) },
+        None => MysqlAsk::Nothing,
+    };
+    let user = if asked.user.is_empty() { MysqlCheck::USER_DEFAULT } else { &asked.user };
+    MysqlCheck::new(user, Secret::new(asked.password.0.clone()))?
+        .in_database(asked.database.as_str())?
+        .taking_server_key(asked.takes_server_key)
+        .asking(ask)
 }
 
 /// The Host header of a URL whose host is a name; an address's own is made from where the probe goes.

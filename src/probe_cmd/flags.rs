@@ -3,6 +3,7 @@
 use super::checks::{self, Settings};
 use super::roster::Sheet;
 use crate::cli::{self, ReportFormat, Watch};
+use crate::config::probe::Probe;
 use crate::{Failure, config};
 use ringspan_engine::check::Content;
 use ringspan_engine::engine::Options;
@@ -56,7 +57,8 @@ pub(super) struct Plan {
 impl Plan {
     /// Reads the flags.
     pub(super) fn of(args: &cli::Probe) -> Result<Plan, Failure> {
-        let is_endless = args.duration.is_some() || args.watch.is_some() || args.listen.is_some() || args.config.is_some();
+        let is_endless =
+            args.duration.is_some() || args.watch.is_some() || args.listen.is_some() || args.config.is_some();
         let count = args.count.map(|n| n.get()).or((!is_endless).then_some(1));
         let live = match (args.watch, args.format) {
             (Some(Watch::Auto), ReportFormat::Text) if std::io::stdout().is_terminal() => Live::Table(args.sort),
@@ -88,6 +90,31 @@ impl Plan {
             listen: args.listen,
             metrics_targets: args.metrics_targets.unwrap_or(METRICS_TARGETS_DEFAULT),
         })
+    }
+}
+
+impl Plan {
+    /// What a file says holds where no flag says otherwise.
+    pub(super) fn take_over(&mut self, args: &cli::Probe, config: &Probe) {
+        let options = &mut self.options;
+        if let (None, Some(n)) = (args.workers, config.workers) {
+            options.workers = n.get().into();
+        }
+        if let (None, Some(backend)) = (args.backend, config.backend) {
+            options.backend = backend.into();
+        }
+        if let (None, Some(n)) = (args.in_flight, config.in_flight_max) {
+            options.in_flight_max = n.get();
+        }
+        options.rate_max = options.rate_max.or(config.rate.map(|n| n.get()));
+        options.rate_per_net = config.rate_per_net.map(|n| n.get());
+        options.in_flight_per_net = config.in_flight_per_net.map(|n| n.get());
+        options.freeze = config.freeze.unwrap_or(options.freeze);
+        options.mass_flip = config.mass_flip.unwrap_or(options.mass_flip);
+        options.mass_flip_percent = config.mass_flip_percent.unwrap_or(options.mass_flip_percent);
+        self.listen = self.listen.or(config.listen);
+        self.hlog = self.hlog.take().or_else(|| config.hlog.clone());
+        self.metrics_targets = args.metrics_targets.or(config.metrics_targets).unwrap_or(METRICS_TARGETS_DEFAULT);
     }
 }
 

@@ -49,11 +49,6 @@ impl Handover {
         self.cursor == self.end && self.queue.is_empty()
     }
 
-    /// Whether the targets there were at the start have been handed over.
-    pub(super) fn is_loaded(&self) -> bool {
-        self.cursor == self.end
-    }
-
     /// Hands over until the engine has had enough.
     pub(super) fn pump(&mut self, roster: &mut Roster) {
         while let Some(step) = self.queue.front().copied() {

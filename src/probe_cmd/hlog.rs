@@ -16,11 +16,12 @@ pub(super) struct Hlog {
 
 impl Hlog {
     /// Creates the file now: a path that cannot be written is known before the first probe.
-    pub(super) fn create(path: &Path) -> Result<Hlog, Failure> {
+    pub(super) fn create(path: &Path, groups: &[String]) -> Result<Hlog, Failure> {
         let name = path.display().to_string();
         let file = File::create(path)
             .map_err(|e| Failure::Usage(format!("--hlog {name}: {e}. Try: a path that can be written")))?;
-        let log = IntervalLog::begin(BufWriter::new(file), SystemTime::now()).map_err(|e| cannot_write(&name, &e))?;
+        let log = IntervalLog::begin(BufWriter::new(file), SystemTime::now(), groups);
+        let log = log.map_err(|e| cannot_write(&name, &e))?;
         Ok(Hlog { log, name })
     }
 

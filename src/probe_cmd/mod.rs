@@ -13,34 +13,37 @@ mod flags;
 mod handover;
 mod hlog;
 mod lines;
+mod metrics;
 mod names;
+mod pulse;
+mod reload;
 mod report;
 mod resolver;
 pub(crate) mod roster;
+mod screen;
 mod session;
 pub(crate) mod source;
+mod table;
 pub(crate) mod target;
+mod view;
 
 use crate::cli::{self, ReportFormat};
 use crate::{Ending, Failure};
-use roster::Roster;
 
 /// Runs the subcommand.
 pub(crate) fn run(args: &cli::Probe) -> Result<Ending, Failure> {
     crate::machine::prepare();
-    let plan = flags::Plan::of(args)?;
-    let mut roster = Roster::default();
-    let sheet = roster.sheet(plan.sheet.clone());
-    source::arguments(&mut roster, sheet, &args.targets).map_err(Failure::Usage)?;
-    if let Some(path) = &args.file {
-        source::file(&mut roster, sheet, path).map_err(Failure::Usage)?;
-    }
+    let mut plan = flags::Plan::of(args)?;
+    let sources = reload::Sources::of(args, plan.sheet.clone())?;
+    let (roster, config) = sources.read(None)?;
     if roster.count() == 0 {
         let say = "no targets. Try: ringspan probe 127.0.0.1:80, --file targets.txt, or --config probe.toml";
         return Err(Failure::Usage(say.into()));
     }
-    roster.close();
-    let summary = session::run(&plan, roster)?;
+    plan.take_over(args, &config);
+    plan.options.groups = roster.groups.clone();
+    let reload = reload::Reload::new(sources, config, roster.groups.clone());
+    let summary = session::run(&plan, roster, reload)?;
     print(&summary, args.format);
     Ok(if summary.all_up() { Ending::Good } else { Ending::Down })
 }

@@ -37,6 +37,18 @@ impl Names {
         names
     }
 
+    /// The roster is another: asks for the names that are new in it.
+    pub(super) fn restart(&mut self, roster: &mut Roster, now_s: u32) {
+        self.failed.clear();
+        for named in &mut roster.names {
+            // An answer that is on its way will find its rows, whoever asked.
+            if named.address.is_some() && named.asked_s == PENDING {
+                named.asked_s = now_s;
+            }
+        }
+        self.unanswered += self.ask(roster, |roster, first| roster.names[first].address.is_none());
+    }
+
     /// Whether every name has been answered once.
     pub(super) fn is_settled(&self) -> bool {
         self.unanswered == 0
@@ -79,7 +91,8 @@ impl Names {
     fn ask(&mut self, roster: &mut Roster, is_due: impl Fn(&Roster, usize) -> bool) -> usize {
         let (mut first, mut asked) = (0, 0);
         while first < roster.names.len() {
-            if roster.names[first].asked_s != PENDING && is_due(roster, first)
+            if roster.names[first].asked_s != PENDING
+                && is_due(roster, first)
                 && let Some(host) = roster.host(roster.names[first].row)
             {
                 let end = end_of(roster, first, &host);
@@ -123,7 +136,9 @@ impl Names {
             Err(error) => {
                 // What was known before is better than nothing.
                 if (first..end).any(|at| roster.names[at].address.is_none()) {
-                    tracing::debug!(host, error, "the name has no address");
+                    if !self.failed.contains_key(&host) {
+                        tracing::warn!(host, error, "the name has no address");
+                    }
                     self.failed.insert(host, error);
                 }
             }

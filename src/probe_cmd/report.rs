@@ -288,8 +288,20 @@ mod tests {
             workers: 2,
             rss_bytes: 9 << 20,
             named: vec![
-                Named { text: "db:0".into(), health: Health::Up, code: Some(Code::L4Ok), detail: String::new(), rtt_us: 1500.0 },
-                Named { text: "db:2".into(), health: Health::Down, code: Some(Code::L4Timeout), detail: "status 503".into(), rtt_us: 1e6 },
+                Named {
+                    text: "db:0".into(),
+                    health: Health::Up,
+                    code: Some(Code::L4Ok),
+                    detail: String::new(),
+                    rtt_us: 1500.0,
+                },
+                Named {
+                    text: "db:2".into(),
+                    health: Health::Down,
+                    code: Some(Code::L4Timeout),
+                    detail: "status 503".into(),
+                    rtt_us: 1e6,
+                },
                 Named { text: "db:3".into(), health: Health::Unknown, code: None, detail: String::new(), rtt_us: 0.0 },
             ],
             interrupted: false,

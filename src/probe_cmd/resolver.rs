@@ -51,11 +51,6 @@ impl Resolver {
         }
     }
 
-    /// Names that are being looked up.
-    pub(crate) fn pending(&self) -> usize {
-        self.asked
-    }
-
     /// An answer, if there is one.
     pub(crate) fn answer(&mut self) -> Option<Answer> {
         let answer = self.answers.try_recv().ok()?;

@@ -112,12 +112,15 @@ impl Roster {
 
     /// The number of a group, from 1 on; a new one if there are fewer than `max`.
     pub(crate) fn group(&mut self, name: &str, max: usize) -> Option<u16> {
-        let known = self.groups.iter().position(|group| group == name);
-        if known.is_none() && self.groups.len() < max {
-            self.groups.push(name.to_owned());
-        }
-        let number = known.unwrap_or(self.groups.len().checked_sub(1)?);
-        (self.groups.get(number).is_some_and(|group| group == name)).then(|| number as u16 + 1)
+        let at = match self.groups.iter().position(|group| group == name) {
+            Some(at) => at,
+            None if self.groups.len() < max => {
+                self.groups.push(name.to_owned());
+                self.groups.len() - 1
+            }
+            None => return None,
+        };
+        u16::try_from(at + 1).ok()
     }
 
     /// Adds a target as written, under a name of its own or none.
@@ -234,11 +237,6 @@ impl Roster {
             // Rows of one name stand together, in their own order, and mean the same.
             Some(SocketAddr::new(self.names.get(first)?.address?, written.port))
         })
-    }
-
-    /// The port.
-    pub(crate) fn port(&self, row: u32) -> u16 {
-        self.written(row).port
     }
 
     /// Its check.
@@ -400,8 +398,7 @@ impl Roster {
             }
             let (old, plan) = (&self.plans[self.rows[*mine as usize].plan as usize], &new.plans[theirs.plan as usize]);
             let (old_sheet, sheet) = (&self.sheets[old.sheet as usize], &new.sheets[plan.sheet as usize]);
-            let is_same =
-                old.key == plan.key && old_sheet.settings == sheet.settings && old_sheet.group == sheet.group;
+            let is_same = old.key == plan.key && old_sheet.settings == sheet.settings && old_sheet.group == sheet.group;
             let id = self.id(*mine);
             if !is_same {
                 steps.extend(id.map(Step::Remove));

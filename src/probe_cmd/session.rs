@@ -5,9 +5,13 @@ use super::flags::{Live, Plan};
 use super::handover::Handover;
 use super::hlog::Hlog;
 use super::lines;
+use super::metrics::{self, Ask, Of, Scrape};
 use super::names::Names;
+use super::reload::Reload;
 use super::report::{NAMES_SHOWN, Named, Summary};
-use super::roster::Roster;
+use super::roster::{Roster, Step};
+use super::screen::Key;
+use super::table::Table;
 use crate::Failure;
 use indicatif::{ProgressBar, ProgressStyle};
 use ringspan_engine::engine::{Engine, Feed};
@@ -21,7 +25,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, watch};
 
 /// A run is looked at this often at least, and at most: often enough that a short one ends at once, seldom enough that
 /// looking costs nothing.
@@ -53,14 +57,30 @@ struct Ears {
     interrupt: Signal,
     terminate: Signal,
     report: Signal,
+    reload: Signal,
+    keys: Option<mpsc::Receiver<Key>>,
+    scrapes: Option<mpsc::Receiver<Ask>>,
 }
 
 /// What was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Heard {
     Nothing,
     Stop,
     Report,
+    Reload,
+    Key(Key),
+    Scrape(Ask),
+}
+
+/// What comes next; nothing ever where nobody can speak.
+async fn next<T>(from: &mut Option<mpsc::Receiver<T>>) -> T {
+    if let Some(receiver) = from {
+        if let Some(message) = receiver.recv().await {
+            return message;
+        }
+        *from = None;
+    }
+    std::future::pending().await
 }
 
 impl Ears {
@@ -71,6 +91,9 @@ impl Ears {
             interrupt: stream(SignalKind::interrupt()),
             terminate: stream(SignalKind::terminate()),
             report: stream(SignalKind::user_defined1()),
+            reload: stream(SignalKind::hangup()),
+            keys: None,
+            scrapes: None,
         }
     }
 
@@ -87,6 +110,9 @@ impl Ears {
             _ = self.interrupt.recv() => Heard::Stop,
             _ = self.terminate.recv() => Heard::Stop,
             _ = self.report.recv() => Heard::Report,
+            _ = self.reload.recv() => Heard::Reload,
+            key = next(&mut self.keys) => Heard::Key(key),
+            ask = next(&mut self.scrapes) => Heard::Scrape(ask),
             () = rung => Heard::Nothing,
             () = tokio::time::sleep(look) => Heard::Nothing,
         }
@@ -94,15 +120,24 @@ impl Ears {
 }
 
 /// Probes all targets as the plan says.
-pub(super) fn run(plan: &Plan, roster: Roster) -> Result<Summary, Failure> {
-    let hlog = plan.hlog.as_deref().map(Hlog::create).transpose()?;
+pub(super) fn run(plan: &Plan, roster: Roster, reload: Reload) -> Result<Summary, Failure> {
+    let hlog = plan.hlog.as_deref().map(|path| Hlog::create(path, &roster.groups)).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::Run(format!("no event loop: {e}. Try: ringspan doctor")))?;
     runtime.block_on(async {
-        let ears = Ears::open();
-        Session::start(plan, roster, hlog)?.run(ears).await
+        let mut ears = Ears::open();
+        let (stop, stopped) = watch::channel(false);
+        if let Some(address) = plan.listen {
+            let bound = metrics::serve(address, stopped)
+                .map_err(|e| Failure::Run(format!("--listen {address}: {e}. Try: another port")))?;
+            ears.scrapes = Some(bound);
+        }
+        let mut session = Session::start(plan, roster, hlog, reload)?;
+        let interrupted = session.probe(&mut ears).await;
+        let _ = stop.send(true);
+        session.finish(interrupted?)
     })
 }
 
@@ -115,6 +150,8 @@ struct Session<'a> {
     feed: Feed,
     bell: Arc<Bell>,
     hlog: Option<Hlog>,
+    reload: Reload,
+    table: Option<Table>,
     transitions: Vec<Transition>,
     samples: Vec<Sample>,
     started: Instant,
@@ -122,7 +159,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn start(plan: &'a Plan, mut roster: Roster, hlog: Option<Hlog>) -> Result<Session<'a>, Failure> {
+    fn start(plan: &'a Plan, mut roster: Roster, hlog: Option<Hlog>, reload: Reload) -> Result<Session<'a>, Failure> {
         let bell = Arc::new(Bell::default());
         let (engine, feed) =
             Engine::start(&plan.options, bell.clone(), |_| Vec::new()).map_err(|e| Failure::Run(e.to_string()))?;
@@ -135,6 +172,8 @@ impl<'a> Session<'a> {
             feed,
             bell,
             hlog,
+            reload,
+            table: None,
             transitions: vec![],
             samples: vec![],
             started: Instant::now(),
@@ -142,8 +181,9 @@ impl<'a> Session<'a> {
         })
     }
 
-    async fn run(mut self, mut ears: Ears) -> Result<Summary, Failure> {
-        let interrupted = self.probe(&mut ears).await?;
+    /// Stops, and sums up.
+    fn finish(mut self, interrupted: bool) -> Result<Summary, Failure> {
+        self.table = None;
         let (duration, cpu) = (self.started.elapsed(), self.cpu());
         self.engine.stop();
         self.collect();
@@ -162,6 +202,11 @@ impl<'a> Session<'a> {
 
     /// Until all is done (false) or somebody says so (true).
     async fn probe(&mut self, ears: &mut Ears) -> Result<bool, Failure> {
+        if let Live::Table(sort) = self.plan.live {
+            let mut table = Table::open(sort).map_err(|e| Failure::Run(format!("--watch: {e}. Try: --watch=lines")))?;
+            ears.keys = table.keys();
+            self.table = Some(table);
+        }
         let bar = Bar::new(self.plan.live == Live::Bar && self.plan.count.is_some());
         let mut progress = Progress { finished: 0, at: Instant::now() };
         let (mut hlog_at, mut stats_at, mut report_at) = (HLOG_INTERVAL, Duration::ZERO, self.plan.report_every);
@@ -170,8 +215,15 @@ impl<'a> Session<'a> {
             self.collect();
             let elapsed = self.started.elapsed();
             self.names.turn(elapsed.as_secs() as u32, &mut self.roster, &mut self.handover, self.plan.count.is_none());
+            if let Some(new) = self.reload.turn(elapsed).await {
+                self.change_to(new, elapsed);
+            }
             if elapsed >= stats_at {
                 let stats = self.engine.stats();
+                if let Some(table) = &mut self.table {
+                    let unresolved = self.names.unresolved(&self.roster);
+                    table.on_stats(&stats, self.roster.tally(), unresolved, elapsed);
+                }
                 if let Some(hlog) = &mut self.hlog
                     && elapsed >= hlog_at
                 {
@@ -189,16 +241,30 @@ impl<'a> Session<'a> {
                 report_at = self.plan.report_every.map(|every| elapsed + every);
                 self.report();
             }
-            let mut look = if self.handover.is_idle() { (elapsed / 50).clamp(LOOK_MIN, LOOK_MAX) } else { LOOK_LOADING };
+            if let Some(table) = &mut self.table {
+                table.draw(&self.roster, elapsed);
+            }
+            let mut look =
+                if self.handover.is_idle() { (elapsed / 50).clamp(LOOK_MIN, LOOK_MAX) } else { LOOK_LOADING };
             if let Some(duration) = self.plan.duration {
                 look = look.min(duration.saturating_sub(elapsed));
             }
             // Nobody waits for single results but who reads them: looking at intervals costs less than being woken.
-            let bell = matches!(self.plan.live, Live::Ndjson).then_some(&self.bell.0);
+            let bell = matches!(self.plan.live, Live::Ndjson | Live::Lines).then_some(&self.bell.0);
             match ears.listen(look, bell).await {
                 Heard::Nothing => {}
                 Heard::Stop => return Ok(true),
                 Heard::Report => self.report(),
+                Heard::Reload => self.reload.ask(),
+                Heard::Key(Key::Quit) => return Ok(true),
+                Heard::Key(key) => {
+                    if let Some(table) = &mut self.table {
+                        table.on_key(key, self.roster.count());
+                    }
+                }
+                // Whoever asked may be gone.
+                Heard::Scrape(Ask::Metrics(to)) => drop(to.send(self.scrape().page())),
+                Heard::Scrape(Ask::Health(to)) => drop(to.send(self.engine.is_whole())),
             }
         }
     }
@@ -236,6 +302,48 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Other targets, by what has been read anew.
+    fn change_to(&mut self, new: Roster, elapsed: Duration) {
+        let steps = self.roster.become_like(new);
+        let count = |is: fn(&Step) -> bool| steps.iter().filter(|step| is(step)).count();
+        tracing::info!(
+            targets = self.roster.count(),
+            added = count(|step| matches!(step, Step::Add(_))),
+            removed = count(|step| matches!(step, Step::Remove(_))),
+            updated = count(|step| matches!(step, Step::Update(_))),
+            "targets read again"
+        );
+        steps.into_iter().for_each(|step| self.handover.push(step));
+        self.names.restart(&mut self.roster, elapsed.as_secs() as u32);
+        if let Some(table) = &mut self.table {
+            table.forget();
+        }
+    }
+
+    fn scrape(&self) -> Scrape {
+        let of = |row: u32| {
+            let belief = self.roster.belief(row);
+            Of {
+                target: self.roster.shown(row).to_owned(),
+                kind: self.roster.check(row).as_str(),
+                health: belief.health,
+                code: belief.code.map_or("", Code::as_str),
+                rtt_us: belief.rtt_us,
+                cert_days: belief.detail.cert_days,
+            }
+        };
+        let is_short = self.roster.count() <= self.plan.metrics_targets;
+        Scrape {
+            stats: self.engine.stats(),
+            groups: self.roster.groups.clone(),
+            tally: self.roster.tally(),
+            unresolved: self.names.unresolved(&self.roster),
+            targets: if is_short { self.roster.live().map(of).collect() } else { vec![] },
+            rss_bytes: rss_bytes(),
+            cpu_s: cpu_time(CpuOf::Process).as_secs_f64(),
+        }
+    }
+
     fn cpu(&self) -> Duration {
         cpu_time(CpuOf::Process).saturating_sub(self.cpu_before)
     }
@@ -265,6 +373,10 @@ impl<'a> Session<'a> {
         if self.samples.is_empty() {
             return;
         }
+        if let Some(table) = &mut self.table {
+            self.samples.drain(..).for_each(|s| table.on_sample(&s));
+            return;
+        }
         let mut out = io::BufWriter::new(io::stdout().lock());
         for s in self.samples.drain(..) {
             let row = s.key as u32;
@@ -278,6 +390,9 @@ impl<'a> Session<'a> {
 
     /// The report of now.
     fn report(&mut self) {
+        if self.table.is_some() {
+            return;
+        }
         self.collect();
         let stats = self.engine.stats();
         super::print(&self.summary(&stats, self.started.elapsed(), self.cpu(), false), self.plan.format);

@@ -44,7 +44,9 @@ fn lines(mut from: impl BufRead, name: &str, roster: &mut Roster, sheet: u32) ->
             break;
         }
         if n > LINE_BYTES_MAX {
-            return Err(format!("{name}:{number}: the line has more than {LINE_BYTES_MAX} bytes. Try: one target a line"));
+            return Err(format!(
+                "{name}:{number}: the line has more than {LINE_BYTES_MAX} bytes. Try: one target a line"
+            ));
         }
         let text = String::from_utf8_lossy(&line);
         let text = without_comment(&text).trim();

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | (none), tcp | none | send, expect |
 //! | http, https | 80, 443 | the request's own |
-//! | mysql | 3306 | query, expect, mode, tls |
+//! | mysql | 3306 | query, expect, mode, tls, server_key |
 //! | tls | 443 | |
 //! | udp | none | send, expect, silence |
 //! | icmp | | |
@@ -34,22 +34,10 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How a MySQL connection is protected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum MysqlTls {
-    /// In the clear. Default.
-    #[default]
-    Off,
-    /// Encrypted, whatever the certificate.
-    Insecure,
-    /// Encrypted, the certificate verified.
-    Verify,
-}
-
 /// What to ask a MySQL server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mysql {
-    /// Empty: greeting only, if there is no question.
+    /// Empty: nobody in particular, who is refused by a living server.
     pub(crate) user: String,
     /// Of the user.
     pub(crate) password: Secret,
@@ -59,8 +47,10 @@ pub(crate) struct Mysql {
     pub(crate) expect: Option<String>,
     /// `mode=primary`: only a server that takes writes is well.
     pub(crate) is_primary: bool,
-    /// `tls=off|insecure|verify`.
-    pub(crate) tls: MysqlTls,
+    /// `server_key=ok`: the password may be encrypted with a key that the server sends in the clear.
+    pub(crate) takes_server_key: bool,
+    /// The URL's path; empty for none.
+    pub(crate) database: String,
 }
 
 /// What to ask.
@@ -160,7 +150,7 @@ fn wrong<T>(problem: impl Into<String>, remedy: impl Into<String>) -> Result<T, 
 /// "host:port".
 fn plain(rest: &str) -> Result<Written, Wrong> {
     let rest = rest.strip_suffix('/').unwrap_or(rest);
-    if rest.contains(['/', '@', ' ', '\t', '\0']) {
+    if rest.contains(|c: char| matches!(c, '/' | '@' | ' ') || c.is_control()) {
         return wrong("it is more than a host and a port", "tcp://host:port");
     }
     let Some((host, port)) = rest.rsplit_once(':') else {
@@ -284,7 +274,7 @@ fn shown(text: &str, mut url: Url) -> String {
 }
 
 fn mysql(url: &Url, (user, password): (String, Secret)) -> Result<Mysql, Wrong> {
-    let query = Query::of(url, &["query", "expect", "mode", "tls"])?;
+    let query = Query::of(url, &["query", "expect", "mode", "tls", "server_key"])?;
     let text = |key| -> Result<Option<String>, Wrong> {
         match query.raw(key) {
             None => Ok(None),
@@ -292,12 +282,11 @@ fn mysql(url: &Url, (user, password): (String, Secret)) -> Result<Mysql, Wrong> 
         }
     };
     let is_primary = query.word("mode", &["liveness", "primary"])? == Some("primary");
-    let tls = match query.word("tls", &["off", "insecure", "verify"])? {
-        Some("insecure") => MysqlTls::Insecure,
-        Some("verify") => MysqlTls::Verify,
-        _ => MysqlTls::Off,
-    };
-    let mysql = Mysql { user, password, query: text("query")?, expect: text("expect")?, is_primary, tls };
+    query.word("tls", &["off"])?;
+    let takes_server_key = query.word("server_key", &["ok", "no"])? == Some("ok");
+    let database = unescaped_text(url.path().trim_start_matches('/'))?;
+    let (question, expect) = (text("query")?, text("expect")?);
+    let mysql = Mysql { user, password, query: question, expect, is_primary, takes_server_key, database };
     if mysql.query.is_some() && mysql.is_primary {
         return wrong("mode=primary has a question of its own", "query=..., or mode=primary");
     }

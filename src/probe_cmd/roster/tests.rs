@@ -26,7 +26,18 @@ fn shown(roster: &Roster) -> Vec<String> {
 fn transition(row: u32, id: TargetId) -> Transition {
     let (code, detail) = (Code::L7Status, Detail { number: 503, cert_days: Some(-2) });
     let (from, to) = (Health::Unknown, Health::Down);
-    Transition { id, key: row.into(), from, to, code, errno: 0, detail, rtt_ns: 1_500_000, streak: 1, held: ringspan_engine::health::Held::No }
+    Transition {
+        id,
+        key: row.into(),
+        from,
+        to,
+        code,
+        errno: 0,
+        detail,
+        rtt_ns: 1_500_000,
+        streak: 1,
+        held: ringspan_engine::health::Held::No,
+    }
 }
 
 /// A row gives back what was put in, and believes only what is said of its present target.
@@ -56,7 +67,8 @@ fn a_row_keeps_its_target() {
 /// Targets that are alike share one check.
 #[test]
 fn checks_are_shared() {
-    let r = roster(Policy::DEFAULT, &["udp://10.0.0.1:1?send=x", "10.0.0.1:1", "udp://10.0.0.2:1?send=x", "10.0.0.2:9"]);
+    let r =
+        roster(Policy::DEFAULT, &["udp://10.0.0.1:1?send=x", "10.0.0.1:1", "udp://10.0.0.2:1?send=x", "10.0.0.2:9"]);
     assert_eq!(r.plans.len(), 2);
     let password = roster(Policy::DEFAULT, &["mysql://u:a@10.0.0.1", "mysql://u:b@10.0.0.1"]);
     assert_eq!((password.plans.len(), password.shown(0)), (2, "mysql://u:***@10.0.0.1"));

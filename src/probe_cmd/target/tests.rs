@@ -54,9 +54,13 @@ fn kinds() {
         query: Some("select 1 = 1".into()),
         expect: Some("1".into()),
         is_primary: false,
-        tls: MysqlTls::Verify,
+        takes_server_key: true,
+        database: "a b".into(),
     };
-    assert_eq!(one("mysql://mo:s%2Fc@a/?query=select+1+%3d+1&expect=1&tls=verify").kind, Kind::Mysql(mysql));
+    assert_eq!(
+        one("mysql://mo:s%2Fc@a/a%20b?query=select+1+%3d+1&expect=1&tls=off&server_key=ok").kind,
+        Kind::Mysql(mysql)
+    );
     let Kind::Mysql(primary) = one("mysql://mo@a/db?mode=primary").kind else { panic!("mysql is mysql") };
     assert!(primary.is_primary && primary.user == "mo");
 }
@@ -182,7 +186,10 @@ fn no_text_panics() {
                 let again = again.expect("just seen");
                 prop_assert_eq!((&again.text, again.host, again.port), (&read.text, read.host, read.port));
             }
-            Err(wrong) => prop_assert!(wrong.of(&text).contains(&format!("{:?}", masked(&text)))),
+            Err(wrong) => {
+                let (said, quoted) = (wrong.of(&text), format!("{:?}", masked(&text)));
+                prop_assert!(said.contains(&quoted), "{}", said);
+            }
         }
     });
 }
