@@ -1,11 +1,11 @@
 //! What a target is asked: its URL and the settings that come with it (flags, or keys of a file) made into the engine's
 //! check. Promise: what does not fit together is an error that names the setting.
 
-use super::target::{Host, Kind, Mysql, Written};
+use super::target::{self, Host, Kind, Mysql, Written};
 use base64::Engine as _;
 use ringspan_engine::check::{
-    Check, Content, Expect, HttpCheck, HttpSettings, Method, MysqlAsk, MysqlCheck, MysqlColumn, MysqlError, MysqlValue,
-    Pattern, Pin, Redirects, Secret, Statuses, TlsCheck, TlsSettings, Trust, UdpCheck,
+    Check, Content, Expect, HttpCheck, HttpSettings, Method, MysqlAsk, MysqlCheck, MysqlColumn, MysqlError, MysqlTls,
+    MysqlValue, Pattern, Pin, Redirects, Secret, Statuses, TlsCheck, TlsClient, TlsSettings, Trust, UdpCheck,
 };
 use ringspan_engine::io::Mode;
 use std::num::NonZeroU16;
@@ -102,8 +102,8 @@ pub(crate) fn key(written: &Written) -> String {
             let login = login.as_ref().map(|(user, password)| format!("{user}\n{}", password.0));
             format!("h{is_tls} {host} {} {path} {login:?}", written.port)
         }
-        Kind::Mysql(Mysql { user, password, query, expect, is_primary, takes_server_key, database }) => {
-            let rest = format!("{database:?} {query:?} {expect:?} {is_primary} {takes_server_key}");
+        Kind::Mysql(Mysql { user, password, query, expect, is_primary, takes_server_key, tls, database }) => {
+            let rest = format!("{host} {tls:?} {database:?} {query:?} {expect:?} {is_primary} {takes_server_key}");
             format!("m{user:?} {:?} {rest}", password.0)
         }
     }
@@ -145,7 +145,15 @@ pub(crate) fn check(written: &Written, settings: &Settings) -> Result<Check, Str
             });
             Check::Http(Arc::new(check.map_err(|e| e.to_string())?))
         }
-        Kind::Mysql(asked) => Check::Mysql(Arc::new(mysql(asked).map_err(|e| e.to_string())?)),
+        Kind::Mysql(asked) => {
+            let check = mysql(asked).map_err(|e| e.to_string())?;
+            let client = || TlsClient::new(tls(written, &settings.tls)).map_err(|e| e.to_string());
+            Check::Mysql(Arc::new(check.over(match asked.tls {
+                target::MysqlTls::Off => MysqlTls::Off,
+                target::MysqlTls::Prefer => MysqlTls::Preferred(client()?),
+                target::MysqlTls::Require => MysqlTls::Required(client()?),
+            })))
+        }
     })
 }
 

@@ -195,7 +195,7 @@ impl Scrape {
 
 /// A histogram of microseconds in the buckets that Prometheus knows.
 fn buckets(mut to: MetricEncoder<'_>, of: &Histogram) -> fmt::Result {
-    let mut counts: Vec<(f64, u64)> = BUCKETS.iter().map(|end| (*end, 0)).chain([(f64::MAX, 0)]).collect();
+    let mut counts: Vec<(f64, u64)> = BUCKETS.iter().map(|end| (*end, 0)).chain([(f64::INFINITY, 0)]).collect();
     for step in of.iter_recorded() {
         // The value is the highest of those that hdrhistogram does not tell apart: it never goes a bucket too low.
         let seconds = step.value_iterated_to() as f64 / 1e6;

@@ -34,6 +34,18 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// How a MySQL connection is protected; whose certificates are accepted, the settings beside the URL say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum MysqlTls {
+    /// In the clear. Default.
+    #[default]
+    Off,
+    /// With TLS where the server offers it.
+    Prefer,
+    /// With TLS.
+    Require,
+}
+
 /// What to ask a MySQL server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mysql {
@@ -49,6 +61,8 @@ pub(crate) struct Mysql {
     pub(crate) is_primary: bool,
     /// `server_key=ok`: the password may be encrypted with a key that the server sends in the clear.
     pub(crate) takes_server_key: bool,
+    /// `tls=off|prefer|require`.
+    pub(crate) tls: MysqlTls,
     /// The URL's path; empty for none.
     pub(crate) database: String,
 }
@@ -282,11 +296,15 @@ fn mysql(url: &Url, (user, password): (String, Secret)) -> Result<Mysql, Wrong> 
         }
     };
     let is_primary = query.word("mode", &["liveness", "primary"])? == Some("primary");
-    query.word("tls", &["off"])?;
+    let tls = match query.word("tls", &["off", "prefer", "require"])? {
+        Some("prefer") => MysqlTls::Prefer,
+        Some("require") => MysqlTls::Require,
+        _ => MysqlTls::Off,
+    };
     let takes_server_key = query.word("server_key", &["ok", "no"])? == Some("ok");
     let database = unescaped_text(url.path().trim_start_matches('/'))?;
     let (question, expect) = (text("query")?, text("expect")?);
-    let mysql = Mysql { user, password, query: question, expect, is_primary, takes_server_key, database };
+    let mysql = Mysql { user, password, query: question, expect, is_primary, takes_server_key, tls, database };
     if mysql.query.is_some() && mysql.is_primary {
         return wrong("mode=primary has a question of its own", "query=..., or mode=primary");
     }

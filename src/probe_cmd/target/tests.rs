@@ -55,10 +55,11 @@ fn kinds() {
         expect: Some("1".into()),
         is_primary: false,
         takes_server_key: true,
+        tls: MysqlTls::Require,
         database: "a b".into(),
     };
     assert_eq!(
-        one("mysql://mo:s%2Fc@a/a%20b?query=select+1+%3d+1&expect=1&tls=off&server_key=ok").kind,
+        one("mysql://mo:s%2Fc@a/a%20b?query=select+1+%3d+1&expect=1&tls=require&server_key=ok").kind,
         Kind::Mysql(mysql)
     );
     let Kind::Mysql(primary) = one("mysql://mo@a/db?mode=primary").kind else { panic!("mysql is mysql") };
