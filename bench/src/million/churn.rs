@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 const STEP: Duration = Duration::from_millis(10);
 /// What is left of the timeout when it changes by an update.
 const TIMEOUTS: [Duration; 2] = [Duration::from_secs(1), Duration::from_millis(900)];
+/// Addresses, by port, that newcomers are given in turn: four million of 127/8, so that they stay in it.
+const NEW_ADDRESSES: usize = 16_000_000;
 /// Between loading and measuring: the first probes are spread over an interval, so the rate is steady at once.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -35,16 +37,15 @@ pub(crate) struct Task {
     pub(crate) interval_ms: u64,
     /// How long.
     pub(crate) seconds: u64,
-    /// Commands a second: a third each added, removed, updated.
-    pub(crate) per_second: usize,
+    /// So many a second are added, as many removed, and as many updated.
+    pub(crate) of_each_per_second: usize,
 }
 
 /// What it came to.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Done {
-    pub(crate) added: u64,
-    pub(crate) removed: u64,
-    pub(crate) updated: u64,
+    /// Added, removed, and updated.
+    pub(crate) of_each: u64,
     /// Targets there must be now, and those the engine counts.
     pub(crate) expected: u64,
     pub(crate) counted: u64,
@@ -71,7 +72,7 @@ pub(crate) fn run(task: &Task) -> Result<(), Failure> {
         Arc::new(Policy { interval, timeout, ..Policy::DEFAULT })
     });
     let mut crowd = Crowd { probes: engine.probes(), next: 0, port: task.port, living: VecDeque::new(), policies };
-    (0..task.targets).for_each(|_| crowd.add());
+    crowd.add(task.targets);
     let mut changes = Vec::new();
     let mut drain = || {
         feed.transitions(&mut changes);
@@ -83,18 +84,15 @@ pub(crate) fn run(task: &Task) -> Result<(), Failure> {
         thread::sleep(STEP);
     }
     let (before, cpu, started) = (engine.stats().total, cpu_time(CpuOf::Process), Instant::now());
-    let mut done = [0_u64; 3];
+    let mut steps = 0_u64;
     let ends = started + Duration::from_secs(task.seconds);
     let mut due = started;
+    let batch = (task.of_each_per_second as f64 * STEP.as_secs_f64()) as usize;
     while due < ends {
-        for n in 0..task.per_second / 100 {
-            match n % 3 {
-                0 => crowd.add(),
-                1 => crowd.remove(),
-                _ => crowd.update(n),
-            }
-            done[n % 3] += 1;
-        }
+        crowd.add(batch);
+        crowd.update(batch, steps as usize);
+        crowd.remove(batch);
+        steps += 1;
         drain();
         due += STEP;
         // Late: then the next step begins at once, and the rate falls short if it never catches up.
@@ -106,9 +104,7 @@ pub(crate) fn run(task: &Task) -> Result<(), Failure> {
     late.subtract(&before.lateness).map_err(|e| format!("lateness: {e:?}"))?;
     let late = Summary::of(&late);
     let result = Done {
-        added: done[0],
-        removed: done[1],
-        updated: done[2],
+        of_each: steps * batch as u64,
         expected: crowd.living.len() as u64,
         counted: after.counters.targets,
         probes: after.counters.finished() - before.counters.finished(),
@@ -131,36 +127,47 @@ struct Crowd {
 }
 
 impl Crowd {
-    fn add(&mut self) {
-        let mut target = Target {
-            address: target(self.next % 16_000_000, self.port),
+    fn add(&mut self, count: usize) {
+        let (port, policy) = (self.port, self.policies[0].clone());
+        let one = |n: usize| Target {
+            address: target(n % NEW_ADDRESSES, port),
             check: Check::Tcp(Mode::HalfOpen),
-            policy: self.policies[0].clone(),
+            policy: policy.clone(),
             initial: Health::Unknown,
             count: None,
-            key: self.next as u64,
+            key: n as u64,
             group: 0,
         };
-        self.next += 1;
-        loop {
-            match self.probes.add(target) {
-                Ok(id) => return self.living.push_back(id),
-                Err(Full(back)) => target = back,
-            }
+        let mut targets = (self.next..self.next + count).map(one);
+        let mut ids = Vec::with_capacity(count);
+        let mut left = None;
+        while let Err(Full(back)) = self.probes.add_all(&mut left.take().into_iter().chain(&mut targets), &mut ids) {
+            left = Some(back);
+            wait();
+        }
+        self.next += count;
+        self.living.extend(ids);
+    }
+
+    fn remove(&mut self, count: usize) {
+        let mut ids = self.living.drain(..count.min(self.living.len()));
+        let mut left = None;
+        while let Err(Full(back)) = self.probes.remove_all(&mut left.take().into_iter().chain(&mut ids)) {
+            left = Some(back);
             wait();
         }
     }
 
-    fn remove(&mut self) {
-        let Some(id) = self.living.pop_front() else { return };
-        while self.probes.remove(id).is_err() {
-            wait();
-        }
-    }
-
-    fn update(&mut self, n: usize) {
-        let Some(&id) = self.living.get(n * 7919 % self.living.len().max(1)) else { return };
-        while self.probes.update(id, self.policies[n / 3 % 2].clone()).is_err() {
+    fn update(&mut self, count: usize, turn: usize) {
+        let policy = &self.policies[turn % 2];
+        // Some everywhere, others each time.
+        let mut changes = (0..count).map(|n| {
+            let place = (turn * count + n).wrapping_mul(7919) % self.living.len();
+            (self.living[place], policy.clone())
+        });
+        let mut left = None;
+        while let Err(Full(back)) = self.probes.update_all(&mut left.take().into_iter().chain(&mut changes)) {
+            left = Some(back);
             wait();
         }
     }
