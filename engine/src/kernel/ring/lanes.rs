@@ -47,6 +47,9 @@ pub(super) struct LaneSlot {
     look: bool,
 }
 
+// What `io.rs` says a lane costs.
+const _: () = assert!(size_of::<LaneSlot>() <= 112 && size_of::<Line>() <= 152);
+
 impl LaneSlot {
     pub(super) fn new(kind: LaneKind) -> LaneSlot {
         LaneSlot {

@@ -158,7 +158,7 @@ impl Scene {
         let busy = self.busy(TALK, self.lines[number].lane.0);
         let talker = &mut self.lines[number];
         let lane = talker.lane;
-        let mut say = |talker: &mut Talker, rig: &mut Rig, count: usize| {
+        let say = |talker: &mut Talker, rig: &mut Rig, count: usize| {
             // Each call has its own alphabet: what is heard of another one is found out.
             let words: Vec<u8> = (0..count).map(|place| (self.generation as usize * 31 + place) as u8).collect();
             talker.said.extend_from_slice(&words);
@@ -172,7 +172,8 @@ impl Scene {
                 return;
             }
             Stage::Idle => {
-                (talker.said.clear(), talker.heard.clear());
+                talker.said.clear();
+                talker.heard.clear();
                 talker.at = Stage::Calling;
                 say(talker, rig, rng.usize(0..20));
                 Op::Call { lane, to: self.peers[rng.choice([0, 0, 0, 1, 2]).expect("five")] }

@@ -278,6 +278,9 @@ fn calls_are_cancelled_at_each_leg() {
             assert_eq!(rig.outcome(), cancelled(Leg::Connect), "on {}", rig.tier);
             rig.hang(lane, End::Reset);
             rig.call(lane, at, b"");
+            while rig.io.connected_at(lane).is_none() {
+                rig.is_quiet();
+            }
             let mut talks = 0;
             loop {
                 rig.is_quiet();
