@@ -15,6 +15,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroU8;
 use std::sync::{Condvar, Mutex};
 
+mod batches;
 mod worlds;
 
 /// A wake that a test can wait for.
