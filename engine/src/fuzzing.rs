@@ -1,11 +1,14 @@
 //! Doors for scripts/fuzz, and for nobody else: each takes the bytes a peer might send, feeds them to a conversation, and
 //! panics where a promise is broken.
 
-use crate::check::{Content, HttpCheck, HttpSettings, Method, Redirects, TlsCheck, TlsSettings, Trust};
+use crate::check::{
+    Content, HttpCheck, HttpSettings, Method, MysqlAsk, MysqlCheck, MysqlColumn, MysqlTls, MysqlValue, Redirects,
+    Secret, TlsCheck, TlsClient, TlsSettings, Trust,
+};
 use crate::io::SAY_MAX;
 use crate::outcome::Code;
 use crate::probe::talk::{Next, Peer, Talk};
-use crate::probe::{http::Asking, tls};
+use crate::probe::{http::Asking, mysql::LoggingIn, tls};
 use crate::time::Instant;
 use std::sync::{Arc, OnceLock};
 
@@ -101,4 +104,62 @@ pub fn tls(data: &[u8]) {
         }
     };
     feed(&mut *talk, answer, closes, || random.usize(1..4096));
+}
+
+/// A greeting of MariaDB 10.11 and an OK: what most of a conversation comes after.
+const GREETING: &[u8] = b"\x5a\0\0\x00\x0a5.5.5-10.11.19-MariaDB\0\x2e\0\0\0abcdefgh\0\xfe\xff\x2d\x02\0\xff\xc1\x15\
+    \0\0\0\0\0\0\x1d\0\0\0ijklmnopqrst\0mysql_native_password\0";
+const LOGGED_IN: &[u8] = b"\x07\0\0\x02\0\0\0\x02\0\0\0";
+
+fn mysql_checks() -> &'static [Arc<MysqlCheck>] {
+    static CHECKS: OnceLock<Vec<Arc<MysqlCheck>>> = OnceLock::new();
+    CHECKS.get_or_init(|| {
+        let user = || MysqlCheck::new("monitor", Secret::new("sesame")).expect("valid").taking_server_key(true);
+        let asking = |ask| user().asking(ask).expect("valid");
+        let expect = MysqlValue { column: MysqlColumn::Name("value".into()), value: "1".into() };
+        let tls = TlsSettings { trust: Trust::Insecure, ..TlsSettings::default() };
+        let checks = [
+            user(),
+            asking(MysqlAsk::IsPrimary),
+            asking(MysqlAsk::Statement { sql: "select 1".into(), expect: None }),
+            asking(MysqlAsk::Statement { sql: "select 1".into(), expect: Some(expect) }),
+            user().taking_server_key(false),
+            user().over(MysqlTls::Preferred(TlsClient::new(tls).expect("valid"))),
+        ];
+        checks.map(Arc::new).into()
+    })
+}
+
+/// The first byte chooses the check and how far it has come, the second how pieces are cut; the rest is what the server
+/// says next.
+pub fn mysql(data: &[u8]) {
+    let [which, seed, words @ ..] = data else { return };
+    let checks = mysql_checks();
+    let check = &checks[usize::from(which & 0x0f) % checks.len()];
+    let closes = which & 0x80 != 0;
+    let before: &[&[u8]] = match which & 0x30 {
+        0x00 => &[],
+        0x10 => &[GREETING],
+        _ => &[GREETING, LOGGED_IN],
+    };
+    let words = [&before.concat(), words].concat();
+    let mut random = fastrand::Rng::with_seed(u64::from(*seed));
+    let cut = feed(&mut LoggingIn::new(check.clone()), &words, closes, || random.usize(1..64));
+    // TLS begins where a piece ends, or not at all.
+    if !matches!(check.tls(), MysqlTls::Preferred(_)) {
+        let whole = feed(&mut LoggingIn::new(check.clone()), &words, closes, || usize::MAX);
+        assert_eq!(whole, cut, "the same words, whole and in pieces");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words that a fuzzed conversation begins with lead where they should.
+    #[test]
+    fn the_given_words_are_a_login() {
+        let whole = |words: &[u8]| feed(&mut LoggingIn::new(mysql_checks()[0].clone()), words, true, || usize::MAX);
+        assert_eq!(whole(&[GREETING, LOGGED_IN].concat()), (Code::L7Ok, 0));
+    }
 }

@@ -4,7 +4,7 @@
 //! Greeting ─► (Securing: TLS) ─► Login ──OK──► Answer, if something is asked ─► Leaving: COM_QUIT, the server closes
 //!    │                             ├─ ERR 1045, 1044, 1698, ...: L7OKC when nothing is asked, L7STS otherwise
 //!    │                             ├─ ERR of any other number: L7STS
-//!    │                             └─ a plugin we lack or do not trust ─► Declining: an empty proof, the server refuses
+//!    │                             └─ a plugin we lack or do not trust ─► Declining: a proof of nothing, the server refuses
 //!    └─ ERR 1040 too many connections, 1129 host blocked, 1130 host not allowed, ...: L7STS
 //! ```
 //! Promises: a check that logs in leaves no trace in Aborted_connects, Aborted_clients or the count towards
@@ -31,7 +31,7 @@ use crate::probe::talk::{Finding, Next, Peer, Phase, Talk, code_of};
 use crate::probe::tls::{Session, TlsClient};
 use crate::time::Instant;
 use answer::{Answer, Heard, error_number};
-use login::{Greeting, Login, Reason, Turn};
+use login::{Greeting, Login, Reason, Turn, no_proof};
 use std::net::IpAddr;
 use std::sync::Arc;
 use wire::{Broken, Packets};
@@ -92,9 +92,7 @@ impl LoggingIn {
         if matches!(self.state, State::Leaving(_)) {
             return Step::On;
         }
-        if let Err(broken) = self.packets.hear(bytes) {
-            return Step::Over(self.broken(broken));
-        }
+        self.packets.hear(bytes);
         loop {
             match self.packets.next() {
                 Err(broken) => return Step::Over(self.broken(broken)),
@@ -123,7 +121,7 @@ impl LoggingIn {
                         Step::On
                     }
                     Turn::Decline(reason) => {
-                        self.packets.say(&[], say);
+                        self.packets.say(&no_proof(packet), say);
                         self.state = State::Declining(self.not_in(reason));
                         Step::On
                     }
@@ -146,7 +144,7 @@ impl LoggingIn {
                 }
                 // MariaDB asks for the next plugin of an account that has several.
                 [0xfe | 0x01, ..] => {
-                    self.packets.say(&[], say);
+                    self.packets.say(&no_proof(packet), say);
                     Step::On
                 }
                 _ => Step::Over(*finding),

@@ -190,6 +190,11 @@ impl MysqlCheck {
         self
     }
 
+    /// How the connection is protected.
+    pub fn tls(&self) -> &MysqlTls {
+        &self.tls
+    }
+
     /// Whether, without TLS, the password may be encrypted with an RSA key that the server itself has just sent. A server
     /// whose accounts use caching_sha2_password asks for that after each of its restarts, until somebody has logged in over
     /// TLS. Whoever sits on the way can send a key of his own and read the password, so the default is no: such a

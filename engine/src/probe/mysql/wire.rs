@@ -1,6 +1,6 @@
 //! Packets on a byte stream: three bytes of length, one of sequence, the payload.
-//! Promise: keeps at most [`PACKET_BYTES_MAX`] of a packet and what came with one read after it, and takes at most
-//! [`CONVERSATION_BYTES_MAX`] from one server, whatever lengths are announced.
+//! Promise: keeps at most [`PACKET_BYTES_MAX`] of a packet and what came with one read after it, and reads packets of at
+//! most [`CONVERSATION_BYTES_MAX`] together from one server, whatever lengths are announced.
 //! Uses `mysql_common`'s chunk decoder.
 
 use bytes::BytesMut;
@@ -15,7 +15,7 @@ pub(super) const CONVERSATION_BYTES_MAX: usize = 64 * 1024;
 /// Why a stream cannot be read on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
-    /// A packet longer than [`PACKET_BYTES_MAX`] was announced, or more than [`CONVERSATION_BYTES_MAX`] came.
+    /// A packet longer than [`PACKET_BYTES_MAX`] was announced, or all of them exceed [`CONVERSATION_BYTES_MAX`].
     TooMuch,
     /// A sequence number that was not its turn.
     OutOfOrder,
@@ -28,18 +28,13 @@ pub(super) struct Packets {
     decoder: ChunkDecoder,
     /// Of the next packet, whoever sends it.
     sequence: u8,
-    heard_bytes: usize,
+    read_bytes: usize,
 }
 
 impl Packets {
-    /// Bytes came.
-    pub(super) fn hear(&mut self, bytes: &[u8]) -> Result<(), Broken> {
-        self.heard_bytes += bytes.len();
-        if self.heard_bytes > CONVERSATION_BYTES_MAX {
-            return Err(Broken::TooMuch);
-        }
+    /// Bytes came. Whoever calls reads [`next`](Packets::next) until there is none, so that they do not pile up.
+    pub(super) fn hear(&mut self, bytes: &[u8]) {
         self.unread.extend_from_slice(bytes);
-        Ok(())
     }
 
     /// The next whole packet, if there is one.
@@ -55,6 +50,10 @@ impl Packets {
                     return Err(Broken::OutOfOrder);
                 }
                 self.sequence = sequence.wrapping_add(1);
+                self.read_bytes += packet.len() + 4;
+                if self.read_bytes > CONVERSATION_BYTES_MAX {
+                    return Err(Broken::TooMuch);
+                }
                 Ok(Some(packet))
             }
         }
@@ -88,7 +87,7 @@ mod tests {
 
     fn heard(bytes: &[u8]) -> Result<Vec<Vec<u8>>, Broken> {
         let mut packets = Packets::default();
-        packets.hear(bytes)?;
+        packets.hear(bytes);
         let mut all = Vec::new();
         while let Some(packet) = packets.next()? {
             all.push(packet);
@@ -113,9 +112,9 @@ mod tests {
             let expected = expected.map(|packets| packets.iter().map(|packet| packet.to_vec()).collect::<Vec<_>>());
             assert_eq!(heard(bytes), expected, "{}", bytes.escape_ascii());
         }
-        let mut packets = Packets::default();
-        assert_eq!(packets.hear(&[0; CONVERSATION_BYTES_MAX]), Ok(()));
-        assert_eq!(packets.hear(&[0]), Err(Broken::TooMuch));
+        let errors = b"\x01\0\0\0\xff".repeat(CONVERSATION_BYTES_MAX / 5);
+        assert_eq!(heard(&errors).map(|packets| packets.len()), Ok(CONVERSATION_BYTES_MAX / 5));
+        assert_eq!(heard(&[&errors[..], b"\x01\0\0\0\xff"].concat()), Err(Broken::TooMuch));
     }
 
     proptest! {
@@ -139,7 +138,7 @@ mod tests {
                     let mut said = BytesMut::new();
                     // The reference writes nothing at all for an empty payload's header but the extra packet: the same.
                     theirs.encode(&mut &payload[..], &mut said).unwrap();
-                    ours.hear(&said).unwrap();
+                    ours.hear(&said);
                     prop_assert_eq!(ours.next().unwrap(), Some(payload));
                     prop_assert!(ours.is_at_rest());
                 }
