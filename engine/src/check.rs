@@ -9,6 +9,7 @@ pub use crate::probe::tls::{CertificateFault, Identity, Pin, TlsCheck, TlsClient
 pub use crate::probe::udp::{UdpCheck, UdpError};
 
 use crate::io::{Mode, Way};
+use crate::outcome::Code;
 use std::sync::Arc;
 
 /// What a probe does. Settings are shared: a million targets with the same check hold one copy.
@@ -57,6 +58,20 @@ impl Check {
             Check::Ping => Some(Way::Ping),
         }
     }
+
+    /// Whether an outcome is final for a policy that says `refusal_is_final`: Nacos' checkFailNow. A refused
+    /// connection always is; of HTTP, a status of [`HttpSettings::status_final`]; of MySQL, an error the server
+    /// answered with.
+    pub fn is_final(&self, code: Code, detail: &Detail) -> bool {
+        match (code, self) {
+            (Code::L4Refused, _) => true,
+            (Code::L7Status, Check::Http(check)) => {
+                u16::try_from(detail.number).is_ok_and(|status| check.settings().status_final.contains(status))
+            }
+            (Code::L7Status, Check::Mysql(_)) => true,
+            _ => false,
+        }
+    }
 }
 
 /// A setting of a check that is wrong.
@@ -96,4 +111,25 @@ pub struct Phases {
     pub tls_us: u32,
     /// The first byte of the answer was there.
     pub first_byte_us: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What turns a target down at once is what Nacos has so, and nothing else.
+    #[test]
+    fn final_outcomes() {
+        let nacos = Check::Http(Arc::new(HttpCheck::nacos("/", "").expect("valid")));
+        let plain = Check::Http(Arc::new(HttpCheck::default()));
+        let is_final = |check: &Check, code, number| check.is_final(code, &Detail { number, cert_days: None });
+        for (status, expected) in [(302, false), (503, false), (404, true), (500, true), (301, true), (70_000, false)] {
+            assert_eq!(is_final(&nacos, Code::L7Status, status), expected, "{status}");
+            assert!(!is_final(&plain, Code::L7Status, status));
+        }
+        for check in [&nacos, &plain, &Check::Tcp(Mode::HalfOpen), &Check::Ping] {
+            let finals: Vec<Code> = Code::ALL.iter().copied().filter(|code| is_final(check, *code, 503)).collect();
+            assert_eq!(finals, [Code::L4Refused], "{check:?}");
+        }
+    }
 }

@@ -104,7 +104,9 @@ fn parse(text: &[u8], locate: bool) -> Option<Head> {
                 head.framing = Framing::chunked();
             }
         } else if header.name.eq_ignore_ascii_case("content-type") {
-            head.endless = header.value.trim_ascii_start().to_ascii_lowercase().starts_with(b"text/event-stream");
+            let stream = b"text/event-stream";
+            let kind = header.value.trim_ascii_start().get(..stream.len());
+            head.endless = kind.is_some_and(|kind| kind.eq_ignore_ascii_case(stream));
         } else if locate && head.location.is_none() && header.name.eq_ignore_ascii_case("location") {
             head.location = std::str::from_utf8(header.value).ok().map(|value| value.trim().to_owned());
         }

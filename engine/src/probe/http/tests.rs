@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::check::CheckError;
+use proptest::prelude::*;
 
 /// What came of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -437,4 +438,58 @@ fn bad_settings_are_named() {
     let secret = check(|s| s.headers = header("Authorization", "Basic c2VjcmV0"));
     assert!(!format!("{secret:?}").contains("c2VjcmV0"));
     HttpCheck::default();
+}
+
+proptest! {
+    /// Whatever is made of the pieces that answers consist of, and wherever it is cut, the finding is the same, and no
+    /// more is held than may be.
+    #[test]
+    fn cuts_do_not_matter(
+        parts in prop::collection::vec(prop_oneof![
+            prop::sample::select(vec![
+                "HTTP/1.1 200 OK\r\n", "HTTP/1.0 404 Gone\n", "HTTP/1.1 302 Found\r\nLocation: /x\r\n", "HTTP/1.1 100 \r\n",
+                "HTTP/1.1 204 No\r\n", "Content-Length: 5\r\n", "Content-Length: 400\r\n", "Transfer-Encoding: chunked\r\n",
+                "Content-Type: text/event-stream\r\n", "\r\n", "\n", "ready", "error", "5\r\nready\r\n", "3\r\nrea\r\n",
+                "2;x\r\ndy\r\n", "0\r\n", "0\r\n\r\n", "X: y\r\n", "\r", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+            ]).prop_map(|text| text.as_bytes().to_vec()),
+            prop::collection::vec(any::<u8>(), 0..4),
+        ], 0..12),
+        cuts in prop::collection::vec(1usize..20, 1..60),
+        closes: bool,
+        which in 0usize..5,
+    ) {
+        let content = [
+            None,
+            Some(Content::Contains("ready".into())),
+            Some(Content::Lacks("error".into())),
+            Some(Content::Matches("^ready$".into())),
+            None,
+        ];
+        let check = check(|s| {
+            (s.head_max, s.body_max, s.content) = (256, 64, content[which].clone());
+            if which == 4 {
+                s.redirects = Redirects::Follow { max: 3, any_host: false };
+            }
+        });
+        // Most random answers begin as answers do, or nothing but the first line is ever looked at.
+        let mut answer = if cuts[0] > 3 { b"HTTP/1.1 200 OK\r\n".to_vec() } else { Vec::new() };
+        answer.extend(parts.concat());
+        let settled = |came| match came {
+            Came::Wants(code, number) if code != Code::L7Timeout => Came::Over(code, number),
+            other => other,
+        };
+        let (mut pieces, mut rest) = (Vec::new(), &answer[..]);
+        for cut in cuts.iter().cycle() {
+            let (piece, after) = rest.split_at(rest.len().min(*cut));
+            pieces.push(piece);
+            rest = after;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        let whole = settled(feed(&mut Asking::new(check.clone()), &[&answer], closes));
+        let mut talk = Asking::new(check);
+        prop_assert_eq!(settled(feed(&mut talk, &pieces, closes)), whole);
+        prop_assert!(talk.held.len() <= 256);
+    }
 }

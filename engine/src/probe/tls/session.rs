@@ -54,9 +54,11 @@ impl Session {
             return if self.is_open() { Ok(()) } else { Err(self.finding(Code::L6Response, 0)) };
         }
         while !wire.is_empty() && !self.has_ended {
-            let taken = self.connection.read_tls(&mut wire).expect("reading from memory does not fail");
-            let outcome = self.connection.process_new_packets();
-            if let Err(error) = outcome {
+            // Nothing taken, or an error: its buffer is full of what cannot become a message.
+            if !self.connection.read_tls(&mut wire).is_ok_and(|taken| taken > 0) {
+                return Err(self.finding(Code::L6Response, 0));
+            }
+            if let Err(error) = self.connection.process_new_packets() {
                 // An alert is for those who speak TLS.
                 if !matches!(error, Error::InvalidMessage(_)) {
                     self.flush(say);
@@ -64,10 +66,6 @@ impl Session {
                 return Err(self.finding_of(&error));
             }
             self.take_plain(plain);
-            // Its buffer is full of what it will not take; it takes everything that is not a peer's mischief.
-            if taken == 0 && !wire.is_empty() {
-                return Err(self.finding(Code::L6Response, 0));
-            }
         }
         if self.opened.is_none() && !self.connection.is_handshaking() {
             self.opened = Some(now);
