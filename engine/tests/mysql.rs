@@ -2,15 +2,16 @@
 //! that can log in, no broken handshake for any that cannot. Method: MariaDB in a scratch folder, one engine, one probe at a
 //! time, the server's own counters before and after. Needs mariadbd (Debian: mariadb-server); `scripts/setup` installs it.
 
+mod common;
+
+use common::{PATIENCE, Prober};
 use ringspan_engine::check::{
     Check, Expect, MysqlAsk, MysqlCheck, MysqlColumn, MysqlTls, MysqlValue, Pattern, Secret, TlsClient, TlsSettings,
     Trust,
 };
-use ringspan_engine::engine::{Engine, Feed, Options};
-use ringspan_engine::health::Health;
-use ringspan_engine::mailbox::Wake;
+use ringspan_engine::kernel::Backend;
 use ringspan_engine::outcome::Code;
-use ringspan_engine::target::{Policy, Sample, Target};
+use ringspan_engine::target::Sample;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -18,11 +19,6 @@ use std::num::NonZeroU16;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Duration;
-
-/// Longer than anything takes that goes well, on a machine that does ten other things.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A MariaDB of our own on loopback; killed and swept away when dropped.
 struct Server {
@@ -143,55 +139,9 @@ fn command(name: &str) -> Command {
 const MANY_ROWS: &str =
     "with recursive n as (select 1 as i union all select i + 1 from n where i < 900) select i, 'row' from n";
 
-struct Bell(Sender<()>);
-
-impl Wake for Bell {
-    fn wake(&self) {
-        let _ = self.0.send(());
-    }
-}
-
-struct Prober {
-    engine: Engine,
-    feed: Feed,
-    bell: Receiver<()>,
-}
-
-impl Prober {
-    fn start() -> Prober {
-        let (ring, bell) = mpsc::channel();
-        let options = Options { workers: 1, pin: false, samples_max: 64, ..Options::default() };
-        let (engine, feed) = Engine::start(&options, Arc::new(Bell(ring)), |_| Vec::new()).expect("an engine");
-        Prober { engine, feed, bell }
-    }
-
-    fn ask(&mut self, server: &Server, check: MysqlCheck, source: Option<IpAddr>) -> Sample {
-        self.probe(server, Check::Mysql(Arc::new(check)), source)
-    }
-
-    /// One probe.
-    fn probe(&mut self, server: &Server, check: Check, source: Option<IpAddr>) -> Sample {
-        let interval = Duration::from_millis(100);
-        let target = Target {
-            address: server.address,
-            check,
-            policy: Arc::new(Policy { interval, timeout: PATIENCE, source, ..Policy::DEFAULT }),
-            initial: Health::Unknown,
-            count: Some(1),
-            key: 1,
-            group: 0,
-        };
-        let id = self.engine.probes().add(target).expect("room for one");
-        let mut samples = Vec::new();
-        loop {
-            self.feed.samples(&mut samples);
-            if let Some(sample) = samples.iter().find(|sample| sample.id == id && sample.last) {
-                self.engine.probes().remove(id).expect("room for one");
-                return *sample;
-            }
-            self.bell.recv_timeout(PATIENCE).expect("an outcome");
-        }
-    }
+/// One probe.
+fn ask(prober: &mut Prober, server: &Server, check: MysqlCheck, source: Option<IpAddr>) -> Sample {
+    prober.probe(server.address, Check::Mysql(Arc::new(check)), source, PATIENCE)
 }
 
 fn user(name: &str, password: &str) -> MysqlCheck {
@@ -212,7 +162,7 @@ fn tls(trust: Trust) -> MysqlTls {
 #[test]
 fn a_real_server_is_found_as_it_is_and_counts_nothing() {
     let server = Server::start();
-    let mut prober = Prober::start();
+    let mut prober = Prober::start(Backend::Auto);
     let primary = || user("ok", "secret").asking(MysqlAsk::IsPrimary).expect("a check");
     let nacos = |cmd| MysqlCheck::nacos("ok", Secret::new("secret"), cmd).expect("a check");
     let trusted = || Trust::CaPem(server.certificate.clone().into_bytes());
@@ -239,12 +189,12 @@ fn a_real_server_is_found_as_it_is_and_counts_nothing() {
     ];
     for (row, check, code, number) in table {
         let is_secured = matches!(check.tls(), MysqlTls::Required(_));
-        let sample = prober.ask(&server, check, None);
+        let sample = ask(&mut prober, &server, check, None);
         assert_eq!((sample.code, sample.detail.number), (code, number), "{row}");
         assert_eq!(sample.detail.cert_days.is_some(), is_secured, "{row}");
     }
     server.sql("set global read_only=1");
-    let replica = prober.ask(&server, primary(), None);
+    let replica = ask(&mut prober, &server, primary(), None);
     server.sql("set global read_only=0");
     assert_eq!(replica.code, Code::L7Content, "a replica is no primary");
     assert_eq!(server.counters(), BTreeMap::new(), "nobody who logged in is counted");
@@ -264,18 +214,18 @@ fn a_real_server_is_found_as_it_is_and_counts_nothing() {
     let count = refused.len() as u64;
     let elsewhere = Some(IpAddr::from([127, 0, 0, 2])); // the server does not block 127.0.0.1
     for (row, check, code, number) in refused {
-        let sample = prober.ask(&server, check, elsewhere);
+        let sample = ask(&mut prober, &server, check, elsewhere);
         assert_eq!((sample.code, sample.detail.number), (code, number), "{row}");
     }
     // The server writes an error before it counts it.
     let counted = until(|| Some(server.counters()).filter(|counters| counters.get("Aborted_connects") == Some(&count)));
     assert_eq!(counted.get("Aborted_connects_preauth"), None, "{counted:?}");
     assert!(!counted.keys().any(|name| name.starts_with("Connection_errors")), "{counted:?}");
-    assert_eq!(prober.ask(&server, user("ok", "secret"), elsewhere).code, Code::L7Ok, "not blocked");
+    assert_eq!(ask(&mut prober, &server, user("ok", "secret"), elsewhere).code, Code::L7Ok, "not blocked");
 
     // A certificate that is not trusted is told apart from a server that is down.
     let stranger = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate").cert.pem();
-    let sample = prober.ask(&server, user("tls", "secret").over(tls(Trust::CaPem(stranger.into_bytes()))), None);
+    let sample = ask(&mut prober, &server, user("tls", "secret").over(tls(Trust::CaPem(stranger.into_bytes()))), None);
     assert_eq!(sample.code, Code::L6Certificate);
 
     // A server that is full says so.
@@ -287,7 +237,7 @@ fn a_real_server_is_found_as_it_is_and_counts_nothing() {
         first == 0xff
     });
     assert!(is_full);
-    let sample = prober.ask(&server, user("ok", "secret"), None);
+    let sample = ask(&mut prober, &server, user("ok", "secret"), None);
     assert_eq!((sample.code, sample.detail.number), (Code::L7Status, 1040));
     drop(guests);
     server.sql("set global max_connections=100");
@@ -296,11 +246,11 @@ fn a_real_server_is_found_as_it_is_and_counts_nothing() {
     // at the greeting and leaves is such a breaker.
     let banner = Expect::new(Vec::new(), Some(Pattern::bytes(b"MariaDB").expect("a pattern"))).expect("a check");
     let banner = Check::Expect(Arc::new(banner));
-    until(|| (prober.probe(&server, banner.clone(), elsewhere).code != Code::L7Ok).then_some(()));
-    let sample = prober.ask(&server, user("ok", "secret"), elsewhere);
+    until(|| (prober.probe(server.address, banner.clone(), elsewhere, PATIENCE).code != Code::L7Ok).then_some(()));
+    let sample = ask(&mut prober, &server, user("ok", "secret"), elsewhere);
     assert_eq!((sample.code, sample.detail.number), (Code::L7Status, 1129));
     server.sql("flush hosts");
-    assert_eq!(prober.ask(&server, user("ok", "secret"), elsewhere).code, Code::L7Ok);
+    assert_eq!(ask(&mut prober, &server, user("ok", "secret"), elsewhere).code, Code::L7Ok);
 }
 
 /// What `found` finds, as soon as it does. Panics after some thousand looks.
