@@ -216,6 +216,8 @@ pub struct Faults {
     pub stall: f64,
     /// ... for so many microseconds.
     pub stall_us: Range<u64>,
+    /// It stalls only after a wait, never between asking for something and its departure.
+    pub stalls_after: bool,
     /// An operation fails with one of these, with [`local_error`](Faults::local_error)'s probability: a knock at its
     /// connect, a call or a talk at any leg.
     pub local_errors: Vec<i32>,

@@ -54,7 +54,9 @@ pub(crate) struct Bench {
     pub(crate) names: Arc<Names>,
     pub(crate) changes: Receiver<Transition>,
     pub(crate) taken: Receiver<Sample>,
-    /// By the target's key, in order.
+    /// Health changes are read at the end of a run only, not as they come.
+    pub(crate) reads_seldom: bool,
+    /// In order; with the time at which they were read.
     pub(crate) transitions: Vec<(Instant, Transition)>,
     pub(crate) samples: Vec<Sample>,
     /// When each sample was said, exactly.
@@ -84,7 +86,17 @@ impl Bench {
         });
         let io = SimIo::new(seed, BEGIN, setup.world, setup.faults);
         let sim = Sim::start(io, prober);
-        Bench { sim, commands, names, changes, taken, transitions: Vec::new(), samples: Vec::new(), judged: Vec::new() }
+        Bench {
+            sim,
+            commands,
+            names,
+            changes,
+            taken,
+            reads_seldom: false,
+            transitions: Vec::new(),
+            samples: Vec::new(),
+            judged: Vec::new(),
+        }
     }
 
     pub(crate) fn add(&self, target: Target) -> Key {
@@ -102,13 +114,21 @@ impl Bench {
         while self.sim.now() < end {
             self.turn(end);
         }
+        self.read_changes();
+    }
+
+    fn read_changes(&mut self) {
+        let now = self.sim.now();
+        self.transitions.extend(std::iter::from_fn(|| self.changes.try_recv()).map(|change| (now, change)));
     }
 
     /// One turn, and all that was said in it.
     fn turn(&mut self, end: Instant) {
-        let Bench { sim, changes, taken, transitions, samples, judged, .. } = self;
+        let Bench { sim, changes, reads_seldom, taken, transitions, samples, judged, .. } = self;
         sim.turn_watched(end, |now| {
-            transitions.extend(std::iter::from_fn(|| changes.try_recv()).map(|change| (now, change)));
+            if !*reads_seldom {
+                transitions.extend(std::iter::from_fn(|| changes.try_recv()).map(|change| (now, change)));
+            }
             samples.extend(std::iter::from_fn(|| taken.try_recv()));
             judged.resize(samples.len(), now);
         });
@@ -120,6 +140,7 @@ impl Bench {
         let counters = self.counters();
         for _ in 0..=counters.transitions {
             self.turn(self.sim.now());
+            self.read_changes();
         }
         counters
     }

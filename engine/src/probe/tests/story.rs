@@ -4,6 +4,7 @@
 use super::bench::{any_behaviour, any_faults, any_mode, policy};
 use super::{BEGIN, Bench, Setup};
 use crate::check::{Check, Expect, UdpCheck};
+use crate::engine::MassFlip;
 use crate::health::Health;
 use crate::outcome::Code;
 use crate::probe::Command;
@@ -11,7 +12,7 @@ use crate::probe::pattern::Pattern;
 use crate::sim::{Behaviour, Cut, Faults, Script, Speech};
 use crate::slab::Key;
 use crate::stats::Counters;
-use crate::target::{Policy, Target};
+use crate::target::{Policy, Sample, Target};
 use crate::time::Instant;
 use fastrand::Rng;
 use std::net::SocketAddr;
@@ -29,6 +30,8 @@ pub(crate) enum Weather {
     Rough,
     /// All of it, and targets that come, go and change.
     Wild,
+    /// Short stalls after waits, with many answers at a time that are handed out piecemeal.
+    Drowsy,
 }
 
 impl Weather {
@@ -43,6 +46,8 @@ impl Weather {
 pub(crate) enum Fate {
     /// Always answers well within a quarter of its timeout.
     Well,
+    /// Always answers a knock late, but in time.
+    Slow,
     /// As `Well` until about this moment, dead from then on.
     Dies(Instant),
     /// Whatever it likes.
@@ -65,15 +70,29 @@ pub(crate) struct Life {
     pub(crate) removed: Option<Instant>,
 }
 
+impl Life {
+    /// Its slots are its interval apart, always.
+    pub(crate) fn is_plain(&self) -> bool {
+        let policy = &self.target.policy;
+        let modified = (policy.interval_fast, policy.interval_down, policy.jitter_percent, policy.backoff_max);
+        !self.updated && modified == (None, None, 0, 1)
+    }
+}
+
 /// A whole world's record.
 pub(crate) struct Story {
     pub(crate) weather: Weather,
     pub(crate) in_flight_max: u32,
     pub(crate) rate_max: Option<u32>,
+    pub(crate) rate_per_net: Option<u32>,
+    pub(crate) in_flight_per_net: Option<u32>,
+    pub(crate) mass_flip: MassFlip,
+    /// Many targets with short intervals.
+    is_crowd: bool,
     pub(crate) lives: Vec<Life>,
     pub(crate) bench: Bench,
-    /// The counters now and then: as they were, and how many samples and targets there were.
-    pub(crate) ledger: Vec<(Counters, usize, usize)>,
+    /// The counters now and then: when, as they were, and how many samples and targets there were.
+    pub(crate) ledger: Vec<(Instant, Counters, usize, usize)>,
     /// When it was told to stop, and the counters afterwards.
     pub(crate) stopped: Instant,
     pub(crate) counters: Counters,
@@ -169,13 +188,15 @@ fn any(target: &Target, rng: &mut Rng) -> Behaviour {
     }
 }
 
-fn any_target(weather: Weather, fate: Fate, key: u64, rng: &mut Rng) -> (Target, SocketAddr) {
-    let (interval_ms, calm) = (rng.u64(100..2000), weather.is_calm());
-    let timeout_ms = if calm { rng.u64(100..=interval_ms) } else { rng.u64(100..1500) };
+fn any_target(weather: Weather, is_crowd: bool, fate: Fate, key: u64, rng: &mut Rng) -> (Target, SocketAddr) {
+    let (interval_max_ms, calm) = (if is_crowd { 200 } else { 2000 }, weather.is_calm());
+    let interval_ms = rng.u64(100..interval_max_ms);
+    let is_short = calm || weather == Weather::Drowsy;
+    let timeout_ms = if is_short { rng.u64(100..=interval_ms) } else { rng.u64(100..1500) };
     let timeout_ms = if fate == Fate::Any { rng.u64(1..1500) } else { timeout_ms };
     let initial = match fate {
         Fate::Any => rng.choice([Health::Unknown, Health::Up, Health::Down]).expect("three"),
-        Fate::Well | Fate::Dies(_) => rng.choice([Health::Unknown, Health::Up]).expect("two"),
+        Fate::Well | Fate::Slow | Fate::Dies(_) => rng.choice([Health::Unknown, Health::Up]).expect("two"),
     };
     // Some share a network, and no two a door.
     let (net, host, port) = (rng.u8(..4), 1 + (key % 250) as u8, 1024 + key as u16);
@@ -184,13 +205,20 @@ fn any_target(weather: Weather, fate: Fate, key: u64, rng: &mut Rng) -> (Target,
         _ => ([10, 0, net, host], port).into(),
     };
     let mut policy = policy(interval_ms, timeout_ms, rng.u8(1..5), rng.u8(1..5));
+    if fate == Fate::Any && rng.u8(..3) == 0 {
+        let some_ms = |rng: &mut Rng| rng.bool().then(|| Duration::from_millis(rng.u64(100..1000)));
+        (policy.interval_fast, policy.interval_down) = (some_ms(rng), some_ms(rng));
+        (policy.jitter_percent, policy.backoff_max) = (rng.u8(..=50), rng.u8(1..8));
+    }
+    policy.refusal_is_final = fate == Fate::Any && rng.u8(..4) == 0;
     let mut address = door;
     if rng.u8(..4) == 0 {
         policy.port = Some(port);
         address.set_port(1);
     }
     let count = (fate == Fate::Any && rng.bool()).then(|| rng.u32(..6));
-    let target = Target { address, check: any_check(key, rng), policy: policy.into(), initial, count, key, group: 0 };
+    let check = if fate == Fate::Slow { Check::Tcp(any_mode(rng)) } else { any_check(key, rng) };
+    let target = Target { address, check, policy: policy.into(), initial, count, key, group: 0 };
     (target, door)
 }
 
@@ -198,33 +226,50 @@ impl Story {
     /// Tells the story of `seed`, with this much of what no `Io` may do.
     pub(crate) fn tell(seed: u64, rogue: f64) -> Story {
         let mut rng = Rng::with_seed(seed);
-        let weather = [Weather::Calm, Weather::Crowded, Weather::Rough, Weather::Wild][(seed % 4) as usize];
+        let weathers = [Weather::Calm, Weather::Crowded, Weather::Rough, Weather::Wild, Weather::Drowsy];
+        let weather = weathers[(seed % 5) as usize];
         let mut setup = Setup::default();
         if let Weather::Crowded | Weather::Wild = weather {
             setup.in_flight_max = rng.u32(1..60);
             setup.rate_max = rng.bool().then(|| rng.u32(50..2000));
+            setup.rate_per_net = rng.bool().then(|| rng.u32(20..500));
+            setup.in_flight_per_net = rng.bool().then(|| rng.u32(1..20));
         }
+        setup.freeze = rng.u8(..4) > 0;
+        setup.mass_flip = rng.choice([MassFlip::Off, MassFlip::Alarm, MassFlip::Hold]).expect("three");
         setup.transitions_max = if weather == Weather::Wild { rng.usize(1..20) } else { 1024 };
         setup.faults = match weather {
             Weather::Calm | Weather::Crowded => Faults::default(),
+            Weather::Rough | Weather::Wild if rng.u8(..4) == 0 => {
+                Faults { local_error: rng.f64() / 2.0, ..any_faults(&mut rng) }
+            }
             Weather::Rough | Weather::Wild => any_faults(&mut rng),
+            Weather::Drowsy => {
+                let stall_us = 4000..rng.u64(5000..60_000);
+                Faults { stall: 0.02, stall_us, stalls_after: true, collect_max: Some(16), ..Faults::default() }
+            }
         };
         setup.faults.rogue = rogue;
-        let (in_flight_max, rate_max) = (setup.in_flight_max, setup.rate_max);
+        let Setup { in_flight_max, rate_max, rate_per_net, in_flight_per_net, mass_flip, .. } = setup;
         let mut story = Story {
             weather,
             in_flight_max,
             rate_max,
+            rate_per_net,
+            in_flight_per_net,
+            mass_flip,
+            is_crowd: weather == Weather::Drowsy || (weather == Weather::Calm && rng.u8(..8) == 0),
             lives: Vec::new(),
-            bench: Bench::new(seed, setup),
+            bench: Bench { reads_seldom: weather == Weather::Wild, ..Bench::new(seed, setup) },
             ledger: Vec::new(),
             stopped: BEGIN,
             counters: Counters::default(),
         };
-        for _ in 0..rng.usize(1..30) {
+        let targets = if story.is_crowd { 60..150 } else { 1..rng.choice([4, 30]).expect("two") };
+        for _ in 0..rng.usize(targets) {
             story.add(&mut rng);
         }
-        for _ in 0..rng.u32(10..40) {
+        for _ in 0..rng.u32(if story.is_crowd { 3..12 } else { 10..40 }) {
             story.round(&mut rng);
         }
         story.stopped = story.bench.sim.now();
@@ -238,16 +283,28 @@ impl Story {
         samples.map(|(at, sample)| (*at, sample.key, sample.code, sample.health)).collect()
     }
 
+    /// What was believed of this sample's target at a time.
+    pub(crate) fn was_down(&self, sample: &Sample, at: Instant) -> bool {
+        let said = self.bench.judged.iter().zip(&self.bench.samples);
+        let before = said.filter(|(judged, other)| other.key == sample.key && **judged <= at).last();
+        before.map_or(self.lives[sample.key as usize].target.initial, |(_, sample)| sample.health) == Health::Down
+    }
+
     fn add(&mut self, rng: &mut Rng) {
         let (now, key) = (self.bench.sim.now(), self.lives.len() as u64);
         let fate = match rng.u8(..3) {
+            _ if self.weather == Weather::Drowsy => Fate::Slow,
             0 => Fate::Well,
             1 => Fate::Dies(now + Duration::from_millis(rng.u64(..4000))),
             _ => Fate::Any,
         };
-        let (target, door) = any_target(self.weather, fate, key, rng);
+        let (target, door) = any_target(self.weather, self.is_crowd, fate, key, rng);
         let behaviour = match fate {
             Fate::Well | Fate::Dies(_) => well(&target, rng),
+            Fate::Slow => {
+                let timeout_us = target.policy.timeout.as_micros() as u64;
+                Behaviour::Open(timeout_us / 2..timeout_us - 2000)
+            }
             Fate::Any => any(&target, rng),
         };
         self.bench.sim.io.world.set(door, behaviour);
@@ -291,7 +348,7 @@ impl Story {
         }
         self.pass(Duration::from_millis(rng.u64(1..600)), rng);
         let live = self.lives.iter().filter(|life| life.removed.is_none()).count();
-        self.ledger.push((self.bench.counters(), self.bench.samples.len(), live));
+        self.ledger.push((self.bench.sim.now(), self.bench.counters(), self.bench.samples.len(), live));
     }
 
     /// Removes a target or changes its policy.

@@ -3,10 +3,14 @@
 use super::invariants::Tally;
 use super::story::{Fate, Life, Story, Weather};
 use super::{TICKS, counted};
+use crate::engine::MassFlip;
 use crate::health::{Health, Held, Thresholds};
 use crate::outcome::{Code, Fault};
+use crate::probe::nets::Net;
+use crate::sim::Visit;
 use crate::target::Sample;
 use crate::time::Instant;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// The wheel's tick: what is due between two of them waits for the later one.
@@ -46,13 +50,14 @@ pub(crate) fn verify(story: &Story, tally: &mut Tally) {
         tally.hold(6, counted == missed, || format!("{counted} slots counted as missed, not {missed}"));
     }
     limits_hold(story, tally);
+    frozen_is_frozen(story, tally);
     stop_is_clean(story, tally);
     counters_add_up(story, tally);
 }
 
 fn healthy_is_never_blamed(life: &Life, said: &[Said<'_>], tally: &mut Tally) {
     let well_until = match life.fate {
-        Fate::Well => Instant::from_ns(u64::MAX),
+        Fate::Well | Fate::Slow => Instant::from_ns(u64::MAX),
         Fate::Dies(_) => life.died.unwrap_or(Instant::from_ns(u64::MAX)),
         Fate::Any => return,
     };
@@ -64,7 +69,8 @@ fn healthy_is_never_blamed(life: &Life, said: &[Said<'_>], tally: &mut Tally) {
 fn dead_is_found(story: &Story, life: &Life, tally: &mut Tally) {
     let Some(died) = life.died else { return };
     let policy = &life.target.policy;
-    let bound = died + policy.interval * u32::from(policy.thresholds.fall.get()) + policy.timeout + TICKS;
+    let held = u32::from(story.mass_flip == MassFlip::Hold);
+    let bound = died + policy.interval * (u32::from(policy.thresholds.fall.get()) + held) + policy.timeout + TICKS;
     // Worlds full of targets that can never be probed, or of unreachable networks, look like a sick prober.
     if bound > story.stopped || story.counters.freezes > 0 {
         return;
@@ -86,13 +92,13 @@ fn times_are_kept(life: &Life, said: &[Said<'_>], tally: &mut Tally) {
         let in_time = rtt <= timeout + TICK && (!is_timeout || sample.errno != 0 || rtt >= timeout);
         tally.hold(9, in_time, || format!("{life:?}: {sample:?}"));
         let lateness = Duration::from_nanos(sample.lateness_ns);
-        tally.hold(14, lateness <= TICK, || format!("{life:?}: {sample:?}"));
+        tally.hold(14, lateness.is_zero(), || format!("{life:?}: {sample:?}"));
     }
 }
 
 /// Returns how many slots must have been skipped; `None` where the policy changed.
 fn slots_are_kept(life: &Life, said: &[Said<'_>], tally: &mut Tally) -> Option<u64> {
-    if life.updated {
+    if !life.is_plain() {
         return None;
     }
     let interval = life.target.policy.interval.as_nanos() as u64;
@@ -115,22 +121,31 @@ fn slots_are_kept(life: &Life, said: &[Said<'_>], tally: &mut Tally) -> Option<u
 fn health_follows(story: &Story, life: &Life, said: &[Said<'_>], tally: &mut Tally) {
     let Thresholds { rise, fall } = life.target.policy.thresholds;
     let (mut health, mut run) = (life.target.initial, 0u8);
-    let mut expected = Vec::new();
+    let (mut expected, mut unconfirmed) = (Vec::new(), false);
     for (_, sample) in said {
+        let says = if sample.code.is_up() { Health::Up } else { Health::Down };
         if sample.held == Held::Frozen {
-            tally.hold(10, sample.health == health && health != Health::Down, || format!("{life:?}: {sample:?}"));
+            let may = sample.code.fault() == Fault::Target && health != Health::Down;
+            tally.hold(10, may && sample.health == health, || format!("{life:?}: {sample:?}"));
         } else if sample.code.fault() != Fault::Prober {
-            let says = if sample.code.is_up() { Health::Up } else { Health::Down };
             run = if says == health { 0 } else { run + 1 };
+            let is_final = life.target.policy.refusal_is_final && sample.code == Code::L4Refused;
             let needed = match (health, says) {
                 (Health::Unknown, _) => 1,
                 (_, Health::Up) => rise.get(),
+                _ if is_final => 1,
                 _ => fall.get(),
             };
-            if says != health && run >= needed {
+            let changes = says != health && run >= needed;
+            if sample.held == Held::Unconfirmed {
+                let may = changes && !unconfirmed && story.mass_flip == MassFlip::Hold;
+                tally.hold(7, may, || format!("{life:?}: nothing to hold in {sample:?}"));
+                unconfirmed = true;
+            } else if changes {
                 expected.push((health, says, sample.code, run));
                 (health, run) = (says, 0);
             }
+            unconfirmed &= run > 0;
         }
         tally.hold(7, sample.health == health, || format!("{life:?}: {sample:?}, not {health:?}"));
     }
@@ -155,12 +170,56 @@ fn limits_hold(story: &Story, tally: &mut Tally) {
     tally.checks[4] += io.visits().len() as u64;
     let most = io.lanes_busy_most();
     tally.hold(5, most <= story.in_flight_max as usize, || format!("{most} in flight, not {}", story.in_flight_max));
-    let Some(rate) = story.rate_max else { return };
+    let mut nets: HashMap<Net, Vec<Visit>> = HashMap::new();
+    io.visits().iter().for_each(|visit| nets.entry(Net::of(visit.to.ip())).or_default().push(*visit));
+    for visits in nets.values() {
+        if let Some(max) = story.in_flight_per_net {
+            let most = most_at_a_time(visits);
+            tally.hold(5, most <= max as usize, || format!("{most} in flight to one network, not {max}"));
+        }
+        if let Some(rate) = story.rate_per_net {
+            rate_holds(rate, visits, tally);
+        }
+    }
+    if let Some(rate) = story.rate_max {
+        rate_holds(rate, io.visits(), tally);
+    }
+}
+
+/// The most of these visits that were under way together. One that begins when another is over takes its place.
+fn most_at_a_time(visits: &[Visit]) -> usize {
+    let ends = visits.iter().map(|visit| (visit.over.unwrap_or(Instant::from_ns(u64::MAX)), -1));
+    let mut steps: Vec<_> = visits.iter().map(|visit| (visit.at, 1)).chain(ends).collect();
+    steps.sort_unstable();
+    let most = steps.iter().scan(0i32, |now, (_, step)| {
+        *now += step;
+        Some(*now)
+    });
+    most.max().unwrap_or(0) as usize
+}
+
+fn rate_holds(rate: u32, visits: &[Visit], tally: &mut Tally) {
     for stretch in [1, 10, 100, 1000] {
-        for ends in io.visits().windows(stretch + 1) {
+        for ends in visits.windows(stretch + 1) {
             let time = ends[stretch].at.since(ends[0].at) + BURST;
             let allowed = f64::from(rate) * time.as_secs_f64() + 1.01;
             tally.hold(13, stretch as f64 <= allowed, || format!("{stretch} started in {time:?}, at {rate} a second"));
+        }
+    }
+}
+
+/// Between two looks in which it was frozen all the time.
+fn frozen_is_frozen(story: &Story, tally: &mut Tally) {
+    for ends in story.ledger.windows(2) {
+        let [(from, before, ..), (to, after, ..)] = ends else { unreachable!("two") };
+        if after.frozen_ns - before.frozen_ns < to.since(*from).as_nanos() as u64 {
+            continue;
+        }
+        let said = story.bench.judged.iter().zip(&story.bench.samples);
+        for (_, sample) in said.filter(|(at, _)| *at > from && *at < to) {
+            let is_fall = sample.code.fault() == Fault::Target && sample.health == Health::Down;
+            let was_down = || story.was_down(sample, *from);
+            tally.hold(10, !is_fall || was_down(), || format!("frozen from {from:?} to {to:?}: {sample:?}"));
         }
     }
 }
@@ -174,7 +233,7 @@ fn stop_is_clean(story: &Story, tally: &mut Tally) {
 }
 
 fn counters_add_up(story: &Story, tally: &mut Tally) {
-    for (counters, samples, targets) in &story.ledger {
+    for (_, counters, samples, targets) in &story.ledger {
         let open = counters.started - counters.finished() - counters.abandoned;
         tally.hold(12, open <= counters.in_flight, || format!("{open} without an outcome: {counters:?}"));
         let seen = (*samples as u64 + counters.samples_dropped, *targets as u64);
