@@ -33,6 +33,9 @@ enum Door {
     Nobody(SocketAddr),
 }
 
+/// What is said of one target: its probes' codes, and its changes of health.
+type Said = (Vec<Code>, Vec<(Health, Health, Code, u8)>);
+
 /// One target, and what is to be found.
 struct Case {
     name: &'static str,
@@ -203,7 +206,7 @@ impl Case {
         target
     }
 
-    fn verdict(&self) -> (Vec<Code>, Vec<(Health, Health, Code, u8)>) {
+    fn verdict(&self) -> Said {
         let change = (!self.code.is_up()).then_some((Health::Up, Health::Down, self.code, 2));
         (vec![self.code; 2], change.into_iter().collect())
     }
