@@ -305,7 +305,8 @@ fn a_conversation_may_call_again() {
         for seed in 0..16 {
             let mut bench = Bench::new(seed, Setup::default());
             bench.sim.io.world.set(place(1), Behaviour::Speaks(Speech::new(25_000..25_001, Elsewhere)));
-            let timeouts = Timeouts { connect: Some(30 * MS), tls: None, answer: Some(50 * MS) };
+            // No TLS here: its patience only makes the prober look early, when the connection is not made yet.
+            let timeouts = Timeouts { connect: Some(30 * MS), tls: Some(5 * MS), answer: Some(50 * MS) };
             let name = bench.add(Target {
                 count: None,
                 ..target(1, check.clone(), Policy { timeout: timeout * MS, timeouts, ..Policy::DEFAULT })
@@ -322,4 +323,33 @@ fn a_conversation_may_call_again() {
             assert_eq!((counters.in_flight, bench.sim.io.lanes_busy(), counters.completions_stale), (0, 0, 0));
         }
     }
+}
+
+/// A completion that comes twice is counted and changes nothing, also where the same flight waits for another one of the
+/// same kind meanwhile.
+#[test]
+fn a_repeated_completion_is_not_the_next() {
+    let mut bench = Bench::new(1, Setup::default());
+    let slow = Speech { cut: Cut::Pieces(1, 50_000), ..Speech::new(1..2, world(MS)) };
+    bench.sim.io.world.set(place(1), Behaviour::Speaks(slow));
+    bench.add(Target { count: Some(1), ..target(1, hello(), Policy::DEFAULT) });
+    let mut op = 0;
+    for _ in 0..2000 {
+        bench.run_for(MS);
+        let Some(key) = bench.sim.resident.flights.keys().next() else { continue };
+        let now = bench.sim.resident.flights.get(key).expect("listed").op;
+        if now == op {
+            continue;
+        }
+        let stale = bench.counters().completions_stale;
+        let at = bench.sim.now();
+        let mut cx = Cx { io: &mut bench.sim.io, now: at, resident: 1 };
+        let token = cx.token(op, key.generation, key.index);
+        let twice = Completion { token, event: IoEvent::Heard(Ok(1)) };
+        bench.sim.resident.on_completion(&mut cx, twice);
+        assert_eq!(bench.counters().completions_stale, stale + 1);
+        op = now;
+    }
+    assert_eq!(bench.counters().completions_stale, 4, "one for each piece of the word but the last");
+    assert_eq!((bench.samples.len(), bench.samples[0].code), (1, Code::L7Ok));
 }
