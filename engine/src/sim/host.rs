@@ -52,6 +52,8 @@ enum Line {
     Expects(usize),
     /// Waits until it has heard exactly these; anything else ends the script with [`Word::Reset`].
     Wants(Vec<u8>),
+    /// Waits until it has heard anything, and forgets it.
+    Hears,
     /// Waits until what it has heard since the last such line ends with these.
     Until(Vec<u8>),
     Says(Said),
@@ -76,6 +78,11 @@ impl Script {
     /// Then: waits until what it has heard ends with `end`, as an HTTP head ends with an empty line.
     pub fn until(self, end: impl Into<Vec<u8>>) -> Script {
         self.line(Line::Until(end.into()))
+    }
+
+    /// Then: waits until it has heard anything at all, and forgets all of it.
+    pub fn hears(self) -> Script {
+        self.line(Line::Hears)
     }
 
     /// Then: says these bytes after so long.
@@ -128,8 +135,9 @@ impl Reading {
                     says.push(Said { after: Duration::ZERO, word: Word::Reset });
                     return;
                 }
+                Line::Hears if !self.heard.is_empty() => self.heard.len(),
                 Line::Until(end) if self.heard.ends_with(end) => self.heard.len(),
-                Line::Expects(_) | Line::Wants(_) | Line::Until(_) => return,
+                Line::Expects(_) | Line::Wants(_) | Line::Hears | Line::Until(_) => return,
             };
             self.heard.drain(..used);
             self.next += 1;

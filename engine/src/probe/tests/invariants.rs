@@ -100,7 +100,7 @@ impl Tally {
 
 /// Tells the story of one seed and checks every sentence on it.
 fn try_seed(seed: u64, tally: &mut Tally) {
-    let rogue = if seed / 5 % 2 == 0 { 0.0 } else { ROGUE };
+    let rogue = if (seed / 5).is_multiple_of(2) { 0.0 } else { ROGUE };
     let story = Story::tell(seed, rogue);
     verify(&story, tally);
     if seed.is_multiple_of(TWICE) {

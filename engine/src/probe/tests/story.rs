@@ -3,11 +3,12 @@
 
 use super::bench::{any_behaviour, any_faults, any_mode, policy};
 use super::{BEGIN, Bench, Setup};
-use crate::check::{Check, Expect, UdpCheck};
+use crate::check::{Check, Expect, HttpCheck, MysqlCheck, UdpCheck};
 use crate::engine::MassFlip;
 use crate::health::Health;
 use crate::outcome::Code;
 use crate::probe::Command;
+use crate::probe::mysql::Secret;
 use crate::probe::pattern::Pattern;
 use crate::sim::{Behaviour, Cut, Faults, Script, Speech};
 use crate::slab::Key;
@@ -98,6 +99,13 @@ pub(crate) struct Story {
     pub(crate) counters: Counters,
 }
 
+const HTTP_OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// A server that takes whom it does not know: protocol 10, version 8, mysql_native_password (MySQL's documentation,
+/// Protocol::HandshakeV10); then OK.
+const MYSQL_GREETING: &[u8] = b"\x49\0\0\0\x0a8.0.0\0\x01\0\0\012345678\0\x09\x82\x2d\x02\0\x08\0\x15\
+    \0\0\0\0\0\0\0\0\0\0123456789012\0mysql_native_password\0";
+const MYSQL_OK: &[u8] = b"\x07\0\0\x02\0\0\0\x02\0\0\0";
+
 /// A word that no other target's host knows.
 fn word(kind: &str, key: u64) -> Vec<u8> {
     format!("{kind} {key:08}\n").into_bytes()
@@ -106,8 +114,10 @@ fn word(kind: &str, key: u64) -> Vec<u8> {
 /// A check of any kind, which says and expects words of its own.
 fn any_check(key: u64, rng: &mut Rng) -> Check {
     let answer = || Some(Pattern::bytes(&word("answer", key)).expect("a short word"));
-    match rng.u8(..8) {
+    match rng.u8(..10) {
         0..3 => Check::Tcp(any_mode(rng)),
+        8 => Check::Http(Arc::new(HttpCheck::default())),
+        9 => Check::Mysql(Arc::new(MysqlCheck::new("watcher", Secret::new("")).expect("a name"))),
         3 => Check::Udp(Arc::new(UdpCheck::new(word("ask", key), answer(), false).expect("short words"))),
         4 => Check::Ping,
         _ => {
@@ -131,13 +141,22 @@ fn well(target: &Target, rng: &mut Rng) -> Behaviour {
             let script = greeting.wants(ask).says(after, answer).wants(bye).closes(after);
             Behaviour::Speaks(Speech { cut: any_cut(rng), ..Speech::new(rtt_us, script) })
         }
+        Check::Http(_) => {
+            let script = Script::new().until(*b"\r\n\r\n").says(after, HTTP_OK).closes(Duration::ZERO);
+            Behaviour::Speaks(Speech { cut: any_cut(rng), ..Speech::new(rtt_us, script) })
+        }
+        Check::Mysql(_) => {
+            let login = Script::new().says(after / 2, MYSQL_GREETING).hears().says(after / 2, MYSQL_OK);
+            let script = login.hears().closes(Duration::ZERO);
+            Behaviour::Speaks(Speech { cut: any_cut(rng), ..Speech::new(rtt_us, script) })
+        }
         Check::Udp(_) => Behaviour::Speaks(Speech::new(rtt_us, Script::new().wants(ask).says(after, answer))),
         _ => Behaviour::Open(1..2 + timeout_us / 4),
     }
 }
 
 fn any_cut(rng: &mut Rng) -> Cut {
-    let apart_us = rng.u64(..100);
+    let apart_us = rng.u64(..20);
     rng.choice([Cut::Whole, Cut::Any, Cut::Pieces(1, apart_us), Cut::Pieces(7, 0)]).expect("four")
 }
 
@@ -286,7 +305,7 @@ impl Story {
     /// What was believed of this sample's target at a time.
     pub(crate) fn was_down(&self, sample: &Sample, at: Instant) -> bool {
         let said = self.bench.judged.iter().zip(&self.bench.samples);
-        let before = said.filter(|(judged, other)| other.key == sample.key && **judged <= at).last();
+        let before = said.rev().find(|(judged, other)| other.key == sample.key && **judged <= at);
         before.map_or(self.lives[sample.key as usize].target.initial, |(_, sample)| sample.health) == Health::Down
     }
 
