@@ -18,7 +18,7 @@ pub(crate) struct Outbox {
     transitions: Sender<Transition>,
     samples: Option<Sender<Sample>>,
     /// Transitions that found the mailbox full, in order. At most as many as targets change their health while nobody
-    /// reads; each is 64 bytes.
+    /// reads; each is about 80 bytes.
     spill: VecDeque<Transition>,
     transitions_new: bool,
     /// Samples lie in the mailbox and the reader was not told.

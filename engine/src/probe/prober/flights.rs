@@ -129,7 +129,8 @@ impl Prober {
         }
         let (now, to) = (cx.now, watched.address());
         let is_knock = matches!(kind.way, Way::Knock(_));
-        let sampled = self.numbers.counters.started % if is_knock { KNOCKS_PER_LOOK } else { CALLS_PER_LOOK } == 0;
+        let per_look = if is_knock { KNOCKS_PER_LOOK } else { CALLS_PER_LOOK };
+        let sampled = self.numbers.counters.started.is_multiple_of(per_look);
         let look = watched.take_look() || sampled;
         let ticket = match &mut self.parts.nets {
             Some(nets) if watched.take_admitted() => nets.on_start(now, Net::of(watched.ip())),

@@ -200,7 +200,7 @@ fn lost_syns_are_seen() {
     let policy = Policy { interval: 20_000 * MS, timeout: 10_000 * MS, ..Policy::DEFAULT };
     for key in 0..100 {
         bench.sim.io.world.set(place(key), Behaviour::Lossy(0.4, 100..1000));
-        bench.add(Target { count: Some(10), ..target(key, Check::Tcp(Mode::HalfOpen), policy.clone()) });
+        bench.add(Target { count: Some(10), ..target(key, Check::Tcp(Mode::HalfOpen), policy) });
     }
     bench.run_for(220_000 * MS);
     let (mut measured, mut inferred, mut followed) = (0, 0, 0);
