@@ -225,7 +225,7 @@ fn calls_wait_for_descriptors() {
 }
 
 /// A network namespace of this thread's own, its loopback up, pings allowed to everybody; `Err` says why there is none.
-fn own_network() -> Result<(), String> {
+pub(super) fn own_network() -> Result<(), String> {
     // SAFETY: unshare(2) takes an integer.
     super::super::socket::check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map_err(|e| format!("unshare: {e}"))?;
     // Opened after the change, so it is the new namespace's.
