@@ -5,6 +5,7 @@
 
 use crate::cli::{self, ListFormat};
 use crate::{Ending, Failure};
+use ringspan_engine::io::Family;
 use ringspan_engine::kernel::facts::{self, Limit};
 use ringspan_engine::kernel::{self, Backend, Capabilities, Tier, Waker};
 use serde::Serialize;
@@ -60,6 +61,10 @@ struct Facts {
     root: bool,
     pipe_pages_soft: Option<u64>,
     ports: Option<(u64, u64)>,
+    /// net.ipv4.tcp_tw_reuse.
+    tw_reuse: Option<u64>,
+    /// Whether an ICMP echo may be sent without privileges.
+    ping: Result<(), String>,
     somaxconn: Option<u64>,
     conntrack: Option<(u64, u64)>,
     ktls: bool,
@@ -100,6 +105,8 @@ fn look() -> Facts {
         root: uid == Some("0"),
         pipe_pages_soft: number("/proc/sys/fs/pipe-user-pages-soft"),
         ports,
+        tw_reuse: number("/proc/sys/net/ipv4/tcp_tw_reuse"),
+        ping: facts::try_ping(Family::V4).map_err(|e| e.to_string()),
         somaxconn: number("/proc/sys/net/core/somaxconn"),
         conntrack: conntrack.zip(number("/proc/sys/net/netfilter/nf_conntrack_max")),
         ktls: text("/proc/sys/net/ipv4/tcp_available_ulp").is_some_and(|t| t.split_whitespace().any(|u| u == "tls")),
@@ -126,6 +133,25 @@ fn judge(facts: &Facts) -> Vec<Finding> {
         let means = "ports: as many connections to one address and port at a time, probes and backends alike";
         finding(mark, "local ports", format!("{low}-{high}, {count}"), means, remedy)
     }));
+    all.extend(facts.tw_reuse.map(|n| {
+        let means = match n {
+            1 => "graceful probes and other ends by FIN use ports again after a second",
+            2 => "on loopback ports are used again after a second, elsewhere after 60 s: 470 graceful probes/s to one port",
+            _ => "ports that end by FIN rest for 60 s: 470 graceful probes/s to one address and port; half-open and full leave none",
+        };
+        // Only graceful probes pay: a matter of taste, not of health.
+        finding(Mark::Good, "tcp_tw_reuse", n, means, if n == 0 { "sysctl -w net.ipv4.tcp_tw_reuse=1" } else { "" })
+    }));
+    all.push(match &facts.ping {
+        Ok(()) => finding(Mark::Good, "ping sockets", "permitted", "icmp:// targets work without root", ""),
+        Err(why) => finding(
+            Mark::Costs,
+            "ping sockets",
+            "refused",
+            format!("icmp:// targets come out as SOCKERR ({why}); all else works"),
+            "sysctl -w net.ipv4.ping_group_range='0 2147483647'",
+        ),
+    });
     all.extend(facts.somaxconn.map(|n| {
         let (mark, remedy) =
             if n >= BACKLOG_GOOD { (Mark::Good, "") } else { (Mark::Costs, "sysctl -w net.core.somaxconn=4096") };
@@ -208,7 +234,8 @@ fn judge_io(facts: &Facts) -> Finding {
 fn judge_nofile(limit: Limit) -> Finding {
     let value = format!("{} (raised to {} at start)", shown(limit.soft), shown(limit.hard));
     let means = format!(
-        "a probe in flight takes 1, a visitor 2 to 6: room for about {} visitors",
+        "a probe in flight takes 1, a visitor 2 to 6: room for {} probes in flight, or about {} visitors",
+        shown(limit.hard / 4 * 3),
         shown(limit.hard.saturating_sub(NOFILE_MIN) / 6)
     );
     match limit.hard {
@@ -231,7 +258,7 @@ fn judge_memlock(facts: &Facts) -> Option<Finding> {
             Mark::Costs,
             "locked memory",
             value,
-            "kernels before 5.12 count rings against it, about 1 MiB a worker",
+            "kernels before 5.12 count rings against it, about 1 MiB a worker; where that is too much, rings are made smaller",
             "LimitMEMLOCK=64M in the unit, or ulimit -l 65536",
         ),
         false => finding(Mark::Good, "locked memory", value, "enough for the rings, or not counted for them", ""),
@@ -298,6 +325,8 @@ mod tests {
             root: false,
             pipe_pages_soft: Some(16_384),
             ports: Some((32_768, 60_999)),
+            tw_reuse: Some(2),
+            ping: Ok(()),
             somaxconn: Some(4096),
             conntrack: None,
             ktls: true,
@@ -327,6 +356,8 @@ mod tests {
         assert_eq!(with(|f| f.pipe_pages_soft = Some(1024)), [("pipe pages", Costs)]);
         assert_eq!(with(|f| (f.pipe_pages_soft, f.root) = (Some(1024), true)), []);
         assert_eq!(with(|f| f.ports = Some((60_000, 60_999))), [("local ports", Costs)]);
+        assert_eq!(with(|f| f.ping = Err("EACCES".into())), [("ping sockets", Costs)]);
+        assert_eq!(with(|f| f.tw_reuse = Some(0)), []);
         assert_eq!(with(|f| f.somaxconn = Some(128)), [("somaxconn", Costs)]);
         assert_eq!(with(|f| f.conntrack = Some((90, 100))), [("conntrack", Bad)]);
         assert_eq!(with(|f| f.clock = Some("hpet".into())), [("clock", Costs)]);
@@ -337,12 +368,14 @@ mod tests {
     fn silence_is_fine() {
         let (nofile, memlock, pipe_pages_soft, ports) = (None, None, None, None);
         let (somaxconn, conntrack, clock, io_uring_disabled) = (None, None, None, Some(2));
+        let tw_reuse = None;
         let io = Ok(Capabilities { tier: Tier::Epoll, why: "EPERM".into() });
         let facts = Facts {
             nofile,
             memlock,
             pipe_pages_soft,
             ports,
+            tw_reuse,
             somaxconn,
             conntrack,
             clock,

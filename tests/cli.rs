@@ -36,7 +36,7 @@ fn usage() {
         (&["probe"], 2, "no targets. Try: ringspan probe 127.0.0.1:80"),
         (&["probe", "localhost"], 2, "target \"localhost\": it has no port. Try: localhost:80"),
         (&["probe", "a:1", "--interval", "5ms"], 2, "below the minimum of 100ms"),
-        (&["probe", "a:1", "--hlog", "no/such/folder/x"], 2, "a:1"),
+        (&["probe", "gopher://a:1"], 2, "no such kind of probe as \"gopher\""),
         (&["probe", "127.0.0.1:1", "--hlog", "no/such/folder/x"], 2, "--hlog no/such/folder/x: No such file"),
         (&["bridge", "--config", "none.toml"], 2, "none.toml: cannot be read: No such file"),
         (&["agent", "--config", "none.toml"], 2, "none.toml: cannot be read: No such file"),
@@ -57,6 +57,8 @@ fn check_config() {
     file("agent.toml", "[link]\ncarriers = 3\n[[expose]]\nservice = \"web\"\naddress = \"127.0.0.1:80\"\n");
     file("typo.toml", "[link]\n\nlisten = \"127.0.0.1:1\"\ntsl = \"off\"\n");
     file("nopem.toml", "[link]\ntls = { cert = \"good.toml\", key = \"good.toml\" }\n");
+    file("probe.toml", "[policy.slow]\ninterval = \"30s\"\n[[target]]\nurl = \"10.0.0.1:80\"\npolicy = \"slow\"\n");
+    file("badprobe.toml", "[[target]]\nurl = \"http://a:0/\"\n");
     file("joins.toml", "[link]\ntoken_file = \"none\"\n[[expose]]\nservice = \"web\"\naddress = \"127.0.0.1:80\"\n");
     let (code, _, err) = parts(&run(&["agent", "--config", "joins.toml"], folder.path()));
     assert!(code == 2 && err.contains("has no token: token_file none is not there or empty"), "{err}");
@@ -66,6 +68,8 @@ fn check_config() {
         ("good.toml", 0, "listener  web on 127.0.0.1:1 for service web"),
         ("agent.toml", 0, "checked every 1s (timeout 500ms), up after 2, down after 3"),
         ("typo.toml", 2, "ringspan: typo.toml:4: [link] tsl: unknown key. Try: tls"),
+        ("probe.toml", 0, "probe.toml: a good probe configuration"),
+        ("badprobe.toml", 2, "ringspan: badprobe.toml:2: [[target]] url = \"http://a:0/\": its port is not a number"),
     ] {
         let (got, out, err) = parts(&run(&["check-config", name], folder.path()));
         assert!(got == code && (out.contains(say) || err.contains(say)), "{name}: {got}\n{out}\n{err}");
@@ -90,8 +94,8 @@ fn probe_exit_codes() {
     let stdin = format!("# two\n{up}\n\ntcp://{down} # refused\n");
     let (code, out, _) = parts(&run_with(&mut ringspan(&["probe", "--file", "-", "--format", "json"]), &stdin));
     assert!(code == 1 && out.contains("\"targets\":2,\"probes\":2,\"up\":1,\"down\":1"), "{out}");
-    let (code, _, err) = parts(&run_with(&mut ringspan(&["probe", "--file", "-"]), &format!("{up}\nhttp://{up}\n")));
-    assert!(code == 2 && err.contains("-:2: target \"http://"), "{err}");
+    let (code, _, err) = parts(&run_with(&mut ringspan(&["probe", "--file", "-"]), &format!("{up}\ngopher://{up}\n")));
+    assert!(code == 2 && err.contains("-:2: target \"gopher://"), "{err}");
 }
 
 /// JSON ends with one object of exactly these fields; ndjson has a line for each probe before it; the interval log is
@@ -112,7 +116,7 @@ fn probe_formats() {
     assert_eq!(lines.len(), 4, "{out}");
     assert!(lines[..3].iter().all(|l| l["target"] == up && l["code"] == "L4OK" && l["health"] == "up"), "{out}");
     assert_eq!(lines.iter().map(|l| l["last"] == true).collect::<Vec<_>>(), [false, false, true, false]);
-    let fields = "targets probes up down outcomes rtt_us lateness_us missed duration_s probes_per_s cpu_us_per_probe backend workers";
+    let fields = "targets probes up down unknown unresolved outcomes rtt_us lateness_us missed duration_s probes_per_s cpu_us_per_probe backend workers rss_bytes";
     assert_eq!(names(&[], &lines[3]), set(fields));
     for histogram in ["rtt_us", "lateness_us"] {
         assert_eq!(names(&[histogram], &lines[3]), set("min p50 p90 p99 p999 max mean"));

@@ -106,10 +106,26 @@ fn is_key(c: char) -> bool {
 fn key_path(text: &str, at: usize) -> Vec<String> {
     let mut path = enclosing(text, at).map(|open| key_path(text, open)).unwrap_or_default();
     let before = text[..at].trim_end();
-    let Some(before) = before.strip_suffix('=').map(str::trim_end) else { return path };
+    let Some(before) = before.strip_suffix('=').map(str::trim_end) else {
+        return array(text, at).map_or(path, |open| key_path(text, open));
+    };
     let start = before.rfind(|c: char| !is_key(c)).map_or(0, |n| n + 1);
     path.push(before[start..].trim_matches(['"', '\'']).to_owned());
     path
+}
+
+/// The offset of the `[` of the array around `at`, if a key has it for a value.
+fn array(text: &str, at: usize) -> Option<usize> {
+    let mut depth = 0usize;
+    for (offset, c) in text[..at].char_indices().rev() {
+        match c {
+            ']' => depth += 1,
+            '[' if depth == 0 => return text[..offset].trim_end().ends_with('=').then_some(offset),
+            '[' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
 }
 
 /// The offset of the `{` of the inline table around `at`, if there is one.

@@ -289,6 +289,9 @@ fn add_target(
     let initial = initial.map_or(Health::Unknown, |n| [Health::Unknown, Health::Up, Health::Down][n]);
     let sheet = roster.sheet(Sheet { settings: settings(doc, raw)?, policy, group, initial });
     if let Some(file) = &raw.file {
+        if file.get_ref() == "-" {
+            return Err(doc.wrong(file.span(), "stdin cannot be read again", "the path of a file"));
+        }
         let path = doc.path_of(file.get_ref());
         source::file(roster, sheet, &path).map_err(|e| doc.wrong(file.span(), e, "a file of targets, one a line"))?;
         probe.files.push(path);

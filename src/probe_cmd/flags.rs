@@ -17,8 +17,10 @@ use std::time::Duration;
 
 /// Targets up to which /metrics has a series for each, if nobody says otherwise: a thousand series are 100 KB a scrape.
 const METRICS_TARGETS_DEFAULT: usize = 1000;
-/// Samples that may wait to be read.
-const SAMPLES_MAX: usize = 1 << 18;
+/// Samples that may wait to be read: some rounds of all targets, within reason (about 120 bytes each).
+const ROUNDS_KEPT: u32 = 4;
+const SAMPLES_MIN: usize = 1024;
+const SAMPLES_MAX: usize = 1 << 20;
 
 /// What is shown while it happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +77,6 @@ impl Plan {
             backend: args.backend.unwrap_or(cli::Backend::Auto).into(),
             in_flight_max: args.in_flight.map_or(defaults.in_flight_max, |n| n.get()),
             rate_max: args.rate.map(|n| n.get()),
-            samples_max: if matches!(live, Live::Ndjson | Live::Table(_)) { SAMPLES_MAX } else { 0 },
             ..defaults
         };
         Ok(Plan {
@@ -94,9 +95,13 @@ impl Plan {
 }
 
 impl Plan {
-    /// What a file says holds where no flag says otherwise.
-    pub(super) fn take_over(&mut self, args: &cli::Probe, config: &Probe) {
+    /// What a file says holds where no flag says otherwise; and what so many targets need.
+    pub(super) fn take_over(&mut self, args: &cli::Probe, config: &Probe, targets: usize) {
         let options = &mut self.options;
+        if matches!(self.live, Live::Ndjson | Live::Table(_)) {
+            let rounds = self.count.unwrap_or(u32::MAX).min(ROUNDS_KEPT) as usize;
+            options.samples_max = targets.saturating_mul(rounds).clamp(SAMPLES_MIN, SAMPLES_MAX);
+        }
         if let (None, Some(n)) = (args.workers, config.workers) {
             options.workers = n.get().into();
         }

@@ -4,9 +4,8 @@
 use super::roster::{Roster, Step};
 use ringspan_engine::engine::Probes;
 use ringspan_engine::mailbox::Full;
-use ringspan_engine::target::{Policy, Target, TargetId};
+use ringspan_engine::target::{INTERVAL_MIN, Target, TargetId};
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Spread of a single round: 20 µs a target is 50 000 probes a second, about what two cores do.
@@ -21,22 +20,18 @@ pub(super) struct Handover {
     /// Where the first reading ends.
     end: u32,
     queue: VecDeque<Step>,
-    /// In place of the policy of the command line's targets.
-    round: Option<Arc<Policy>>,
     /// Targets that the engine has been given.
     pub(super) added: u64,
 }
 
 impl Handover {
     /// Of all rows there are.
-    pub(super) fn new(probes: Probes, roster: &Roster, count: Option<u32>) -> Handover {
+    pub(super) fn new(probes: Probes, roster: &mut Roster, count: Option<u32>) -> Handover {
         // A single round has no rhythm to keep: it is spread just enough not to be a burst.
-        let round = (count == Some(1) && roster.len() > 0).then(|| {
-            let policy = &roster.sheet_of(0).policy;
-            let spread = (SPREAD_EACH * roster.len()).max(ringspan_engine::target::INTERVAL_MIN);
-            Arc::new(Policy { interval: policy.interval.min(spread), ..**policy })
-        });
-        Handover { probes, count, cursor: 0, end: roster.len(), queue: VecDeque::new(), round, added: 0 }
+        if count == Some(1) {
+            roster.cap_intervals((SPREAD_EACH * roster.len()).max(INTERVAL_MIN));
+        }
+        Handover { probes, count, cursor: 0, end: roster.len(), queue: VecDeque::new(), added: 0 }
     }
 
     /// More to do.
@@ -65,27 +60,48 @@ impl Handover {
             }
             self.queue.pop_front();
         }
-        while self.cursor < self.end && self.add(roster, self.cursor) {
-            self.cursor += 1;
+        if self.cursor < self.end {
+            self.pump_rows(roster);
         }
     }
 
-    /// Whether the row needs no more care: the engine has it, or nobody knows its address yet, or it is gone.
-    fn add(&mut self, roster: &mut Roster, row: u32) -> bool {
+    /// The rows of the first reading, by the thousand.
+    fn pump_rows(&mut self, roster: &mut Roster) {
+        let (mut rows, mut ids) = (Vec::new(), Vec::new());
+        let mut targets = (self.cursor..self.end).filter_map(|row| {
+            let target = self.target(roster, row)?;
+            rows.push(row);
+            Some(target)
+        });
+        let is_full = self.probes.add_all(&mut targets, &mut ids).is_err();
+        drop(targets);
+        // The row after the last that went is the one that did not.
+        self.cursor = if is_full { rows[ids.len()] } else { self.end };
+        self.added += ids.len() as u64;
+        rows.into_iter().zip(ids).for_each(|(row, id)| roster.set_id(row, Some(id)));
+    }
+
+    /// What to give the engine; `None`: it has the row, nobody knows its address yet, or it is gone.
+    fn target(&self, roster: &Roster, row: u32) -> Option<Target> {
         if !roster.is_live(row) || roster.id(row).is_some() {
-            return true;
+            return None;
         }
-        let Some(address) = roster.address(row) else { return true };
+        let address = roster.address(row)?;
         let sheet = roster.sheet_of(row);
-        let target = Target {
+        Some(Target {
             address,
             check: roster.check(row).clone(),
-            policy: self.round.as_ref().unwrap_or(&sheet.policy).clone(),
+            policy: sheet.policy.clone(),
             initial: roster.health(row),
             count: self.count,
             key: row.into(),
             group: sheet.group,
-        };
+        })
+    }
+
+    /// Whether the row needs no more care.
+    fn add(&mut self, roster: &mut Roster, row: u32) -> bool {
+        let Some(target) = self.target(roster, row) else { return true };
         match self.probes.add(target) {
             Ok(id) => {
                 roster.set_id(row, Some(id));

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &cli::Probe) -> Result<Ending, Failure> {
         let say = "no targets. Try: ringspan probe 127.0.0.1:80, --file targets.txt, or --config probe.toml";
         return Err(Failure::Usage(say.into()));
     }
-    plan.take_over(args, &config);
+    plan.take_over(args, &config, roster.count());
     plan.options.groups = roster.groups.clone();
     let reload = reload::Reload::new(sources, config, roster.groups.clone());
     let summary = session::run(&plan, roster, reload)?;

@@ -16,6 +16,7 @@ use ringspan_engine::target::{Policy, TargetId, Transition};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Most targets one run takes: token indices are 24 bits per worker, and a list longer than this is a mistake.
 pub(crate) const TARGETS_MAX: usize = 4_000_000;
@@ -121,6 +122,13 @@ impl Roster {
             None => return None,
         };
         u16::try_from(at + 1).ok()
+    }
+
+    /// Lets no interval be longer.
+    pub(crate) fn cap_intervals(&mut self, max: Duration) {
+        for sheet in &mut self.sheets {
+            sheet.policy = Arc::new(Policy { interval: sheet.policy.interval.min(max), ..*sheet.policy });
+        }
     }
 
     /// Adds a target as written, under a name of its own or none.

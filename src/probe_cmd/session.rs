@@ -164,7 +164,7 @@ impl<'a> Session<'a> {
         let (engine, feed) =
             Engine::start(&plan.options, bell.clone(), |_| Vec::new()).map_err(|e| Failure::Run(e.to_string()))?;
         Ok(Session {
-            handover: Handover::new(engine.probes(), &roster, plan.count),
+            handover: Handover::new(engine.probes(), &mut roster, plan.count),
             names: Names::new(bell.clone(), &mut roster),
             plan,
             roster,
