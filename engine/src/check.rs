@@ -59,14 +59,14 @@ impl Check {
         }
     }
 
-    /// Whether an outcome is final for a policy that says `refusal_is_final`: Nacos' checkFailNow. A refused
-    /// connection always is; of HTTP, a status of [`HttpSettings::status_final`]; of MySQL, an error the server
-    /// answered with.
-    pub fn is_final(&self, code: Code, detail: &Detail) -> bool {
+    /// Whether an outcome, with its [`Detail::number`], is final for a policy that says `refusal_is_final`: Nacos'
+    /// checkFailNow. A refused connection always is; of HTTP, a status of [`HttpSettings::status_final`]; of MySQL, an
+    /// error the server answered with.
+    pub fn is_final(&self, code: Code, number: u32) -> bool {
         match (code, self) {
             (Code::L4Refused, _) => true,
             (Code::L7Status, Check::Http(check)) => {
-                u16::try_from(detail.number).is_ok_and(|status| check.settings().status_final.contains(status))
+                u16::try_from(number).is_ok_and(|status| check.settings().status_final.contains(status))
             }
             (Code::L7Status, Check::Mysql(_)) => true,
             _ => false,
@@ -122,7 +122,7 @@ mod tests {
     fn final_outcomes() {
         let nacos = Check::Http(Arc::new(HttpCheck::nacos("/", "").expect("valid")));
         let plain = Check::Http(Arc::new(HttpCheck::default()));
-        let is_final = |check: &Check, code, number| check.is_final(code, &Detail { number, cert_days: None });
+        let is_final = |check: &Check, code, number| check.is_final(code, number);
         for (status, expected) in [(302, false), (503, false), (404, true), (500, true), (301, true), (70_000, false)] {
             assert_eq!(is_final(&nacos, Code::L7Status, status), expected, "{status}");
             assert!(!is_final(&plain, Code::L7Status, status));

@@ -279,9 +279,9 @@ impl Watched {
     }
 
     /// Whether this outcome is the one after which it wants to go down.
-    pub(crate) fn wants_down(&self, code: Code) -> bool {
+    pub(crate) fn wants_down(&self, code: Code, number: u32) -> bool {
         let mut verdict = self.verdict;
-        self.is_standing() && verdict.on_outcome(code, self.thresholds(code)) == Some(Health::Down)
+        self.is_standing() && verdict.on_outcome(code, self.thresholds(code, number)) == Some(Health::Down)
     }
 
     /// Whether the prober has spoilt its last probes for so long that it must be the target's own affair: a source
@@ -290,9 +290,9 @@ impl Watched {
         self.spoilt > EXCUSED_MAX
     }
 
-    fn thresholds(&self, code: Code) -> Thresholds {
+    fn thresholds(&self, code: Code, number: u32) -> Thresholds {
         match self.policy.thresholds {
-            all if code == Code::L4Refused && self.policy.refusal_is_final => {
+            all if self.policy.refusal_is_final && self.check.is_final(code, number) => {
                 Thresholds { fall: NonZeroU8::MIN, ..all }
             }
             all => all,
@@ -306,12 +306,12 @@ impl Watched {
         let mut changed = None;
         if fault == Fault::Target && climate == Climate::Frozen && before.health() != Health::Down {
             held = Held::Frozen;
-        } else if climate == Climate::Hold && self.wants_down(news.code) {
+        } else if climate == Climate::Hold && self.wants_down(news.code, news.number) {
             self.verdict.hold();
             self.flags |= UNCONFIRMED;
             held = Held::Unconfirmed;
         } else {
-            changed = self.verdict.on_outcome(news.code, self.thresholds(news.code));
+            changed = self.verdict.on_outcome(news.code, self.thresholds(news.code, news.number));
             if changed.is_some() || fault == Fault::Nobody {
                 self.set(UNCONFIRMED, false);
             }

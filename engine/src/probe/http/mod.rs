@@ -203,7 +203,10 @@ impl Asking {
             _ if is_broken || framing.is_over() => return self.finish(then),
             Framing::Length(left) if *left <= HEAR_MAX as u64 => true,
             Framing::Length(_) => return self.finish(then),
-            Framing::Chunked(_) | Framing::UntilClose if endless => return self.finish(then),
+            // A redirect is not settled before it is followed: it must not depend on how much more comes, or when.
+            Framing::Chunked(_) | Framing::UntilClose if endless || matches!(then, Then::Follow) => {
+                return self.finish(then);
+            }
             Framing::Chunked(_) | Framing::UntilClose => false,
         };
         self.stage = Stage::Leaving { then, framing, to_the_end };

@@ -92,7 +92,7 @@ impl Prober {
         let mut alarm = None;
         let climate = if self.parts.guard.is_frozen() {
             Climate::Frozen
-        } else if watched.wants_down(code) {
+        } else if watched.wants_down(code, detail.number) {
             alarm = flock.on_fall(now, watched.interval());
             if flock.holds() { Climate::Hold } else { Climate::Fair }
         } else {
