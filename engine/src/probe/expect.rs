@@ -219,7 +219,9 @@ mod tests {
         use Step::{Closes, Deadline, Reset, Says};
         let only_send = || Expect::new(b"x".to_vec(), None).unwrap();
         let polite = || redis().leaving_with(b"QUIT\r\n".to_vec()).unwrap();
-        let table: [(Expect, &[Step], Code, End, &[u8]); 18] = [
+        /// The check, what the peer does, what is found, how it is left, what was said.
+        type Row<'a> = (Expect, &'a [Step<'a>], Code, End, &'a [u8]);
+        let table: [Row<'_>; 18] = [
             (banner("^SSH-"), &[Says(b"SSH-2.0-x\r\n")], Code::L7Ok, End::Fin, b""),
             (banner("^SSH-"), &[Says(b"S"), Says(b"SH"), Says(b"-")], Code::L7Ok, End::Fin, b""),
             (banner("^220 "), &[Says(b"554 no\r\n"), Closes], Code::L7Response, End::Reset, b""),

@@ -123,7 +123,9 @@ mod tests {
     #[test]
     fn every_way_it_can_go() {
         use Step::{Closes, Deadline, Refused, Says};
-        let table: [(Option<&[u8]>, bool, &[Step], Code); 12] = [
+        /// What is expected, whether silence is fine, what comes, what is found.
+        type Row<'a> = (Option<&'a [u8]>, bool, &'a [Step<'a>], Code);
+        let table: [Row<'_>; 12] = [
             (Some(b"ok"), false, &[Says(b"ok")], Code::L7Ok),
             (Some(b"ok"), false, &[Says(b"late"), Says(b""), Says(b"it is ok")], Code::L7Ok),
             (Some(b"ok"), false, &[Says(b"o"), Says(b"k"), Deadline], Code::L7Content),

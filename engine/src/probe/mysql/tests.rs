@@ -63,7 +63,7 @@ impl Server {
     }
 
     /// We have asked a question.
-    fn is_asked(mut self) -> Server {
+    fn answering(mut self) -> Server {
         self.sequence = 1;
         self
     }
@@ -74,7 +74,7 @@ impl Server {
     }
 
     fn answers(self, columns: &[&str], rows: &[&[Option<&str>]]) -> Server {
-        let mut server = self.is_asked().says(&[u8::try_from(columns.len()).unwrap()]);
+        let mut server = self.answering().says(&[u8::try_from(columns.len()).unwrap()]);
         for name in columns {
             server = server.says(&column(name));
         }
@@ -251,41 +251,41 @@ fn answers() -> Vec<(&'static str, MysqlCheck, Server, Code, u32, bool)> {
     let two = || lets_in().answers(&["a", "B"], &[&[Some("1"), None], &[Some("9"), Some("9")]]);
     let long = || {
         let row = row_of(&[Some(&"x".repeat(250))]);
-        let server = lets_in().is_asked().says(&[1]).says(&column("a")).says(EOF);
+        let server = lets_in().answering().says(&[1]).says(&column("a")).says(EOF);
         (0..300).fold(server, |server, _| server.says(&row))
     };
-    let row_cut = lets_in().is_asked().says(&[2]).says(&column("a")).says(&column("b")).says(EOF).says(b"\x01x");
-    let row_long = lets_in().is_asked().says(&[1]).says(&column("a")).says(EOF).says(b"\x01x\x01y");
+    let row_cut = lets_in().answering().says(&[2]).says(&column("a")).says(&column("b")).says(EOF).says(b"\x01x");
+    let row_long = lets_in().answering().says(&[1]).says(&column("a")).says(EOF).says(b"\x01x\x01y");
     vec![
         ("primary", primary(), read_only("OFF"), Code::L7Ok, 0, true),
         ("replica", primary(), read_only("ON"), Code::L7Content, 0, true),
         ("read only in another way", primary(), read_only("NO_LOCK"), Code::L7Content, 0, true),
         ("no such variable", primary(), lets_in().answers(&["Variable_name", "Value"], &[]), Code::L7Content, 0, true),
         ("no second column", primary(), lets_in().answers(&["a"], &[&[Some("OFF")]]), Code::L7Content, 0, true),
-        ("no rows", asking(None), lets_in().is_asked().says(OK), Code::L7Ok, 0, true),
-        ("no rows, wanted", asking(Some((number(1), "1"))), lets_in().is_asked().says(OK), Code::L7Content, 0, true),
+        ("no rows", asking(None), lets_in().answering().says(OK), Code::L7Ok, 0, true),
+        ("no rows, wanted", asking(Some((number(1), "1"))), lets_in().answering().says(OK), Code::L7Content, 0, true),
         ("rows", asking(None), two(), Code::L7Ok, 0, true),
         ("first", asking(Some((number(1), "1"))), two(), Code::L7Ok, 0, true),
         ("second row does not count", asking(Some((number(1), "9"))), two(), Code::L7Content, 0, true),
         ("null", asking(Some((number(2), ""))), two(), Code::L7Content, 0, true),
         ("by name", asking(Some((name("A"), "1"))), two(), Code::L7Ok, 0, true),
         ("no such name", asking(Some((name("c"), "1"))), two(), Code::L7Content, 0, true),
-        ("error", asking(None), lets_in().is_asked().says(&error(1146)), Code::L7Status, 1146, true),
+        ("error", asking(None), lets_in().answering().says(&error(1146)), Code::L7Status, 1146, true),
         (
             "error in rows",
             asking(None),
-            lets_in().is_asked().says(&[1]).says(&column("a")).says(EOF).says(&error(1317)),
+            lets_in().answering().says(&[1]).says(&column("a")).says(EOF).says(&error(1317)),
             Code::L7Status,
             1317,
             true,
         ),
-        ("our files", asking(None), lets_in().is_asked().says(b"\xfb/etc/passwd"), Code::L7Response, 0, false),
-        ("too many columns", asking(None), lets_in().is_asked().says(b"\xfc\x01\x10"), Code::L7Response, 0, false),
-        ("not a column", asking(None), lets_in().is_asked().says(&[1]).says(b"abc"), Code::L7Response, 0, false),
+        ("our files", asking(None), lets_in().answering().says(b"\xfb/etc/passwd"), Code::L7Response, 0, false),
+        ("too many columns", asking(None), lets_in().answering().says(b"\xfc\x01\x10"), Code::L7Response, 0, false),
+        ("not a column", asking(None), lets_in().answering().says(&[1]).says(b"abc"), Code::L7Response, 0, false),
         (
             "no end of columns",
             asking(None),
-            lets_in().is_asked().says(&[1]).says(&column("a")).says(b"\x01x"),
+            lets_in().answering().says(&[1]).says(&column("a")).says(b"\x01x"),
             Code::L7Response,
             0,
             false,
@@ -296,12 +296,12 @@ fn answers() -> Vec<(&'static str, MysqlCheck, Server, Code, u32, bool)> {
         (
             "a packet longer than is read",
             asking(None),
-            lets_in().is_asked().says(&[b'x'; 17_000]),
+            lets_in().answering().says(&[b'x'; 17_000]),
             Code::L7Content,
             0,
             false,
         ),
-        ("breaks off", asking(None), lets_in().is_asked().says(&[1]), Code::L7Response, 0, false),
+        ("breaks off", asking(None), lets_in().answering().says(&[1]), Code::L7Response, 0, false),
     ]
 }
 

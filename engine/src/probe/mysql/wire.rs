@@ -98,7 +98,9 @@ mod tests {
     /// Lengths, sequences and the exception for errors.
     #[test]
     fn what_is_read_and_what_is_not() {
-        let table: [(&[u8], Result<&[&[u8]], Broken>); 8] = [
+        /// Bytes, and the packets in them.
+        type Row<'a> = (&'a [u8], Result<&'a [&'a [u8]], Broken>);
+        let table: [Row<'_>; 8] = [
             (b"\x01\0\0\0a", Ok(&[b"a"])),
             (b"\x01\0\0\0a\0\0\0\x01\x02\0\0\x02bc", Ok(&[b"a", b"", b"bc"])),
             (b"\x02\0\0\0a", Ok(&[])),
