@@ -15,7 +15,7 @@
 //! | 11 | Stale completions change nothing, and each is counted. | always; change nothing: calm |
 //! | 12 | The counters add up: started = outcomes + abandoned + in flight; samples and targets are as many as counted. | always |
 //! | 13 | Never more probes started in any stretch of time than the rates allow, in all and towards one network. | always |
-//! | 14 | A target that is due is probed at once when there is room. | calm |
+//! | 14 | A target that is due is probed at once when there is room, and no port or descriptor was missing. | calm |
 //! | 15 | A removed target is silent. | always |
 //! | 16 | A target with a count has that many outcomes, those the prober spoilt left out, and the last says so. | always |
 //! | 17 | The same seed tells the same story. | always |
