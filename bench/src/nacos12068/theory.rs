@@ -5,6 +5,7 @@
 //! last call before the death ──interval──► 1st failing slot ──step──► 2nd ──step──► 3rd: refused at once, or silent
 //! (was still open: is the 1st itself)                                                  for the whole timeout
 //! ```
+//! A call may come late, never early: of the last few, the one that was earliest for its slot tells where the slots are.
 //! `step` is the policy's fast interval, or its interval. Each slot counts from the start of the one before.
 
 use crate::world::{Death, Obituary};
@@ -23,12 +24,20 @@ impl Rhythm {
     /// When the verdict on this one is due, on the clock of the obituary.
     pub(super) fn due_ns(&self, who: &Obituary, died_ns: u64) -> u64 {
         let ns = |d: Duration| d.as_nanos() as u64;
-        let first = if who.last_call_open { who.last_call_ns } else { who.last_call_ns + ns(self.interval) };
+        let slot = self.last_slot_ns(&who.calls_ns);
+        let first = if who.last_call_open { slot } else { slot + ns(self.interval) };
         let last = first + ns(self.interval_fast.unwrap_or(self.interval)) * u64::from(self.fall - 1);
         match who.death {
             Death::Refused => last.max(died_ns),
             Death::Silent => last + ns(self.timeout),
         }
+    }
+
+    /// The slot of the last call.
+    fn last_slot_ns(&self, calls_ns: &[u64]) -> u64 {
+        let (interval, last) = (self.interval.as_nanos() as u64, calls_ns.last().copied().unwrap_or_default());
+        let slots = calls_ns.iter().map(|call| call + (last - call + interval / 2) / interval * interval);
+        slots.min().unwrap_or_default()
     }
 
     /// The shortest and the longest that a death may take to be found, whenever in the schedule it comes.
@@ -50,8 +59,8 @@ mod tests {
     const RHYTHM: Rhythm =
         Rhythm { interval: Duration::from_secs(5), interval_fast: None, timeout: Duration::from_millis(500), fall: 3 };
 
-    fn who(death: Death, last_call_ns: u64, last_call_open: bool) -> Obituary {
-        Obituary { address: ([127, 0, 0, 1], 1).into(), death, last_call_ns, last_call_open }
+    fn who(death: Death, calls_ns: &[u64], last_call_open: bool) -> Obituary {
+        Obituary { address: ([127, 0, 0, 1], 1).into(), death, calls_ns: calls_ns.to_vec(), last_call_open }
     }
 
     /// Each arm of the picture, in numbers; and none is out of the bounds.
@@ -71,10 +80,27 @@ mod tests {
         ];
         for (rhythm, death, open, due) in table {
             let died = if open { 100 * S + S / 10 } else { 103 * S };
-            assert_eq!(rhythm.due_ns(&who(death, 100 * S, open), died), due, "{death:?} {open} {rhythm:?}");
+            assert_eq!(
+                rhythm.due_ns(&who(death, &[95 * S + S / 3, 100 * S], open), died),
+                due,
+                "{death:?} {open} {rhythm:?}"
+            );
             let (low, high) = rhythm.bounds(death);
             let took = Duration::from_nanos(due - died);
             assert!(low <= took && took <= high, "{death:?}: {took:?} is not within {low:?} to {high:?}");
         }
+    }
+
+    /// Late calls do not move the slots, however many there are, as long as one was on time; and missed ones do not.
+    #[test]
+    fn late_calls_do_not_move_the_schedule() {
+        const MS: u64 = 1_000_000;
+        for calls in
+            [[10_000, 15_000, 20_000], [10_000, 15_700, 21_400], [11_300, 15_000, 21_400], [1_900, 5_000, 20_040]]
+        {
+            let calls = calls.map(|ms| ms * MS);
+            assert_eq!(RHYTHM.last_slot_ns(&calls), 20_000 * MS, "{calls:?}");
+        }
+        assert_eq!(RHYTHM.last_slot_ns(&[]), 0);
     }
 }

@@ -50,15 +50,15 @@ pub(crate) enum Death {
 }
 
 /// What is known of one mortal's end.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Obituary {
     /// Who.
     pub(crate) address: SocketAddr,
     /// How.
     pub(crate) death: Death,
-    /// When it was last called, CLOCK_MONOTONIC in ns; 0: never.
-    pub(crate) last_call_ns: u64,
-    /// Whether that call was still without its answer, so that it is the first to fail.
+    /// When it was called the last few times, oldest first, CLOCK_MONOTONIC in ns.
+    pub(crate) calls_ns: Vec<u64>,
+    /// Whether the last call was still without its answer, so that it is the first to fail.
     pub(crate) last_call_open: bool,
 }
 

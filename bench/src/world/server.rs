@@ -16,6 +16,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use ringspan_engine::kernel::monotonic_now;
 use slab::Slab;
 use socket2::{Domain, Protocol, Socket, Type};
+use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ const LIFETIME_MAX: Duration = Duration::from_secs(3600);
 const QUESTION: Token = Token(usize::MAX);
 /// The longest delay of an answer that may be asked for.
 const DELAY_MAX_MS: u16 = 2000;
+/// Calls of a mortal that are remembered: one of them was made on time, however busy the machine was.
+const CALLS_KEPT: usize = 12;
 /// The end of a request without a body.
 const END: &[u8; 4] = b"\r\n\r\n";
 
@@ -46,7 +49,8 @@ struct Resident {
     /// `None`: closed.
     listener: Option<TcpListener>,
     silent: bool,
-    last_call_ns: u64,
+    /// The last few; only kept of mortals.
+    calls_ns: VecDeque<u64>,
     /// Its calls without an answer; only kept of mortals.
     open: Vec<usize>,
 }
@@ -93,7 +97,7 @@ pub(crate) fn serve(plan: &Plan) -> Result<(), Failure> {
         count: Count::default(),
     };
     for (index, &address) in plan.crowd.iter().chain(&plan.mortals).enumerate() {
-        let resident = Resident { address, listener: None, silent: false, last_call_ns: 0, open: Vec::new() };
+        let resident = Resident { address, listener: None, silent: false, calls_ns: VecDeque::new(), open: Vec::new() };
         server.residents.push(resident);
         server.listen(index).map_err(|e| format!("world: listen on {address}: {e}"))?;
     }
@@ -194,8 +198,12 @@ impl Server {
             let call = Call { stream, resident: index, serial: self.count.accepted, matched: 0, watched: false };
             let key = self.calls.insert(call);
             if index >= self.mortal_from {
-                self.residents[index].last_call_ns = monotonic_now().ns();
-                self.residents[index].open.push(key);
+                let resident = &mut self.residents[index];
+                if resident.calls_ns.len() == CALLS_KEPT {
+                    resident.calls_ns.pop_front();
+                }
+                resident.calls_ns.push_back(monotonic_now().ns());
+                resident.open.push(key);
             }
             // The request has often come with the connection: one look saves a turn through epoll.
             self.read(key);
@@ -292,7 +300,7 @@ impl Server {
             dead.push(Obituary {
                 address: resident.address,
                 death,
-                last_call_ns: resident.last_call_ns,
+                calls_ns: resident.calls_ns.iter().copied().collect(),
                 last_call_open: !resident.open.is_empty(),
             });
             let open = resident.open.clone();

@@ -63,7 +63,7 @@ fn mortals_die_and_come_back() {
     let deaths: Deaths = ask(&mut control, "die");
     assert_eq!(deaths.dead.len(), plan.mortals.len());
     for dead in &deaths.dead {
-        assert!(dead.last_call_ns > 0 && dead.last_call_ns < deaths.at_ns && !dead.last_call_open);
+        assert!(dead.calls_ns.len() == 1 && dead.calls_ns[0] < deaths.at_ns && !dead.last_call_open);
         match (dead.death, visit(dead.address)) {
             (Death::Refused, Err(e)) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionRefused),
             (Death::Silent, Ok(None)) => {}
