@@ -17,7 +17,7 @@ th,td{padding:7px 10px;text-align:right;white-space:nowrap;border-bottom:1px sol
 th:first-child,td:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere}
 thead th{font-weight:600;border-bottom:2px solid #8c959f}tbody th{font-weight:400}
 footer{color:#57606a;font-size:13px}
-@media (prefers-color-scheme:dark){body{background:#0f1419;color:#e6edf3}p,footer{color:#9aa7b4}
+@media screen and (prefers-color-scheme:dark){body{background:#0f1419;color:#e6edf3}p,footer{color:#9aa7b4}
 th,td{border-color:#232b34}thead th{border-color:#5b6773}}
 @media print{@page{size:A4;margin:14mm}body{background:#fff;color:#000}main{padding:0;max-width:none}p,footer{color:#333}
 th,td{border-color:#ddd}thead th{border-color:#666}table,tr,svg{break-inside:avoid}}
@@ -42,15 +42,14 @@ pub(super) fn document(data: &Data, title: &str) -> String {
     }
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" \
-         content=\"width=device-width,initial-scale=1\">\n<title>{title}</title>\n<style>{}{}{STYLE}</style>\n</head>\n\
+         content=\"width=device-width,initial-scale=1\">\n<title>{title}</title>\n<style>{}{STYLE}</style>\n</head>\n\
          <body>\n<main>\n<h1>{title}</h1>\n<p>{}</p>\n<div class=\"scroll\"><table>\n<thead><tr><th \
          scope=\"col\">series</th><th scope=\"col\">count</th><th scope=\"col\">p50</th><th scope=\"col\">p90</th><th \
          scope=\"col\">p99</th><th scope=\"col\">p99.9</th><th scope=\"col\">max</th></tr></thead>\n<tbody>\n{rows}\
          </tbody>\n</table></div>\n{}\
          <footer>Drawn by ringspan {} from {} intervals. Round trips are of probes that were answered; lateness is the \
          prober's own.</footer>\n</main>\n</body>\n</html>\n",
-        svg::variables(),
-        svg::STYLE,
+        svg::style(),
         escaped(&data.subtitle()),
         svg::inline(data, title),
         env!("CARGO_PKG_VERSION"),

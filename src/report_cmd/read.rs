@@ -130,14 +130,20 @@ impl Data {
                 if texts.len() > 1 && interval.tag == RTT {
                     add(data.tags.entry(RTT.into()).or_insert_with(histogram), &fresh);
                 }
-                let middle = base_s + interval.start_s + interval.length_s / 2.0 - begin_s;
-                let column = ((middle / length_s * count as f64) as usize).min(count - 1);
                 let kind = match interval.tag.as_str() {
                     RTT => 0,
                     LATENESS => 1,
                     _ => continue,
                 };
-                add(over_time[column][kind].get_or_insert_with(|| Box::new(histogram())), &fresh);
+                // Every column whose middle it covers; if it is shorter than one, the one that it stands in.
+                let place = |s: f64| (base_s + s - begin_s) / length_s * count as f64;
+                let (start, end) = (place(interval.start_s), place(interval.start_s + interval.length_s));
+                let (first, last) = ((start - 0.5).ceil().max(0.0) as usize, (end - 0.5).ceil().max(0.0) as usize);
+                let alone = (((start + end) / 2.0).max(0.0) as usize).min(count - 1);
+                let covered = if first < last.min(count) { first..last.min(count) } else { alone..alone + 1 };
+                for column in covered {
+                    add(over_time[column][kind].get_or_insert_with(|| Box::new(histogram())), &fresh);
+                }
             }
         }
         for (column, [rtt, lateness]) in data.columns.iter_mut().zip(over_time) {

@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 960.0;
 /// Where panels begin and end.
 const LEFT: f64 = 72.0;
-const RIGHT: f64 = 936.0;
+const RIGHT: f64 = 916.0;
 const PANEL: f64 = RIGHT - LEFT;
 /// Curves at most: as many as there are colours that everybody can tell apart.
 const CURVES_MAX: usize = 7;
@@ -21,37 +21,84 @@ const SHADES: usize = 9;
 const ABOVE: f64 = 58.0;
 const BELOW: f64 = 52.0;
 
-/// Colours: the curves' are Okabe and Ito's (Color Universal Design, 2008), the heat map's one hue from pale to dark,
-/// reversed on a dark ground.
-pub(super) const STYLE: &str = "
-.rs{--ground:#ffffff;--ink:#1b1f24;--soft:#57606a;--grid:#e4e7eb;--line:#8c959f;--panel:#fafbfc;
---c0:#0072b2;--c1:#d55e00;--c2:#009e73;--c3:#cc79a7;--c4:#b8860b;--c5:#56b4e9;--c6:#555555;
---h1:#e3edf7;--h2:#c9dcef;--h3:#a6c8e4;--h4:#7eafd7;--h5:#5694c7;--h6:#3579b5;--h7:#1b5e9f;--h8:#0d4582;--h9:#082c5c;
---p50:#d55e00;--p99:#7a2d00}
-@media (prefers-color-scheme:dark){.rs{--ground:#0f1419;--ink:#e6edf3;--soft:#9aa7b4;--grid:#232b34;--line:#5b6773;
---panel:#141a21;--c0:#4aa8e0;--c1:#ff8a3d;--c2:#2ec99a;--c3:#e79bc6;--c4:#e6b422;--c5:#8fd0f5;--c6:#b0b0b0;
---h1:#16293b;--h2:#1b3a56;--h3:#204d74;--h4:#276293;--h5:#3179b3;--h6:#4a94cf;--h7:#72b1e2;--h8:#a3cff0;--h9:#dcf0ff;
---p50:#ffb26b;--p99:#ffe0c2}}
-@media print{.rs{--ground:#ffffff;--ink:#000000;--soft:#333333;--grid:#dddddd;--line:#666666;--panel:#ffffff;
---c0:#0072b2;--c1:#d55e00;--c2:#009e73;--c3:#cc79a7;--c4:#b8860b;--c5:#56b4e9;--c6:#555555;
---h1:#e3edf7;--h2:#c9dcef;--h3:#a6c8e4;--h4:#7eafd7;--h5:#5694c7;--h6:#3579b5;--h7:#1b5e9f;--h8:#0d4582;--h9:#082c5c;
---p50:#d55e00;--p99:#7a2d00}}
-.rs text{fill:var(--ink);font:13px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}
-.rs .h{font-size:22px;font-weight:600}.rs .t{font-size:15px;font-weight:600}
-.rs .s,.rs .k{fill:var(--soft);font-size:12px}.rs .e{text-anchor:end}.rs .m{text-anchor:middle}
-.rs .ground{fill:var(--ground)}.rs .panel{fill:var(--panel);stroke:var(--line);stroke-width:1}
-.rs .g{stroke:var(--line);stroke-width:.8;stroke-opacity:.45}.rs .f{stroke:var(--grid);stroke-width:.8}
-.rs .l{fill:none;stroke-width:2.2;stroke-linejoin:round}
-";
+/// What a theme is made of. The curves' colours are Okabe and Ito's (Color Universal Design, 2008), lighter on a dark
+/// ground; the heat map's are one hue, from near the ground to far from it.
+struct Theme {
+    ground: &'static str,
+    panel: &'static str,
+    ink: &'static str,
+    soft: &'static str,
+    grid: &'static str,
+    line: &'static str,
+    curves: [&'static str; CURVES_MAX],
+    shades: [&'static str; SHADES],
+    /// p50 and p99 over the heat map.
+    over: [&'static str; 2],
+}
+
+const LIGHT: Theme = Theme {
+    ground: "#ffffff",
+    panel: "#fafbfc",
+    ink: "#1b1f24",
+    soft: "#57606a",
+    grid: "#e4e7eb",
+    line: "#8c959f",
+    curves: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#555555"],
+    shades: ["#e3edf7", "#c9dcef", "#a6c8e4", "#7eafd7", "#5694c7", "#3579b5", "#1b5e9f", "#0d4582", "#082c5c"],
+    over: ["#d55e00", "#7a2d00"],
+};
+
+const DARK: Theme = Theme {
+    ground: "#0f1419",
+    panel: "#141a21",
+    ink: "#e6edf3",
+    soft: "#9aa7b4",
+    grid: "#232b34",
+    line: "#5b6773",
+    curves: ["#4aa8e0", "#ff8a3d", "#2ec99a", "#e79bc6", "#e6b422", "#8fd0f5", "#b0b0b0"],
+    shades: ["#16293b", "#1b3a56", "#204d74", "#276293", "#3179b3", "#4a94cf", "#72b1e2", "#a3cff0", "#dcf0ff"],
+    over: ["#ffb26b", "#ffe0c2"],
+};
+
+/// Rules of a theme. Colours are written out: not every reader of SVG knows variables.
+fn rules(theme: &Theme) -> String {
+    let Theme { ground, panel, ink, soft, grid, line, curves, shades, over } = theme;
+    let mut out = format!(
+        ".rs .ground{{fill:{ground}}}.rs .seam{{stroke:{ground}}}.rs .panel{{fill:{panel};stroke:{line}}}.rs text{{fill:{ink}}}\
+         .rs .s,.rs .k{{fill:{soft}}}.rs .g{{stroke:{line}}}.rs .f{{stroke:{grid}}}"
+    );
+    for (n, colour) in curves.iter().enumerate() {
+        let _ = write!(out, ".rs .c{n}{{stroke:{colour}}}.rs .b{n}{{fill:{colour}}}");
+    }
+    for (n, colour) in shades.iter().enumerate() {
+        let _ = write!(out, ".rs .h{}{{fill:{colour}}}", n + 1);
+    }
+    for (name, colour) in ["50", "99"].iter().zip(over) {
+        let _ = write!(out, ".rs .p{name}{{stroke:{colour}}}.rs .q{name}{{fill:{colour}}}");
+    }
+    out
+}
+
+/// The style of the picture: light, dark where the reader likes it, light again on paper.
+pub(super) fn style() -> String {
+    let shapes = ".rs text{font:13px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}\
+                  .rs .h{font-size:22px;font-weight:600}.rs .t{font-size:15px;font-weight:600}\
+                  .rs .s,.rs .k{font-size:12px}.rs .e{text-anchor:end}.rs .m{text-anchor:middle}\
+                  .rs .panel{stroke-width:1}.rs .g{stroke-width:.8;stroke-opacity:.45}.rs .f{stroke-width:.8}\
+                  .rs .l{fill:none;stroke-width:2.2;stroke-linejoin:round}\
+                  .rs .seam{stroke-width:5;stroke-opacity:.75}";
+    let (light, dark) = (rules(&LIGHT), rules(&DARK));
+    format!("{shapes}\n{light}\n@media screen and (prefers-color-scheme:dark){{{dark}}}\n")
+}
 
 /// The picture as a file of its own.
 pub(super) fn document(data: &Data, title: &str) -> String {
     let (height, panels) = panels(data, 84.0);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"rs\" viewBox=\"0 0 {WIDTH} {height:.0}\" width=\"{WIDTH}\" \
-         height=\"{height:.0}\" role=\"img\" aria-label=\"{}\">\n<style>{}{STYLE}</style>\n",
+         height=\"{height:.0}\" role=\"img\" aria-label=\"{}\">\n<style>{}</style>\n",
         escaped(title),
-        variables()
+        style()
     );
     let _ = writeln!(out, "<rect class=\"ground\" width=\"{WIDTH}\" height=\"{height:.0}\"/>");
     let _ = writeln!(out, "<text class=\"h\" x=\"{LEFT}\" y=\"40\">{}</text>", escaped(title));
@@ -66,18 +113,6 @@ pub(super) fn inline(data: &Data, title: &str) -> String {
         "<svg class=\"rs\" viewBox=\"0 0 {WIDTH} {height:.0}\" role=\"img\" aria-label=\"{}\">\n{panels}</svg>\n",
         escaped(title)
     )
-}
-
-/// Rules that give the numbered classes their colours.
-pub(super) fn variables() -> String {
-    let mut out = String::new();
-    for n in 0..CURVES_MAX {
-        let _ = write!(out, ".rs .c{n}{{stroke:var(--c{n})}}.rs .b{n}{{fill:var(--c{n})}}");
-    }
-    for n in 1..=SHADES {
-        let _ = write!(out, ".rs .h{n}{{fill:var(--h{n})}}");
-    }
-    out + ".rs .p50{stroke:var(--p50)}.rs .p99{stroke:var(--p99)}.rs .q50{fill:var(--p50)}.rs .q99{fill:var(--p99)}\n"
 }
 
 /// All panels from `top` on, and where they end.
@@ -170,7 +205,8 @@ fn percentiles(data: &Data, y: f64, out: &mut String) -> f64 {
     let mut curves: Vec<(&str, &Histogram)> = data.ordered().into_iter().filter(|(_, h)| !h.is_empty()).collect();
     let left_out = curves.len().saturating_sub(CURVES_MAX);
     curves.truncate(CURVES_MAX);
-    let low = curves.iter().map(|(_, h)| h.min().max(1)).min().unwrap_or(1);
+    // One probe in a hundred may leave the picture below: a single 1 µs would cost half of it.
+    let low = curves.iter().map(|(_, h)| h.value_at_quantile(0.01).max(1)).min().unwrap_or(1);
     let high = curves.iter().map(|(_, h)| h.max()).max().unwrap_or(10);
     let most = curves.iter().map(|(_, h)| h.len()).max().unwrap_or(1);
     // As many nines as the largest count can show, 99 % at least.
@@ -250,8 +286,11 @@ fn heat_map(data: &Data, y: f64, out: &mut String) -> f64 {
         }
     }
     let line = |at: usize| data.columns.iter().map(move |c| c.rtt_us.map(|us| us[at] as f64)).collect::<Vec<_>>();
-    steps(&line(0), &panel, width, "p50", out);
-    steps(&line(1), &panel, width, "p99", out);
+    for (at, class) in ["p50", "p99"].into_iter().enumerate() {
+        // A seam of the ground's colour keeps a line apart from cells of any shade.
+        steps(&line(at), &panel, width, "seam", out);
+        steps(&line(at), &panel, width, class, out);
+    }
     let entries = [("q50", "p50"), ("q99", "p99"), ("h2", "few probes"), ("h5", "more"), ("h9", "many")];
     legend(&entries.map(|(class, name)| (class.to_owned(), name.to_owned())), y + 48.0, out);
     panel.bottom() + BELOW

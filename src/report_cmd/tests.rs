@@ -64,7 +64,6 @@ fn pictures_are_whole() {
                 "99 %",
                 "p99",
                 "prefers-color-scheme:dark",
-                "@media print",
             ] {
                 assert!(text.contains(say), "{say}");
             }
