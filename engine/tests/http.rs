@@ -194,7 +194,7 @@ fn http(change: impl FnOnce(&mut HttpSettings)) -> Check {
 fn expect(table: &[(SocketAddr, Check, Code, u32)], policy: &Policy) -> Vec<Vec<Sample>> {
     let checks: Vec<_> = table.iter().map(|(address, check, ..)| (*address, check.clone())).collect();
     let runs = [Backend::Ring, Backend::Epoll].into_iter().filter_map(|backend| {
-        let samples = probe(backend, &checks, policy.clone())?;
+        let samples = probe(backend, &checks, *policy)?;
         for (sample, (_, check, code, number)) in samples.iter().zip(table) {
             assert_eq!((sample.code, sample.detail.number), (*code, *number), "{backend:?} {check:?} {sample:?}");
             assert!(sample.phases.connect_us > 0 && sample.phases.first_byte_us > 0, "{sample:?}");

@@ -68,7 +68,7 @@ mod tests {
                 let (mut expected, rest): (Vec<_>, Vec<_>) = list.into_iter().partition(|(at, _)| *at <= now);
                 list = rest;
                 expected.sort_unstable_by_key(|(_, entry)| *entry);
-                assert_eq!(std::mem::take(&mut due), expected.iter().map(|e| e.1).collect::<Vec<_>>());
+                assert!(due.drain(..).eq(expected.iter().map(|e| e.1)));
                 assert_eq!(wheel.is_empty(), list.is_empty());
             }
         }

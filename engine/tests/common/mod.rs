@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
 /// Longer than anything takes that goes well, on a machine that does ten other things.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Bell(Sender<()>);
 
@@ -23,14 +23,14 @@ impl Wake for Bell {
 }
 
 /// See the module.
-pub struct Prober {
+pub(crate) struct Prober {
     engine: Engine,
     feed: Feed,
     bell: Receiver<()>,
 }
 
 impl Prober {
-    pub fn start(backend: Backend) -> Prober {
+    pub(crate) fn start(backend: Backend) -> Prober {
         let (ring, bell) = mpsc::channel();
         let options = Options { workers: 1, pin: false, samples_max: 64, backend, ..Options::default() };
         let (engine, feed) = Engine::start(&options, Arc::new(Bell(ring)), |_| Vec::new()).expect("an engine");
@@ -38,7 +38,13 @@ impl Prober {
     }
 
     /// One probe.
-    pub fn probe(&mut self, address: SocketAddr, check: Check, source: Option<IpAddr>, timeout: Duration) -> Sample {
+    pub(crate) fn probe(
+        &mut self,
+        address: SocketAddr,
+        check: Check,
+        source: Option<IpAddr>,
+        timeout: Duration,
+    ) -> Sample {
         let interval = Duration::from_millis(100);
         let target = Target {
             address,

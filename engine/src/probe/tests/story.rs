@@ -102,8 +102,8 @@ pub(crate) struct Story {
 const HTTP_OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 /// A server that takes whom it does not know: protocol 10, version 8, mysql_native_password (MySQL's documentation,
 /// Protocol::HandshakeV10); then OK.
-const MYSQL_GREETING: &[u8] = b"\x49\0\0\0\x0a8.0.0\0\x01\0\0\012345678\0\x09\x82\x2d\x02\0\x08\0\x15\
-    \0\0\0\0\0\0\0\0\0\0123456789012\0mysql_native_password\0";
+const MYSQL_GREETING: &[u8] = b"\x49\0\0\0\x0a8.0.0\0\x01\0\0\x0012345678\0\x09\x82\x2d\x02\0\x08\0\x15\
+    \0\0\0\0\0\0\0\0\0\x00123456789012\0mysql_native_password\0";
 const MYSQL_OK: &[u8] = b"\x07\0\0\x02\0\0\0\x02\0\0\0";
 
 /// A word that no other target's host knows.
