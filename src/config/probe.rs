@@ -87,6 +87,7 @@ struct RawProbe {
     listen: Option<Spanned<String>>,
     metrics_targets: Option<Spanned<i64>>,
     hlog: Option<Spanned<String>>,
+    vantage: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -160,6 +161,7 @@ pub(crate) fn read(path: &Path, roster: &mut Roster, groups_max: usize) -> Resul
 pub(crate) fn check(doc: &Document, roster: &mut Roster, groups_max: usize) -> Result<Probe, Error> {
     let raw: Raw = doc.parse()?;
     let mut probe = check_probe(doc, &raw.probe)?;
+    let vantage = raw.probe.vantage.as_ref();
     let mut policies: BTreeMap<&str, Arc<Policy>> = BTreeMap::new();
     policies.insert(POLICY_DEFAULT, Arc::new(Policy::DEFAULT));
     for (name, policy) in &raw.policy {
@@ -179,7 +181,7 @@ pub(crate) fn check(doc: &Document, roster: &mut Roster, groups_max: usize) -> R
                 }
             },
         };
-        add_target(doc, target, policy, roster, &mut probe, groups_max)?;
+        add_target(doc, target, policy, vantage, roster, &mut probe, groups_max)?;
     }
     Ok(probe)
 }
@@ -270,11 +272,12 @@ fn add_target(
     doc: &Document,
     raw: &RawTarget,
     policy: Arc<Policy>,
+    vantage: Option<&Spanned<String>>,
     roster: &mut Roster,
     probe: &mut Probe,
     groups_max: usize,
 ) -> Result<(), Error> {
-    let group = match group_name(doc, raw)? {
+    let group = match group_name(doc, raw, vantage)? {
         None => 0,
         Some((name, at)) => match roster.group(&name, groups_max) {
             Some(number) => number,
@@ -340,9 +343,14 @@ fn push(
     roster.push(&text, name, sheet).map_err(|wrong| doc.wrong_as(raw.span(), shown, wrong.problem, wrong.remedy))
 }
 
-/// The group's name and where it stands: `group`, or service and cluster.
-fn group_name(doc: &Document, raw: &RawTarget) -> Result<Option<(String, std::ops::Range<usize>)>, Error> {
-    let parts: Vec<&Spanned<String>> = [&raw.group, &raw.service, &raw.cluster].into_iter().flatten().collect();
+/// The group's name and where it stands: `group`, or service and cluster, and from where they are seen.
+fn group_name(
+    doc: &Document,
+    raw: &RawTarget,
+    vantage: Option<&Spanned<String>>,
+) -> Result<Option<(String, std::ops::Range<usize>)>, Error> {
+    let parts = [&raw.group, &raw.service, &raw.cluster].into_iter().flatten();
+    let parts: Vec<&Spanned<String>> = parts.chain(vantage).collect();
     let names = parts.iter().map(|raw| doc.value(raw, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\""));
     let names = names.collect::<Result<Vec<String>, Error>>()?;
     Ok(parts.first().map(|first| (names.join("/"), first.span())))

@@ -6,7 +6,7 @@ use crate::cli::{self, ReportFormat, Watch};
 use crate::config::probe::Probe;
 use crate::{Failure, config};
 use ringspan_engine::check::Content;
-use ringspan_engine::engine::Options;
+use ringspan_engine::engine::{Options, in_flight_default};
 use ringspan_engine::health::{Health, Thresholds};
 use ringspan_engine::target::Policy;
 use std::io::IsTerminal;
@@ -72,10 +72,11 @@ impl Plan {
         let thresholds = Thresholds { rise: args.rise, fall: args.fall };
         let policy = Policy { interval: args.interval, timeout: args.timeout, thresholds, ..Policy::DEFAULT };
         let defaults = Options::default();
+        let workers = args.workers.map_or(defaults.workers, |n| n.get().into());
         let options = Options {
-            workers: args.workers.map_or(defaults.workers, |n| n.get().into()),
+            workers,
             backend: args.backend.unwrap_or(cli::Backend::Auto).into(),
-            in_flight_max: args.in_flight.map_or(defaults.in_flight_max, |n| n.get()),
+            in_flight_max: args.in_flight.map_or_else(|| in_flight_default(workers), |n| n.get()),
             rate_max: args.rate.map(|n| n.get()),
             ..defaults
         };
@@ -104,6 +105,7 @@ impl Plan {
         }
         if let (None, Some(n)) = (args.workers, config.workers) {
             options.workers = n.get().into();
+            options.in_flight_max = args.in_flight.map_or_else(|| in_flight_default(options.workers), |n| n.get());
         }
         if let (None, Some(backend)) = (args.backend, config.backend) {
             options.backend = backend.into();

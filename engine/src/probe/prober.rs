@@ -92,6 +92,8 @@ pub(crate) struct Prober {
     /// When this prober last looked at its own health.
     looked_at: Instant,
     fired: Vec<u32>,
+    /// When a prober that is behind may start a few although there is little room.
+    gulp_at: Instant,
     released: Vec<Key>,
     /// Who asked for the numbers and waits.
     asked: Vec<SyncSender<Numbers>>,
@@ -118,6 +120,7 @@ impl Prober {
             answers: 0,
             looked_at: Instant::ZERO,
             fired: Vec::new(),
+            gulp_at: Instant::ZERO,
             released: Vec::new(),
             asked: Vec::new(),
             stopping: false,
@@ -234,7 +237,8 @@ impl Prober {
         if more {
             return Next::Now;
         }
-        let mut next = [self.deadlines.next_expiry(), self.parts.outbox.next(now), None, None, None, None, None, None];
+        let mut next = [None; 9];
+        (next[0], next[1]) = (self.deadlines.next_expiry(), self.parts.outbox.next(now));
         if !self.stopping {
             next[2] = self.schedule.next_expiry();
             next[4] = self.parts.nets.as_ref().and_then(Nets::next);
@@ -242,6 +246,7 @@ impl Prober {
             next[6] = self.parts.flock.next(now);
             if self.lanes.waiting() > 0 && !self.flights.is_full() {
                 next[3] = self.parts.pace.blocked_until(now).or_else(|| self.lanes.retry_at(now));
+                next[8] = (self.gulp_at > now).then_some(self.gulp_at);
             }
         }
         next[7] = (!self.flights.is_empty()).then(|| now + HEARTBEAT);

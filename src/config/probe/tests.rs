@@ -77,6 +77,14 @@ fn the_manual_is_right() {
     assert!(!roster.url(2).contains("hun") && roster.url(2).contains("***"), "{}", roster.url(2));
 }
 
+/// Where the prober stands is the last part of every group's name.
+#[test]
+fn a_vantage_is_in_every_group() {
+    let text = GOOD.replace("hlog = \"run.hlog\"", "vantage = \"edge-1\"");
+    let (roster, _) = load(&text).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(roster.groups, ["web/a/edge-1", "dbs/edge-1"]);
+}
+
 /// One change to the good file, and the exact message.
 #[test]
 fn mistakes() {

@@ -24,6 +24,12 @@ use std::time::Duration;
 /// median of 20 µs where one of 32 measures 160 µs, at the same CPU per probe (bench `probe_cost`, Linux 6.18, AMD
 /// EPYC).
 const START_BATCH: usize = 4;
+/// Probes started in one turn by a prober that is behind, with more than so many waiting. Its round trips are no finer than
+/// its queue any more; what counts is to catch up, and a server that is woken once for a gulp costs both sides less than
+/// one that is woken for each.
+const GULP: usize = 32;
+/// How long a prober that is behind and at its limit of probes in flight lets room gather before it starts a few.
+const GULP_WAIT: Duration = Duration::from_micros(250);
 /// One in so many knocks asks the kernel what it measured: a system call and a turn more.
 const KNOCKS_PER_LOOK: u64 = 64;
 /// One in so many calls does: a system call.
@@ -91,12 +97,20 @@ impl Prober {
     /// timeout would pass before its SYN is sent.
     pub(super) fn start_due(&mut self, cx: &mut Cx<'_>) -> bool {
         let now = cx.now;
-        for started in 0..START_BATCH {
+        let batch = match self.lanes.waiting() {
+            0..=GULP => START_BATCH,
+            _ if self.room() < GULP && now < self.gulp_at => return false,
+            _ => GULP,
+        };
+        for started in 0..batch {
             if self.lanes.waiting() == 0 || self.flights.is_full() || self.parts.pace.blocked_until(now).is_some() {
                 return started > 0;
             }
             match self.lanes.take(now, cx.io) {
-                Turn::Start { target, lane, pool } => self.start(cx, target, Lane(lane), pool),
+                Turn::Start { target, lane, pool } => {
+                    self.gulp_at = now + GULP_WAIT;
+                    self.start(cx, target, Lane(lane), pool);
+                }
                 Turn::Refused { target, errno } => {
                     if self.watched.get(target).is_some() {
                         self.refuse(now, target, Some(errno));
@@ -106,6 +120,11 @@ impl Prober {
             }
         }
         true
+    }
+
+    /// How many more probes may fly.
+    fn room(&self) -> usize {
+        (self.parts.in_flight_max.saturating_sub(self.flights.len())) as usize
     }
 
     /// A probe that cannot be made, for want of something of ours.
