@@ -10,6 +10,7 @@ use crate::mailbox::Wake;
 use crate::time::Instant;
 use crate::token::Token;
 use std::collections::HashMap;
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -91,6 +92,21 @@ impl Rig {
             self.io.wait(Some(self.io.now()), &mut completions);
         }
         assert!(completions.is_empty(), "unasked on {}: {completions:?}", self.tier);
+    }
+
+    /// What `look`, which does not block, finds in the end; nothing may complete before. Who waits for a peer's side must
+    /// not stop looking at its own: where a kernel thread connects (5.10), what is said behind it waits for a look.
+    fn meanwhile<T>(&mut self, mut look: impl FnMut() -> io::Result<T>) -> T {
+        let (mut completions, deadline) = (Vec::new(), self.io.now() + FAR);
+        loop {
+            match look() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                found => return found.expect("the peer's side"),
+            }
+            assert!(self.io.now() < deadline, "nothing came to the peer on {}", self.tier);
+            self.io.wait(Some(self.io.now() + Duration::from_millis(1)), &mut completions);
+            assert!(completions.is_empty(), "unasked on {}: {completions:?}", self.tier);
+        }
     }
 
     fn lanes(&mut self, mode: Mode, count: u32) -> Vec<Lane> {

@@ -9,7 +9,29 @@ use std::net::{IpAddr, UdpSocket};
 fn udp() -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind((ELSEWHERE, 0)).expect("a port");
     let at = socket.local_addr().expect("bound");
+    socket.set_nonblocking(true).expect("a live socket");
     (socket, at)
+}
+
+/// A lane's call of "hello" comes, and "yes" is heard. From whom it came, and its connection.
+fn answer_call(rig: &mut Rig, lane: Lane, listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    listener.set_nonblocking(true).expect("a live socket");
+    let (mut stream, from) = rig.meanwhile(|| listener.accept());
+    stream.set_nonblocking(true).expect("a live socket");
+    let mut bytes = [0; 8];
+    let count = rig.meanwhile(|| stream.read(&mut bytes));
+    assert_eq!(&bytes[..count], b"hello", "on {}", rig.tier);
+    stream.set_nonblocking(false).expect("a live socket");
+    stream.write_all(b"yes").expect("it listens");
+    assert_eq!(rig.hears(lane), "yes", "on {}", rig.tier);
+    (stream, from)
+}
+
+/// The same by a datagram.
+fn answer_datagram(rig: &mut Rig, lane: Lane, server: &UdpSocket) {
+    let (_, from) = rig.meanwhile(|| server.recv_from(&mut [0; 8]));
+    server.send_to(b"yes", from).expect("sent");
+    assert_eq!(rig.hears(lane), "yes", "on {}", rig.tier);
 }
 
 /// Each word heard is one datagram, cut off where the buffer ends; an answer to the call before is nobody's.
@@ -21,8 +43,7 @@ fn datagrams_come_one_by_one() {
         let mut bytes = [0; 64];
         for round in 0..20 {
             rig.call(lane, at, b"first");
-            rig.is_quiet();
-            let (_, first) = server.recv_from(&mut bytes).expect("a datagram");
+            let (_, first) = rig.meanwhile(|| server.recv_from(&mut bytes));
             rig.io.cancel(token(TALK, lane.0));
             assert_eq!(rig.outcome(), Err(Trouble { leg: Leg::Hear, errno: Errno(libc::ECANCELED) }));
             // One answer lies in the socket when it is hung up, one comes after that.
@@ -30,8 +51,7 @@ fn datagrams_come_one_by_one() {
             rig.hang(lane, if round % 2 == 0 { End::Reset } else { End::Fin });
             server.send_to(b"too late", first).expect("sent");
             rig.call(lane, at, b"second");
-            rig.is_quiet();
-            let (count, second) = server.recv_from(&mut bytes).expect("a datagram");
+            let (count, second) = rig.meanwhile(|| server.recv_from(&mut bytes));
             assert_eq!(&bytes[..count], b"second");
             for answer in [&b"one"[..], b"", &[b'x'; 5000]] {
                 server.send_to(answer, second).expect("sent");
@@ -65,10 +85,7 @@ fn datagrams_are_refused() {
             assert!(rig.outcome().is_err());
             rig.hang(lane, End::Reset);
             rig.call(lane, at, b"hello");
-            rig.is_quiet();
-            let (_, from) = server.recv_from(&mut [0; 8]).expect("a datagram");
-            server.send_to(b"yes", from).expect("sent");
-            assert_eq!(rig.hears(lane), "yes", "on {}", rig.tier);
+            answer_datagram(rig, lane, &server);
             rig.hang(lane, End::Reset);
         }
     });
@@ -82,23 +99,17 @@ fn every_way_goes_over_ipv6() {
             eprintln!("no IPv6 here");
             return;
         };
+        server.set_nonblocking(true).expect("a live socket");
         let kind = |way| LaneKind { way, family: Family::V6, source: Some("::1".parse().expect("an address")) };
         for _ in 0..3 {
             let lane = rig.lines_of(kind(Way::Stream), 1)[0];
             rig.call(lane, listener.local_addr().expect("bound"), b"hello");
-            rig.is_quiet();
-            let (mut stream, _) = listener.accept().expect("a caller");
-            assert_eq!(heard_by(&mut stream), "hello");
-            stream.write_all(b"yes").expect("it listens");
-            assert_eq!(rig.hears(lane), "yes", "on {}", rig.tier);
+            let (mut stream, _) = answer_call(rig, lane, &listener);
             rig.hang(lane, End::Reset);
             assert!(stream.read(&mut [0]).is_err(), "a reset");
             let lane = rig.lines_of(kind(Way::Datagram), 1)[0];
             rig.call(lane, server.local_addr().expect("bound"), b"hello");
-            rig.is_quiet();
-            let (_, from) = server.recv_from(&mut [0; 8]).expect("a datagram");
-            server.send_to(b"yes", from).expect("sent");
-            assert_eq!(rig.hears(lane), "yes", "on {}", rig.tier);
+            answer_datagram(rig, lane, &server);
             rig.hang(lane, End::Reset);
         }
     });
@@ -117,12 +128,8 @@ fn sources_are_kept() {
         let lane = rig.lines_of(kind(Way::Stream, SOURCE), 1)[0];
         for round in 0..10 {
             rig.call(lane, at, b"hello");
-            rig.is_quiet();
-            let (mut stream, from) = listener.accept().expect("a caller");
+            let (_stream, from) = answer_call(rig, lane, &listener);
             assert!(is_source(from), "{from} in round {round} on {}", rig.tier);
-            heard_by(&mut stream);
-            stream.write_all(b"yes").expect("it listens");
-            assert_eq!(rig.hears(lane), "yes");
             rig.hang(lane, if round == 5 { End::Fin } else { End::Reset });
         }
         for mode in [Mode::Full, Mode::Graceful] {
@@ -130,15 +137,14 @@ fn sources_are_kept() {
             for _ in 0..3 {
                 rig.knock(Lane(range.start), at);
                 assert_eq!(knocked(rig.wait_for(1))[&range.start], Ok(()));
-                assert!(is_source(listener.accept().expect("a caller").1), "{mode:?} on {}", rig.tier);
+                assert!(is_source(rig.meanwhile(|| listener.accept()).1), "{mode:?} on {}", rig.tier);
             }
         }
         let (server, at) = udp();
         let lane = rig.lines_of(kind(Way::Datagram, SOURCE), 1)[0];
         for _ in 0..3 {
             rig.call(lane, at, b"hello");
-            rig.is_quiet();
-            assert!(is_source(server.recv_from(&mut [0; 8]).expect("a datagram").1), "on {}", rig.tier);
+            assert!(is_source(rig.meanwhile(|| server.recv_from(&mut [0; 8])).1), "on {}", rig.tier);
             rig.io.cancel(token(TALK, lane.0));
             assert!(rig.outcome().is_err());
             rig.hang(lane, End::Reset);
