@@ -60,6 +60,8 @@ struct LaneState {
     looked: Option<TcpFacts>,
     /// Of lanes that talk.
     line: Option<Box<Line>>,
+    /// Its socket holds the handshake's last ACK back.
+    ack_waits: bool,
     /// Set if the socket may be connected to itself.
     suspect: Option<SocketAddr>,
 }
@@ -169,7 +171,8 @@ impl Epoll {
         // A fresh socket reports EPOLLHUP at once; the lane is idle then, or its connect says EALREADY.
         let events = (libc::EPOLLOUT | reads | libc::EPOLLET) as u32;
         self.control(libc::EPOLL_CTL_ADD, socket.raw(), events, OF_LANE | u64::from(lane.0))?;
-        self.lanes[lane.0 as usize].socket = Some(socket);
+        let state = &mut self.lanes[lane.0 as usize];
+        (state.socket, state.ack_waits) = (Some(socket), false);
         Ok(())
     }
 
@@ -354,7 +357,16 @@ impl Io for Epoll {
         lane::try_open(kind)?;
         for index in first..first.saturating_add(count).min(LANE_PLACE - 1) {
             let line = kind.talks().then(Box::default);
-            let idle = LaneState { kind, socket: None, knock: None, look: false, looked: None, line, suspect: None };
+            let idle = LaneState {
+                kind,
+                socket: None,
+                knock: None,
+                look: false,
+                looked: None,
+                line,
+                ack_waits: false,
+                suspect: None,
+            };
             self.lanes.push(idle);
             if !kind.is_recycled() {
                 continue;

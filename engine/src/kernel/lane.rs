@@ -96,6 +96,15 @@ fn bind(socket: &Socket, family: Family, source: IpAddr) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the ACK that ends the handshake waits for the first words, so that both are one segment: right where we speak
+/// first, since they follow at once; where the server speaks first it would wait for an answer, 200 ms at most. The bit
+/// that does it is the one of half-open knocks (net/ipv4/tcp_input.c, tcp_rcv_synsent_state_process); it outlives
+/// connect(AF_UNSPEC), so the caller remembers what it set. Measured on loopback: see bench/README.md, `bench probe`.
+pub(super) fn let_ack_wait(socket: &Socket, wait: bool) {
+    // An option that every TCP has; without it there is one segment more.
+    let _ = socket.set(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, i32::from(wait));
+}
+
 /// Closes with a FIN, whatever is unread.
 pub(super) fn close_cleanly(socket: Socket) {
     socket.shutdown(Shutdown::Write);

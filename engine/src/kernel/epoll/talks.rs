@@ -2,7 +2,7 @@
 
 use super::{Epoll, LANE_PLACE, connect, errno_of};
 use crate::io::{Completion, End, Errno, Event, Family, HEAR_MAX, Lane, Leg, SAY_MAX, Trouble, Way};
-use crate::kernel::lane::close_cleanly;
+use crate::kernel::lane::{close_cleanly, let_ack_wait};
 use crate::kernel::socket::RawAddr;
 use crate::kernel::sys::monotonic_now;
 use crate::time::Instant;
@@ -65,6 +65,13 @@ impl Epoll {
         let state = &mut self.lanes[lane.0 as usize];
         state.suspect_at(to);
         let line = state.line.as_mut().expect("looked at above");
+        let wait = state.kind.way == Way::Stream && !line.outgoing.is_empty();
+        if wait != state.ack_waits
+            && let Some(socket) = &state.socket
+        {
+            state.ack_waits = wait;
+            let_ack_wait(socket, wait);
+        }
         (line.in_call, line.connected_at) = (true, None);
         line.to = Some(RawAddr::new(to));
         self.begin_talk(token, lane, false);

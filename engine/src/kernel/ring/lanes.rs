@@ -37,6 +37,8 @@ pub(super) struct LaneSlot {
     pub(super) in_two_steps: bool,
     /// In the table of registered files, at its own number.
     pub(super) fixed: bool,
+    /// Its socket holds the handshake's last ACK back.
+    pub(super) ack_waits: bool,
     pub(super) kind: LaneKind,
     /// None between the uses of a lane that is not recycled, and where a lost socket could not be replaced.
     pub(super) socket: Option<Socket>,
@@ -64,6 +66,7 @@ impl LaneSlot {
             cancelled: false,
             in_two_steps: false,
             fixed: false,
+            ack_waits: false,
             kind,
             socket: None,
             line: None,
@@ -73,6 +76,7 @@ impl LaneSlot {
     }
 
     pub(super) fn open(&mut self) -> io::Result<()> {
+        self.ack_waits = false;
         self.socket = Some(lane::open(self.kind)?);
         Ok(())
     }

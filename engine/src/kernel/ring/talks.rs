@@ -8,7 +8,7 @@ use super::line::{Next, Step};
 use super::queue::{Chain, NoRoom};
 use super::{LANE_PLACE, Ring, Waiting, errno_of, kind, user_data};
 use crate::io::{Completion, End, Errno, Event, Family, Leg, SAY_MAX, Trouble, Way};
-use crate::kernel::lane::close_cleanly;
+use crate::kernel::lane::{close_cleanly, let_ack_wait};
 use crate::kernel::socket::{RawAddr, Socket, take_error};
 use crate::time::Instant;
 use crate::token::Token;
@@ -37,6 +37,13 @@ impl Ring {
         }
         let slot = &mut self.lanes[lane as usize];
         slot.to = to;
+        let wait = slot.kind.way == Way::Stream && slot.line.as_ref().is_some_and(|line| !line.outgoing.is_empty());
+        if wait != slot.ack_waits
+            && let Some(socket) = &slot.socket
+        {
+            slot.ack_waits = wait;
+            let_ack_wait(socket, wait);
+        }
         self.begin_talk(token, lane, true);
     }
 

@@ -304,3 +304,42 @@ fn a_lane_has_one_socket() {
         server.join().expect("every end was seen by the server");
     });
 }
+
+/// Who speaks first sends the handshake's last ACK with its words; who has nothing to say sends it at once, on the same
+/// lane too: a server that speaks first must not wait for it.
+#[test]
+fn acks_wait_for_words_alone() {
+    on_every_io(|rig| {
+        let (listener, at) = open_target_on("127.41.0.10");
+        listener.set_nonblocking(true).expect("a live socket");
+        let lane = rig.lines_of(LaneKind { way: Way::Stream, family: Family::V4, source: None }, 1)[0];
+        for words in [&b""[..], b"hello", b"", b"hello"] {
+            rig.call(lane, at, words);
+            let deadline = rig.io.now() + FAR;
+            while rig.io.connected_at(lane).is_none() {
+                assert!(rig.io.now() < deadline, "not connected on {}", rig.tier);
+                rig.io.wait(Some(rig.io.now() + Duration::from_millis(1)), &mut Vec::new());
+            }
+            // Loopback delivers within the call that sends: whoever is connected and has nothing to say has been heard.
+            let accepted = if words.is_empty() { listener.accept() } else { Ok(rig.meanwhile(|| listener.accept())) };
+            let (mut stream, _) =
+                accepted.unwrap_or_else(|e| panic!("silent callers are seen at once: {e}, {}", rig.tier));
+            stream.write_all(b"yes").expect("it listens");
+            assert_eq!(rig.hears(lane), "yes", "on {}", rig.tier);
+            rig.hang(lane, End::Reset);
+        }
+        // The same sockets, bare: an ACK that waits leaves its connection unseen.
+        for wait in [true, false] {
+            let socket = crate::kernel::lane::open(LaneKind { way: Way::Stream, family: Family::V4, source: None });
+            let socket = socket.expect("a socket");
+            crate::kernel::lane::let_ack_wait(&socket, wait);
+            rig.io.submit(token(TALK, 9), Op::Connect { fd: socket.fd(), to: at });
+            assert!(matches!(rig.wait_for(1)[0].event, Event::Connected(Ok(()))));
+            assert_eq!(listener.accept().is_err(), wait, "on {}", rig.tier);
+            if wait {
+                socket.send(b"now", false).expect("connected");
+                drop(rig.meanwhile(|| listener.accept()));
+            }
+        }
+    });
+}
