@@ -22,6 +22,7 @@ use ringspan_engine::target::{Target, Transition};
 use ringspan_engine::worker::Workers;
 use ringspan_tunnel::agent::{Agent, AgentEvent, AgentEvents, AgentHandle, AgentOptions};
 use ringspan_tunnel::fingerprint::Trust;
+use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::health_feed::BackendHealth;
 use ringspan_tunnel::hello::{Expose as Offer, Introduction, Refusal, RefusalCode, SessionId};
 use ringspan_tunnel::tls::ClientTls;
@@ -125,7 +126,7 @@ impl AgentServer {
             },
             introduction,
             carriers: config.carriers,
-            backends: config.exposes.iter().map(|e| e.address).collect(),
+            backends: config.exposes.iter().map(|e| e.address.into()).collect(),
             dial_timeout: DIAL_TIMEOUT,
         };
         let defaults = EngineOptions::default();
@@ -258,6 +259,8 @@ impl AgentServer {
                         tracing::warn!(carrier, code = ?refusal.code, ?retry, why = %refusal, "refused: trying again");
                     }
                 }
+                // No backend of ours is reached that way.
+                AgentEvent::Ask { ask, .. } => self.handle.answer(ask, Err(Reason::UnknownBackend)),
                 AgentEvent::DialFailed { backend, reason } => {
                     let expose = self.exposes.get(usize::from(backend));
                     let (service, address) = expose.map(|e| (e.service.as_str(), e.address)).unzip();

@@ -23,7 +23,7 @@ use ringspan_engine::kernel::Capabilities;
 use ringspan_engine::worker::Workers;
 use ringspan_registry::prober;
 use ringspan_registry::{Options as RegistryOptions, Registry, http};
-use ringspan_tunnel::bridge::{Bridge, BridgeError, BridgeHandle, BridgeOptions, Listener};
+use ringspan_tunnel::bridge::{Bridge, BridgeError, BridgeHandle, BridgeOptions, Gate, Listener};
 use ringspan_tunnel::identity::{AgentId, AgentName};
 use sessions::Sessions;
 use std::net::SocketAddr;
@@ -234,7 +234,7 @@ fn bridge_options(
     let listeners = config.listeners.iter().map(|l| {
         let service =
             l.service.clone().try_into().map_err(|e| Failure::Usage(format!("listener {:?}: {e}", l.name)))?;
-        Ok(Listener { name: l.name.clone(), address: l.listen, service })
+        Ok(Listener { address: l.listen, gate: Arc::new(Gate { name: l.name.clone(), service }) })
     });
     Ok(BridgeOptions {
         link: config.link.listen,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0 u8   version << 4 | type
-//!  1 u8   flags                FIN = 1
+//!  1 u8   flags                FIN = 1 (DATA), TELL = 2 (OPEN)
 //!  2 u16  aux                  OPEN: which exposed backend; RST, GOAWAY: a `Reason`
 //!  4 u32  stream               generation << 16 | slot; 0 is the carrier itself
 //!  8 u32  len                  bytes of payload that follow
@@ -26,6 +26,12 @@ pub const CONTROL_BYTES_MAX: u32 = 64 << 10;
 /// The last frame of its direction: the sender writes no more on this stream.
 pub const FLAG_FIN: u8 = 1;
 
+/// On an OPEN: answer OPENED as soon as the backend is reached, before it has said anything.
+pub const FLAG_TELL: u8 = 2;
+
+/// Largest payload of an OPEN: a target's name and then some.
+pub const OPEN_BYTES_MAX: u32 = 1024;
+
 /// How a TLS connection begins (RFC 8446 §5.1: handshake record, legacy version 3.x). As a frame it would be a PONG with
 /// flags that do not exist.
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
@@ -36,9 +42,10 @@ const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
 pub enum Kind {
     /// Bytes of a stream; with `FLAG_FIN` the last ones.
     Data = 1,
-    /// The bridge opens a stream to the backend `aux`. DATA may follow at once.
+    /// The bridge opens a stream to the backend `aux`. DATA may follow at once. The payload, mostly none, is an
+    /// [`OpenInfo`](crate::mux::OpenInfo).
     Open = 2,
-    /// The backend answered the dial. Optional; the first DATA says the same.
+    /// The backend answered the dial. Only if the OPEN asked (`FLAG_TELL`); the first DATA says the same.
     Opened = 3,
     /// Nothing but its `credit`.
     Window = 4,

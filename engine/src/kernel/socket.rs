@@ -130,9 +130,37 @@ impl Socket {
         Ok(Socket { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
-    /// Takes over a descriptor that std or the kernel gave out.
+    /// Takes over a descriptor that std or the kernel gave out. [`make_nonblocking`](Socket::make_nonblocking) it first
+    /// if it may block: no method here promises not to otherwise.
     pub fn from_owned(fd: OwnedFd) -> Socket {
         Socket { fd }
+    }
+
+    /// Gives the descriptor away.
+    pub fn into_owned(self) -> OwnedFd {
+        self.fd
+    }
+
+    /// Two connected stream sockets, non-blocking and close-on-exec (socketpair(2), AF_UNIX): what is written to one is
+    /// read from the other. For bytes that enter or leave a data path through a thread that has to read them.
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM.
+    pub fn pair() -> io::Result<(Socket, Socket)> {
+        let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        let mut ends = [0i32; 2];
+        // SAFETY: socketpair(2) writes two integers into `ends`.
+        check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) })?;
+        // SAFETY: both descriptors are fresh and nobody else's.
+        Ok(unsafe { (Socket { fd: OwnedFd::from_raw_fd(ends[0]) }, Socket { fd: OwnedFd::from_raw_fd(ends[1]) }) })
+    }
+
+    /// O_NONBLOCK, as splice(2) on a stream socket wants it (fcntl(2)).
+    ///
+    /// # Errors
+    /// None that a live socket gives.
+    pub fn make_nonblocking(&self) -> io::Result<()> {
+        set_nonblocking(self.raw(), true)
     }
 
     /// A listening socket. `shared` lets several workers listen on one address (SO_REUSEPORT); the address is first

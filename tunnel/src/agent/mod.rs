@@ -14,10 +14,13 @@ mod worker;
 use crate::frame::Reason;
 use crate::health_feed::BackendHealth;
 use crate::hello::{Introduction, Refusal, Welcome};
+use crate::mux::OpenInfo;
+pub use crate::plane::Backend;
 use crate::slots::Key;
 use crate::stats::{Stats, WorkerStats};
 use crate::tls::ClientTls;
 use arc_swap::ArcSwap;
+use ringspan_engine::kernel::Socket;
 use ringspan_engine::mailbox::{Receiver, Sender, Wake, mailbox};
 use ringspan_engine::resident::Resident;
 use ringspan_engine::worker::Seat;
@@ -46,8 +49,8 @@ pub struct AgentOptions {
     pub introduction: Introduction,
     /// Connections to the bridge, 1 to 16. Default 2: one for each of two workers there.
     pub carriers: u8,
-    /// What to dial for each of the exposed backends, in their order.
-    pub backends: Vec<SocketAddr>,
+    /// How each of the exposed backends is reached, in their order.
+    pub backends: Vec<Backend>,
     /// A dial that takes longer is a failure. Default 5 s.
     pub dial_timeout: Duration,
 }
@@ -88,6 +91,15 @@ pub enum AgentEvent {
         /// Whether this is news.
         tell: bool,
     },
+    /// A visitor for a backend that the control plane connects to: [`AgentHandle::answer`] within `dial_timeout`.
+    Ask {
+        /// What to answer to.
+        ask: AskId,
+        /// The backend's number.
+        backend: u16,
+        /// What the bridge said of the visitor: untrusted as the visitor itself.
+        info: OpenInfo,
+    },
     /// A backend could not be reached for a visitor.
     DialFailed {
         /// Its number.
@@ -97,8 +109,17 @@ pub enum AgentEvent {
     },
 }
 
-/// Letters between workers, all about the health feed.
+/// One question of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AskId {
+    worker: u16,
+    key: Key,
+}
+
+/// Letters to workers; but for answers all about the health feed.
 enum Mail {
+    /// The control plane's answer to an [`AgentEvent::Ask`].
+    Answer { key: Key, answer: Result<Socket, Reason> },
     /// To worker 0: a carrier can carry the feed.
     Up { worker: usize, key: Key, generation: u64 },
     /// To worker 0: it no longer can.
@@ -172,6 +193,18 @@ impl AgentHandle {
         self.shared.fresh.store(true, Ordering::Release);
         if let Some(wake) = &self.first {
             wake.wake();
+        }
+    }
+
+    /// Answers an [`AgentEvent::Ask`]: a connected stream socket, which the data path makes its own, or why there is
+    /// none. Too late is harmless.
+    pub fn answer(&self, ask: AskId, answer: Result<Socket, Reason>) {
+        let answer = answer.and_then(|socket| match socket.make_nonblocking() {
+            Ok(()) => Ok(socket),
+            Err(_) => Err(Reason::DialLocal),
+        });
+        if self.shared.mail[usize::from(ask.worker)].send(Mail::Answer { key: ask.key, answer }).is_err() {
+            tracing::warn!(worker = ask.worker, "a worker takes no mail: a visitor waits until its dial is given up");
         }
     }
 

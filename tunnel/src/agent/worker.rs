@@ -83,9 +83,16 @@ impl AgentWorker {
     }
 
     fn tell(&self, event: AgentEvent) {
-        if self.own.events.send(event).is_err() {
+        let _ = self.try_tell(event);
+    }
+
+    /// Whether there was room for it.
+    fn try_tell(&self, event: AgentEvent) -> bool {
+        let told = self.own.events.send(event).is_ok();
+        if !told {
             tracing::debug!("the control plane does not listen: an event was dropped");
         }
+        told
     }
 
     /// Starts what is due; returns when the next is.
@@ -237,6 +244,7 @@ impl AgentWorker {
 
     fn on_mail(&mut self, cx: &mut Cx<'_>, mail: Mail) {
         match (mail, &mut self.feed) {
+            (Mail::Answer { key, answer }, _) => self.plane.answer(cx, key, answer),
             (Mail::Send { key, payload }, _) => self.plane.send(key, Kind::Health, 0, payload),
             (Mail::Broken { key, detail }, _) => self.plane.dismiss(cx, key, Reason::Protocol, &detail),
             (Mail::Up { worker, key, generation }, Some(feed)) => feed.on_up(worker, key, generation),
@@ -287,7 +295,13 @@ impl AgentWorker {
                 }
                 Event::Lost { carrier, reason, detail } => self.on_lost(cx, carrier, reason, detail),
                 Event::DialFailed { backend, reason } => self.tell(AgentEvent::DialFailed { backend, reason }),
-                Event::StreamReset { .. } | Event::Moved { .. } => {}
+                Event::Asked { endpoint, backend, info } => {
+                    let ask = super::AskId { worker: self.own.index as u16, key: endpoint };
+                    if !self.try_tell(AgentEvent::Ask { ask, backend, info }) {
+                        self.plane.answer(cx, endpoint, Err(Reason::DialLocal));
+                    }
+                }
+                Event::StreamReset { .. } | Event::Moved { .. } | Event::Placed { .. } => {}
             }
         }
         any

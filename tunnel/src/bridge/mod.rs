@@ -15,12 +15,13 @@
 //! live ([`BridgeHandle::set_routes`]); nothing here waits for it.
 
 mod directory;
+mod entry;
 mod roster;
 mod worker;
 
 use crate::frame::Reason;
 use crate::health_feed::Change;
-use crate::hello::{Applicant, Refusal, ServiceName, Welcome};
+use crate::hello::{Applicant, Refusal, Welcome};
 use crate::identity::AgentId;
 use crate::plane::Carrier;
 use crate::routes::Routes;
@@ -29,8 +30,10 @@ use crate::stats::{Stats, WorkerStats};
 use crate::tls::ServerTls;
 use arc_swap::ArcSwap;
 use directory::Directory;
+pub use entry::{Entry, Gate, OnPlaced};
+use entry::{Handed, Visitor};
 use ringspan_engine::kernel::Socket;
-use ringspan_engine::mailbox::{Receiver, Sender, Wake, mailbox};
+use ringspan_engine::mailbox::{Full, Receiver, Sender, Wake, mailbox};
 use ringspan_engine::resident::Resident;
 use ringspan_engine::time::Instant;
 use ringspan_engine::worker::Seat;
@@ -39,6 +42,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Connections the kernel queues for us while a worker is in the middle of a turn; net.core.somaxconn caps it.
@@ -74,12 +78,10 @@ pub struct BridgeOptions {
 /// One public address.
 #[derive(Clone, Debug)]
 pub struct Listener {
-    /// What people call it.
-    pub name: String,
     /// Where visitors connect.
     pub address: SocketAddr,
-    /// What they get.
-    pub service: ServiceName,
+    /// What it is called, and what visitors get.
+    pub gate: Arc<Gate>,
 }
 
 /// Why a bridge did not start.
@@ -198,20 +200,33 @@ pub enum BridgeEvent {
 pub type Decision = Result<Welcome, Refusal>;
 
 enum Mail {
-    Decide { key: Key, decision: Decision },
-    Visitor(Visitor),
+    Decide {
+        key: Key,
+        decision: Decision,
+    },
+    /// Brought by the control plane.
+    Entry(Box<Visitor>),
+    /// An agent's connection, brought by the control plane.
+    Link {
+        socket: Socket,
+        peer: Option<SocketAddr>,
+    },
+    /// Handed over by another worker.
+    Visitor(Box<Handed>),
     Carrier(Box<Transfer>),
-    Health { key: Key, payload: Vec<u8> },
-    End { key: Key, detail: String },
-    Disconnect { agent: AgentId, below: u64, sentence: String },
-}
-
-/// A visitor on its way to a worker that has a carrier of the agent.
-struct Visitor {
-    socket: Socket,
-    listener: u32,
-    agent: AgentId,
-    backend: u16,
+    Health {
+        key: Key,
+        payload: Vec<u8>,
+    },
+    End {
+        key: Key,
+        detail: String,
+    },
+    Disconnect {
+        agent: AgentId,
+        below: u64,
+        sentence: String,
+    },
 }
 
 /// A welcomed carrier on its way to the worker that will own it.
@@ -236,6 +251,8 @@ struct Shared {
     routes: ArcSwap<Routes>,
     directory: ArcSwap<Directory>,
     mail: Vec<Sender<Mail>>,
+    /// Whose turn it is to take what the control plane brings.
+    turn: AtomicUsize,
     stats: Vec<Arc<WorkerStats>>,
 }
 
@@ -273,8 +290,8 @@ impl Bridge {
         let link_address = bound(&links, options.link);
         let (mut sockets, mut addresses) = (Vec::new(), Vec::new());
         for listener in &options.listeners {
-            let group = bind(&listener.name, listener.address)?;
-            addresses.push((listener.name.clone(), bound(&group, listener.address)));
+            let group = bind(&listener.gate.name, listener.address)?;
+            addresses.push((listener.gate.name.clone(), bound(&group, listener.address)));
             sockets.push(group);
         }
         let (events, raw) = mailbox(EVENTS_MAX, wake);
@@ -284,6 +301,7 @@ impl Bridge {
             routes: ArcSwap::from_pointee(Routes::default()),
             directory: ArcSwap::default(),
             mail,
+            turn: AtomicUsize::new(0),
             stats: seats.iter().map(|_| Arc::default()).collect(),
         });
         let mut residents: Vec<Box<dyn Resident>> = Vec::new();
@@ -323,6 +341,42 @@ impl BridgeHandle {
     /// Where visitors go from now on.
     pub fn set_routes(&self, routes: Arc<Routes>) {
         self.shared.routes.store(routes);
+    }
+
+    /// Brings a visitor. It gets a stream or is refused as if a listener had accepted it; the workers take turns.
+    ///
+    /// # Errors
+    /// The entry back: the worker has [`MAIL_MAX`] letters waiting.
+    pub fn admit(&self, entry: Entry) -> Result<(), Box<Entry>> {
+        let worker = self.shared.turn.fetch_add(1, Ordering::Relaxed) % self.shared.mail.len();
+        let who = entry.visitor;
+        match self.shared.mail[worker].send(Mail::Entry(Box::new(entry.into()))) {
+            Ok(()) => Ok(()),
+            Err(Full(Mail::Entry(visitor))) => {
+                let Visitor { socket, gate, arrival, on_placed } = *visitor;
+                let (prefix, target) = (arrival.prefix, arrival.info.target);
+                Err(Box::new(Entry { socket, gate, visitor: who, prefix, target, on_placed }))
+            }
+            Err(Full(_)) => unreachable!("a mailbox gives back what it was given"),
+        }
+    }
+
+    /// Brings a connection on which an agent is about to speak, as if the link port had accepted it.
+    ///
+    /// # Errors
+    /// The socket back: the worker has [`MAIL_MAX`] letters waiting.
+    pub fn admit_link(&self, socket: Socket, peer: Option<SocketAddr>) -> Result<(), Socket> {
+        let worker = self.shared.turn.fetch_add(1, Ordering::Relaxed) % self.shared.mail.len();
+        match self.shared.mail[worker].send(Mail::Link { socket, peer }) {
+            Ok(()) => Ok(()),
+            Err(Full(Mail::Link { socket, .. })) => Err(socket),
+            Err(Full(_)) => unreachable!("a mailbox gives back what it was given"),
+        }
+    }
+
+    /// Where visitors go now.
+    pub fn routes(&self) -> Arc<Routes> {
+        self.shared.routes.load_full()
     }
 
     /// Ends all links of an agent; the sentence is told to it. It may come back, unless it is refused then.

@@ -5,9 +5,10 @@
 //! visitor:          route ─▶ a carrier here │ handed to a worker with one │ reset
 //! ```
 
-use super::{BridgeEvent, BridgeOptions, Decision, Mail, Raw, Shared, Transfer, Visitor, directory};
+use super::entry::{Gate, Handed, OnPlaced, Visitor};
+use super::{BridgeEvent, BridgeOptions, Decision, Mail, Raw, Shared, Transfer, directory};
 use crate::frame::{Kind, Reason};
-use crate::hello::{self, Applicant, BridgeHello, BridgeStep, ServiceName, VERSIONS};
+use crate::hello::{self, Applicant, BridgeHello, BridgeStep, VERSIONS};
 use crate::identity::AgentId;
 use crate::keys;
 use crate::mux::{Limits, Side};
@@ -65,7 +66,8 @@ pub(super) struct BridgeWorker {
     plane: Plane,
     tls: Option<ServerTls>,
     software: String,
-    services: Vec<(String, ServiceName)>,
+    /// By listener.
+    gates: Vec<Arc<Gate>>,
     handshakes_max: usize,
     streams_max: u16,
     guests: HashMap<Key, Guest>,
@@ -76,9 +78,13 @@ pub(super) struct BridgeWorker {
     links: HashMap<AgentId, Vec<Key>>,
     /// Whose turn it is, by listener.
     cursors: Vec<Cursor>,
+    /// The same for what the control plane brings.
+    entry_cursor: Cursor,
     /// Events the control plane had no room for.
     unsent: VecDeque<Raw>,
-    refused: HashMap<(u32, Reason), u64>,
+    refused: HashMap<(String, Reason), u64>,
+    /// Who waits to hear whether a visitor's backend is reached.
+    placing: HashMap<Key, OnPlaced>,
     failed: HashMap<Reason, (u64, String)>,
     /// Accepts that ended (no descriptors) and are tried again.
     rearm: Vec<(u8, u32)>,
@@ -98,7 +104,7 @@ impl BridgeWorker {
             stats,
             tls: options.tls.clone(),
             software: options.software.clone(),
-            services: options.listeners.iter().map(|l| (l.name.clone(), l.service.clone())).collect(),
+            gates: options.listeners.iter().map(|l| l.gate.clone()).collect(),
             handshakes_max: options.handshakes_max,
             streams_max: options.streams_max,
             guests: HashMap::new(),
@@ -106,8 +112,10 @@ impl BridgeWorker {
             peers: HashMap::new(),
             links: HashMap::new(),
             cursors: vec![Cursor::starting_at(index); options.listeners.len()],
+            entry_cursor: Cursor::starting_at(index),
             unsent: VecDeque::new(),
             refused: HashMap::new(),
+            placing: HashMap::new(),
             failed: HashMap::new(),
             rearm: Vec::new(),
             accepting: 0,
@@ -133,12 +141,18 @@ impl BridgeWorker {
     fn on_accepted(&mut self, cx: &mut Cx<'_>, op: u8, index: u32, result: Result<Socket, Errno>) {
         match result {
             Ok(socket) if self.stopping => drop(socket),
-            Ok(socket) if op == OP_LINKS => self.on_link(cx, socket),
-            Ok(socket) => self.on_visitor(index, socket),
+            Ok(socket) if op == OP_LINKS => {
+                let peer = socket.peer_addr().ok();
+                self.on_link(cx, socket, peer);
+            }
+            Ok(socket) => {
+                let gate = self.gates[index as usize].clone();
+                self.on_visitor(Some(index), Visitor::accepted(socket, gate));
+            }
             Err(errno) => {
                 self.accepting -= 1;
                 if !self.stopping {
-                    let listener = if op == OP_LINKS { "link" } else { &self.services[index as usize].0 };
+                    let listener = if op == OP_LINKS { "link" } else { &self.gates[index as usize].name };
                     tracing::warn!(listener, %errno, "accepting paused for a second; is the limit on open files reached?");
                     self.rearm.push((op, index));
                 }
@@ -148,8 +162,7 @@ impl BridgeWorker {
 
     // Agents.
 
-    fn on_link(&mut self, cx: &mut Cx<'_>, socket: Socket) {
-        let peer = socket.peer_addr().ok();
+    fn on_link(&mut self, cx: &mut Cx<'_>, socket: Socket, peer: Option<SocketAddr>) {
         while self.guests.len() >= self.handshakes_max {
             // The one that has been silent longest makes room: an honest agent needs a few round trips, so a crowd of
             // idlers does not keep it out.
@@ -317,52 +330,59 @@ impl BridgeWorker {
 
     // Visitors.
 
-    fn on_visitor(&mut self, listener: u32, mut socket: Socket) {
+    /// Finds a backend for a visitor, on this worker if possible.
+    fn on_visitor(&mut self, listener: Option<u32>, mut visitor: Visitor) {
         let (routes, directory) = (self.shared.routes.load_full(), self.shared.directory.load_full());
         let (here, links) = (self.own.index, &self.links);
-        let service = self.services[listener as usize].1.as_str();
-        let cursor = &mut self.cursors[listener as usize];
+        let gate = visitor.gate.clone();
+        let cursor = match listener {
+            Some(index) => &mut self.cursors[index as usize],
+            None => &mut self.entry_cursor,
+        };
         let mut tried: Vec<(AgentId, u16)> = Vec::new();
         let mut why = None;
         loop {
-            let picked = routes.pick(service, cursor, |b| {
+            let picked = routes.pick(gate.service.as_str(), cursor, |b| {
                 let linked = links.contains_key(&b.agent) || directory.worker_of(&b.agent, here).is_some();
                 linked && !tried.contains(&(b.agent, b.index))
             });
-            let (agent, index) = match picked {
+            let (agent, backend) = match picked {
                 Ok(backend) => (backend.agent, backend.index),
-                Err(NoRoute::NoService) => return self.refuse(listener, socket, Reason::NoService),
-                Err(NoRoute::NoBackend) => return self.refuse(listener, socket, why.unwrap_or(Reason::NoBackend)),
+                Err(NoRoute::NoService) => return self.refuse(visitor, Reason::NoService),
+                Err(NoRoute::NoBackend) => return self.refuse(visitor, why.unwrap_or(Reason::NoBackend)),
             };
             let given = match carrier_of(links, &self.plane, &agent) {
-                Some(key) => self.plane.add_visitor(socket, key, index).map_err(|s| (s, Reason::StreamsMax)),
-                None => hand_over(&self.shared, here, Visitor { socket, listener, agent, backend: index }),
+                Some(key) => place(&mut self.plane, &mut self.placing, visitor, key, backend),
+                None => hand_over(&self.shared, here, Box::new(Handed { visitor, agent, backend })),
             };
             match given {
                 Ok(()) => return,
-                Err((back, reason)) => (socket, why) = (back, Some(reason)),
+                Err((back, reason)) => (visitor, why) = (back, Some(reason)),
             }
-            tried.push((agent, index));
+            tried.push((agent, backend));
         }
     }
 
     /// A visitor that another worker handed over. It is not handed on: the carrier may have gone meanwhile.
-    fn on_handed(&mut self, visitor: Visitor) {
-        let Visitor { socket, listener, agent, backend } = visitor;
+    fn on_handed(&mut self, handed: Handed) {
+        let Handed { visitor, agent, backend } = handed;
         let rest = match carrier_of(&self.links, &self.plane, &agent) {
-            Some(key) => self.plane.add_visitor(socket, key, backend).map_err(|s| (s, Reason::StreamsMax)),
-            None => Err((socket, Reason::NoBackend)),
+            Some(key) => place(&mut self.plane, &mut self.placing, visitor, key, backend),
+            None => Err((visitor, Reason::NoBackend)),
         };
-        if let Err((socket, reason)) = rest {
-            self.refuse(listener, socket, reason);
+        if let Err((visitor, reason)) = rest {
+            self.refuse(visitor, reason);
         }
     }
 
-    fn refuse(&mut self, listener: u32, socket: Socket, reason: Reason) {
-        let _ = socket.reset_on_close();
+    fn refuse(&mut self, visitor: Visitor, reason: Reason) {
+        let _ = visitor.socket.reset_on_close();
         self.stats.visitors_refused.add(1);
         self.stats.count(reason);
-        *self.refused.entry((listener, reason)).or_default() += 1;
+        *self.refused.entry((visitor.gate.name.clone(), reason)).or_default() += 1;
+        if let Some(tell) = visitor.on_placed {
+            tell(Err(reason));
+        }
     }
 
     // The turn.
@@ -371,7 +391,11 @@ impl BridgeWorker {
         while let Some(mail) = self.own.mail.try_recv() {
             match mail {
                 Mail::Decide { key, decision } => self.on_decision(cx, key, &decision),
-                Mail::Visitor(visitor) => self.on_handed(visitor),
+                Mail::Entry(visitor) if self.stopping => self.refuse(*visitor, Reason::Stopping),
+                Mail::Entry(visitor) => self.on_visitor(None, *visitor),
+                Mail::Link { socket, .. } if self.stopping => drop(socket),
+                Mail::Link { socket, peer } => self.on_link(cx, socket, peer),
+                Mail::Visitor(handed) => self.on_handed(*handed),
                 Mail::Health { key, payload } => self.plane.send(key, Kind::Health, 0, payload),
                 Mail::End { key, detail } => self.plane.dismiss(cx, key, Reason::Protocol, &detail),
                 Mail::Carrier(transfer) => self.on_transfer(cx, *transfer),
@@ -402,7 +426,12 @@ impl BridgeWorker {
                         self.tell(Raw::Event(BridgeEvent::DialFailed { agent, backend, reason }));
                     }
                 }
-                Event::StreamReset { .. } | Event::DialFailed { .. } => {}
+                Event::Placed { endpoint, result } => {
+                    if let Some(tell) = self.placing.remove(&endpoint) {
+                        tell(result);
+                    }
+                }
+                Event::StreamReset { .. } | Event::DialFailed { .. } | Event::Asked { .. } => {}
             }
         }
         any
@@ -429,7 +458,6 @@ impl BridgeWorker {
             }
         }
         for ((listener, reason), count) in std::mem::take(&mut self.refused) {
-            let listener = self.services[listener as usize].0.clone();
             self.tell(Raw::Event(BridgeEvent::VisitorsRefused { listener, reason, count }));
         }
         for (reason, (count, example)) in std::mem::take(&mut self.failed) {
@@ -493,17 +521,35 @@ fn carrier_of(links: &HashMap<AgentId, Vec<Key>>, plane: &Plane, agent: &AgentId
     }
 }
 
+/// Gives a visitor a stream on that carrier; or back, with the reason.
+fn place(
+    plane: &mut Plane,
+    placing: &mut HashMap<Key, OnPlaced>,
+    visitor: Visitor,
+    carrier: Key,
+    backend: u16,
+) -> Result<(), (Visitor, Reason)> {
+    let Visitor { socket, gate, arrival, on_placed } = visitor;
+    match plane.add_visitor(socket, carrier, backend, arrival) {
+        Ok(endpoint) => {
+            placing.extend(on_placed.map(|tell| (endpoint, tell)));
+            Ok(())
+        }
+        Err((socket, arrival)) => Err((Visitor { socket, gate, arrival, on_placed }, Reason::StreamsMax)),
+    }
+}
+
 /// Gives a visitor to a worker that has a carrier of the agent; or back, with the reason.
-fn hand_over(shared: &Shared, here: usize, visitor: Visitor) -> Result<(), (Socket, Reason)> {
-    let Some(worker) = shared.directory.load().worker_of(&visitor.agent, here) else {
-        return Err((visitor.socket, Reason::NoBackend));
+fn hand_over(shared: &Shared, here: usize, handed: Box<Handed>) -> Result<(), (Visitor, Reason)> {
+    let Some(worker) = shared.directory.load().worker_of(&handed.agent, here) else {
+        return Err((handed.visitor, Reason::NoBackend));
     };
-    match shared.mail[worker].send(Mail::Visitor(visitor)) {
+    match shared.mail[worker].send(Mail::Visitor(handed)) {
         Ok(()) => {
             shared.stats[here].handovers.add(1);
             Ok(())
         }
-        Err(Full(Mail::Visitor(visitor))) => Err((visitor.socket, Reason::HandoverFull)),
+        Err(Full(Mail::Visitor(handed))) => Err((handed.visitor, Reason::HandoverFull)),
         Err(Full(_)) => unreachable!("a mailbox gives back what it was given"),
     }
 }

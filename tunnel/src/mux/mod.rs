@@ -15,8 +15,10 @@
 mod table;
 
 use crate::credit::{GROWTH_BYTES_MAX, RecvWindow, SendCredit, WINDOW_BYTES_INITIAL, WINDOW_BYTES_MAX};
-use crate::frame::{FLAG_FIN, FRAME_BYTES_MAX, Header, Kind, Reason, Violation};
+use crate::frame::{FLAG_FIN, FLAG_TELL, FRAME_BYTES_MAX, Header, Kind, OPEN_BYTES_MAX, Reason, Violation};
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use table::{Stream, Table};
 
 /// A frame is at most this long while other streams of the carrier wait for their turn: 64 KiB are 5 ms at 100 Mbit/s.
@@ -61,6 +63,34 @@ impl Default for Limits {
     }
 }
 
+/// What an OPEN says beside the backend's number: the payload, JSON, or nothing at all. Unknown fields are ignored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenInfo {
+    /// Where to, for a backend that reaches many: `host:port`, at most 300 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Who comes, as the bridge sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visitor: Option<SocketAddr>,
+}
+
+impl OpenInfo {
+    /// The payload: empty if nothing is said.
+    pub fn encode(&self) -> Vec<u8> {
+        if *self == OpenInfo::default() {
+            return Vec::new();
+        }
+        serde_json::to_vec(self).expect("strings and addresses always have a JSON form")
+    }
+
+    /// Reads a payload; what is no `OpenInfo` says nothing.
+    pub fn decode(payload: &[u8]) -> OpenInfo {
+        let info: OpenInfo = serde_json::from_slice(payload).unwrap_or_default();
+        let target = info.target.filter(|t| !t.is_empty() && t.len() <= 300 && !t.contains(char::is_control));
+        OpenInfo { target, ..info }
+    }
+}
+
 /// What an arrived header means. The payload, `len` bytes, follows it on the carrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input<K> {
@@ -71,14 +101,21 @@ pub enum Input<K> {
         /// Bytes.
         len: u32,
     },
-    /// A new stream for backend `aux`: answer with [`Mux::adopt`] or [`Mux::reset`]. The payload is to be discarded.
+    /// A new stream for backend `aux`: answer with [`Mux::adopt`] or [`Mux::reset`]. The payload is an [`OpenInfo`].
     Open {
         /// The stream.
         id: u32,
         /// Which exposed backend.
         aux: u16,
-        /// Bytes of payload, for later versions.
+        /// Bytes of payload.
         len: u32,
+        /// Whether [`Mux::opened`] is wanted.
+        tell: bool,
+    },
+    /// The backend of our stream was reached.
+    Opened {
+        /// Whose.
+        owner: K,
     },
     /// `len` bytes for the owner, then, with `fin`, the end. Report what was written with [`Mux::delivered`].
     Data {
@@ -132,7 +169,8 @@ pub enum Output<K> {
 
 #[derive(Debug)]
 enum Control {
-    Open { id: u32, aux: u16 },
+    Open { id: u32, aux: u16, tell: bool, payload: Vec<u8> },
+    Opened { id: u32 },
     Grant { id: u32 },
     Rst { id: u32, reason: Reason },
     Ping { cookie: u32 },
@@ -197,7 +235,15 @@ impl<K: Copy> Mux<K> {
         match header.kind {
             Kind::Data => self.on_data(header),
             Kind::Open => self.on_open(header),
-            Kind::Opened | Kind::Window => {
+            Kind::Opened => {
+                self.on_credit(header)?;
+                let owner = self.table.get_mut(header.stream).and_then(|stream| stream.owner);
+                match owner {
+                    Some(owner) if header.len == 0 => Ok(Input::Opened { owner }),
+                    _ => Ok(skip(header.len)),
+                }
+            }
+            Kind::Window => {
                 self.on_credit(header)?;
                 Ok(skip(header.len))
             }
@@ -243,9 +289,13 @@ impl<K: Copy> Mux<K> {
         if self.side == Side::Opener {
             return Err(Violation::Unexpected(Kind::Open));
         }
+        if header.len > OPEN_BYTES_MAX {
+            return Err(Violation::Length(header.len));
+        }
         self.table.place(header.stream)?;
         self.on_credit(header)?;
-        Ok(Input::Open { id: header.stream, aux: header.aux, len: header.len })
+        let tell = header.flags & FLAG_TELL != 0;
+        Ok(Input::Open { id: header.stream, aux: header.aux, len: header.len, tell })
     }
 
     fn on_credit(&mut self, header: &Header) -> Result<(), Violation> {
@@ -275,18 +325,34 @@ impl<K: Copy> Mux<K> {
         })
     }
 
-    /// A peer that reads its carrier never makes us queue more: each stream has at most one OPEN, one grant, and an
-    /// RST for it and for its predecessor.
+    /// A peer that reads its carrier never makes us queue more: each stream has at most one OPEN or OPENED, one grant,
+    /// and an RST for it and for its predecessor.
     fn control_max(&self) -> usize {
         4 * usize::from(self.limits.streams_max) + 1024
     }
 
     /// Opens a stream for backend `aux`. `None`: as many as allowed are open.
     pub fn open(&mut self, owner: K, aux: u16) -> Option<u32> {
+        self.open_with(owner, aux, false, &OpenInfo::default())
+    }
+
+    /// The same, and whether the peer is to say when the backend is reached, and what else it must know.
+    pub fn open_with(&mut self, owner: K, aux: u16, tell: bool, info: &OpenInfo) -> Option<u32> {
         assert!(self.side == Side::Opener, "only the bridge opens streams");
+        let payload = info.encode();
+        if payload.len() > OPEN_BYTES_MAX as usize {
+            return None;
+        }
         let id = self.table.open(owner)?;
-        self.push(Control::Open { id, aux });
+        self.push(Control::Open { id, aux, tell, payload });
         Some(id)
+    }
+
+    /// Accepter: the backend of a stream whose OPEN asked is reached.
+    pub fn opened(&mut self, id: u32) {
+        if self.table.get_mut(id).is_some_and(|stream| !stream.send_ended) {
+            self.push(Control::Opened { id });
+        }
     }
 
     /// Names the owner of a stream that [`Input::Open`] announced.
@@ -386,7 +452,14 @@ impl<K: Copy> Mux<K> {
 
     fn control_output(&mut self, control: Control) -> Option<Output<K>> {
         let (header, payload) = match control {
-            Control::Open { id, aux } => (Header { aux, ..Header::new(Kind::Open, id) }, Vec::new()),
+            Control::Open { id, aux, tell, payload } => {
+                let flags = if tell { FLAG_TELL } else { 0 };
+                (Header { aux, flags, len: payload.len() as u32, ..Header::new(Kind::Open, id) }, payload)
+            }
+            Control::Opened { id } => {
+                self.table.get_mut(id)?;
+                (Header::new(Kind::Opened, id), Vec::new())
+            }
             Control::Grant { id } => {
                 let stream = self.table.get_mut(id)?;
                 stream.grant_queued = false;

@@ -166,7 +166,7 @@ impl World {
             }
             Input::Reset { owner, .. } => self.streams.get_mut(&owner).expect("owned by us").dead[far] = true,
             Input::Pong { .. } => self.pongs += 1,
-            Input::Nothing | Input::Discard { .. } => {}
+            Input::Nothing | Input::Discard { .. } | Input::Opened { .. } => {}
             Input::Control { .. } => unreachable!("none was sent"),
         }
     }

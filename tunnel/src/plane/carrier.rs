@@ -25,9 +25,27 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) enum Reading {
     Head,
-    Data { id: u32, owner: Key, left: usize, fin: bool },
-    Discard { left: usize },
-    Control { kind: Kind, aux: u16, left: usize },
+    Data {
+        id: u32,
+        owner: Key,
+        left: usize,
+        fin: bool,
+    },
+    Discard {
+        left: usize,
+    },
+    Control {
+        kind: Kind,
+        aux: u16,
+        left: usize,
+    },
+    /// The payload of an OPEN.
+    Open {
+        id: u32,
+        backend: u16,
+        tell: bool,
+        left: usize,
+    },
 }
 
 /// See the module.

@@ -52,7 +52,8 @@ impl Armed {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Endpoint {
-    pub(super) socket: Socket,
+    /// `None` only while the control plane is asked for one.
+    pub(super) socket: Option<Socket>,
     pub(super) carrier: Key,
     /// Its stream on that carrier; the mux may have forgotten it.
     pub(super) stream: u32,
@@ -73,10 +74,14 @@ pub(super) struct Endpoint {
     pub(super) streak: u8,
     wrote: bool,
     nodelay: bool,
+    /// Bytes that go to the link before the socket's own.
+    pub(super) prefix: Vec<u8>,
+    /// Bridge: somebody waits to hear whether the backend is reached. Agent: the bridge does.
+    pub(super) tell: bool,
 }
 
 impl Endpoint {
-    pub(super) fn new(socket: Socket, carrier: Key, backend: u16, stage: Stage) -> Endpoint {
+    pub(super) fn new(socket: Option<Socket>, carrier: Key, backend: u16, stage: Stage) -> Endpoint {
         Endpoint {
             socket,
             carrier,
@@ -93,7 +98,14 @@ impl Endpoint {
             streak: 0,
             wrote: false,
             nodelay: false,
+            prefix: Vec::new(),
+            tell: false,
         }
+    }
+
+    /// The socket of an endpoint that is open.
+    pub(super) fn open_socket(&self) -> &Socket {
+        self.socket.as_ref().expect("an open endpoint has a socket")
     }
 
     /// The socket already has TCP_NODELAY (a visitor's inherits it from its listener).
@@ -127,7 +139,7 @@ impl Endpoint {
         if self.wrote && !self.nodelay {
             self.nodelay = true;
             // A failure shows at the write that follows.
-            let _ = self.socket.set_nodelay();
+            let _ = self.open_socket().set_nodelay();
         }
         self.wrote = true;
     }
@@ -137,7 +149,7 @@ impl Endpoint {
         let mut written = 0;
         if self.stage == Stage::Open && self.held.is_empty() {
             self.before_write();
-            written = or_nothing(self.socket.send(bytes, false))?;
+            written = or_nothing(self.open_socket().send(bytes, false))?;
         }
         self.hold(&bytes[written..]);
         Ok(written)
@@ -162,7 +174,7 @@ impl Endpoint {
         let mut now = left;
         if self.stage == Stage::Open && self.held.is_empty() {
             self.before_write();
-            now = match drain(&pipe, &self.socket, left) {
+            now = match drain(&pipe, self.open_socket(), left) {
                 Ok(now) => now,
                 Err(error) => {
                     pipes.drop_full(pipe);
@@ -182,16 +194,17 @@ impl Endpoint {
     /// Writes what the socket takes now of what is held. Returns how much.
     pub(super) fn flush(&mut self, pipes: &mut Pipes) -> io::Result<usize> {
         let mut written = 0;
+        let Some(socket) = &self.socket else { return Ok(0) };
         while let Some(front) = self.held.front_mut() {
             let (n, left) = match front {
                 Held::Bytes { bytes, at } => {
-                    let n = or_nothing(self.socket.send(&bytes[*at..], false))?;
+                    let n = or_nothing(socket.send(&bytes[*at..], false))?;
                     *at += n;
                     (n, bytes.len() - *at)
                 }
                 Held::Pipe { pipe, left } => {
                     let before = *left;
-                    *left = drain(pipe, &self.socket, before)?;
+                    *left = drain(pipe, socket, before)?;
                     (before - *left, *left)
                 }
             };
@@ -225,7 +238,7 @@ impl Endpoint {
         }
         if !self.read_ended && !self.shut {
             self.shut = true;
-            self.socket.shutdown(Shutdown::Write);
+            self.open_socket().shutdown(Shutdown::Write);
         }
         // Both over: closing says the end as well as shutdown(2) would, for a system call less.
         self.read_ended

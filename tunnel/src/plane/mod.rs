@@ -22,7 +22,7 @@ use pipes::Pipes;
 
 use crate::frame::{Kind, Reason};
 use crate::hello;
-use crate::mux::{Limits, Mux, Side};
+use crate::mux::{Limits, Mux, OpenInfo, Side};
 use crate::slots::{Key, Slots};
 use crate::stats::WorkerStats;
 use crate::tls::{Binding, Tls};
@@ -74,8 +74,36 @@ pub(crate) enum Event {
     StreamReset { carrier: Key, backend: u16, reason: Reason },
     /// We could not reach this backend.
     DialFailed { backend: u16, reason: Reason },
+    /// Agent: the control plane is to give a connected socket with [`Plane::answer`].
+    Asked { endpoint: Key, backend: u16, info: OpenInfo },
+    /// Bridge: whether the backend of a visitor that asked was reached. Comes exactly once.
+    Placed { endpoint: Key, result: Result<(), Reason> },
     /// A carrier that was asked to move has left this worker.
     Moved { carrier: Key, body: Box<Carrier>, to: usize },
+}
+
+/// How an agent reaches one of its backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// The plane connects to it.
+    Tcp(SocketAddr),
+    /// The control plane gives a connected socket, each time it is asked.
+    Ask,
+}
+
+impl From<SocketAddr> for Backend {
+    fn from(address: SocketAddr) -> Backend {
+        Backend::Tcp(address)
+    }
+}
+
+/// What goes to the backend before a visitor's own bytes, and what else is said of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Arrival {
+    pub(crate) prefix: Vec<u8>,
+    pub(crate) info: OpenInfo,
+    /// Whether [`Event::Placed`] is wanted.
+    pub(crate) tell: bool,
 }
 
 /// See the module.
@@ -92,13 +120,13 @@ pub(crate) struct Plane {
     held_bytes: usize,
     tick_at: Instant,
     /// The agent's backends, by number. Empty on the bridge.
-    backends: Vec<SocketAddr>,
+    backends: Vec<Backend>,
     dial_max: Duration,
     moving: Vec<(Key, usize)>,
 }
 
 impl Plane {
-    pub(crate) fn new(side: Side, stats: Arc<WorkerStats>, backends: Vec<SocketAddr>, dial_max: Duration) -> Plane {
+    pub(crate) fn new(side: Side, stats: Arc<WorkerStats>, backends: Vec<Backend>, dial_max: Duration) -> Plane {
         Plane {
             side,
             carriers: Slots::default(),
@@ -212,24 +240,34 @@ impl Plane {
         self.lose(cx, key, Lost { reason, detail: sentence.into() });
     }
 
-    /// Gives a visitor a stream to the backend.
+    /// Gives a visitor a stream to the backend. Returns what [`Event::Placed`] will name.
     ///
     /// # Errors
     /// The visitor back, if the carrier is full or gone.
-    pub(crate) fn add_visitor(&mut self, socket: Socket, key: Key, backend: u16) -> Result<(), Socket> {
-        let Some(c) = self.carriers.get_mut(key).filter(|c| c.phase == Phase::Up) else { return Err(socket) };
-        let endpoint = self.endpoints.insert(Endpoint::new(socket, key, backend, Stage::Open).with_nodelay());
-        let Some(id) = c.mux.open(endpoint, backend) else {
-            let endpoint = self.endpoints.remove(endpoint).expect("inserted two lines above");
-            return Err(endpoint.socket);
+    pub(crate) fn add_visitor(
+        &mut self,
+        socket: Socket,
+        key: Key,
+        backend: u16,
+        arrival: Arrival,
+    ) -> Result<Key, (Socket, Arrival)> {
+        let Some(c) = self.carriers.get_mut(key).filter(|c| c.phase == Phase::Up) else {
+            return Err((socket, arrival));
+        };
+        let endpoint = self.endpoints.insert(Endpoint::new(Some(socket), key, backend, Stage::Open).with_nodelay());
+        let e = self.endpoints.get_mut(endpoint).expect("just inserted");
+        let Some(id) = c.mux.open_with(endpoint, backend, arrival.tell, &arrival.info) else {
+            let socket = e.socket.take().expect("it came with one");
+            self.endpoints.remove(endpoint);
+            return Err((socket, arrival));
         };
         // A visitor usually speaks at once: its first bytes are looked for in this very turn, and ride with the OPEN.
         c.mux.source_ready(id);
-        self.endpoints.get_mut(endpoint).expect("just inserted").stream = id;
+        (e.stream, e.prefix, e.tell) = (id, arrival.prefix, arrival.tell);
         self.stats.streams_total.add(1);
         self.stats.streams_open.add(1);
         self.queue(key);
-        Ok(())
+        Ok(endpoint)
     }
 
     fn queue(&mut self, key: Key) {
@@ -353,7 +391,7 @@ impl Plane {
         }
         for endpoint in mux.owners() {
             self.stats.count(lost.reason);
-            self.abort(cx, endpoint);
+            self.abort(cx, endpoint, lost.reason);
         }
         self.events.push(Event::Lost { carrier: key, reason: lost.reason, detail: lost.detail });
         self.close_carrier(cx, key);
@@ -385,7 +423,7 @@ impl Plane {
             self.dismiss(cx, key, Reason::Stopping, Reason::Stopping.sentence());
         }
         for key in self.endpoints.keys() {
-            self.abort(cx, key);
+            self.abort(cx, key, Reason::Stopping);
         }
     }
 }

@@ -13,7 +13,7 @@ use super::carrier::{Carrier, Lost, Phase, Reading};
 use super::endpoint::Endpoint;
 use super::{Event, HELD_BYTES_MAX, OP_CARRIER_READ, Plane};
 use crate::frame::{HEADER_BYTES, Header, Kind, Reason, Violation};
-use crate::mux::Input;
+use crate::mux::{Input, OpenInfo, Side};
 use crate::slots::Key;
 use ringspan_engine::io::{Interest, Op};
 use ringspan_engine::resident::Cx;
@@ -242,6 +242,18 @@ impl Plane {
                     }
                     bytes = &bytes[n..];
                 }
+                Reading::Open { id, backend, tell, left } => {
+                    let n = bytes.len().min(*left);
+                    *left -= n;
+                    c.body.extend_from_slice(&bytes[..n]);
+                    bytes = &bytes[n..];
+                    if *left == 0 {
+                        let (id, backend, tell) = (*id, *backend, *tell);
+                        c.reading = Reading::Head;
+                        let info = OpenInfo::decode(&std::mem::take(&mut c.body));
+                        self.dial(cx, (key, id), backend, tell, info);
+                    }
+                }
                 Reading::Control { kind, aux, left } => {
                     let n = bytes.len().min(*left);
                     *left -= n;
@@ -270,6 +282,10 @@ impl Plane {
             Input::Discard { len } => c.reading = Reading::Discard { left: len as usize },
             Input::Data { id, owner, len, fin } => {
                 self.stats.frames_received.add(1);
+                if self.side == Side::Opener {
+                    self.on_placed(owner);
+                }
+                let Some(c) = self.carriers.get_mut(key) else { return Ok(()) };
                 c.bulk = len as usize >= SPLICE_BYTES_MIN;
                 if len > 0 {
                     c.reading = Reading::Data { id, owner, left: len as usize, fin };
@@ -277,18 +293,17 @@ impl Plane {
                     self.on_fin(cx, owner);
                 }
             }
-            Input::Open { id, aux, len } => {
-                if len > 0 {
-                    c.reading = Reading::Discard { left: len as usize };
-                }
-                self.dial(cx, key, id, aux);
+            Input::Open { id, aux, len: 0, tell } => self.dial(cx, (key, id), aux, tell, OpenInfo::default()),
+            Input::Open { id, aux, len, tell } => {
+                c.reading = Reading::Open { id, backend: aux, tell, left: len as usize };
             }
+            Input::Opened { owner } => self.on_placed(owner),
             Input::Reset { owner, reason } => {
                 if let Some(e) = self.endpoints.get(owner) {
                     let backend = e.backend;
                     self.stats.count(reason);
                     self.events.push(Event::StreamReset { carrier: key, backend, reason });
-                    self.abort(cx, owner);
+                    self.abort(cx, owner, reason);
                 }
             }
             Input::Control { kind, aux, len: 0 } => {

@@ -2,19 +2,30 @@
 //! Promise: a socket is closed only when none of its operations is in flight any more.
 
 use super::endpoint::{Armed, Endpoint, Stage};
-use super::{Event, OP_DIAL, OP_READ, OP_WRITE, Plane, dialer};
+use super::{Backend, Event, OP_DIAL, OP_READ, OP_WRITE, Plane, dialer};
 use crate::frame::Reason;
+use crate::mux::{OpenInfo, Side};
 use crate::slots::Key;
 use ringspan_engine::io::{Interest, Op};
+use ringspan_engine::kernel::Socket;
 use ringspan_engine::resident::Cx;
 
 impl Plane {
-    pub(super) fn dial(&mut self, cx: &mut Cx<'_>, carrier: Key, id: u32, backend: u16) {
+    /// The bridge opened a stream: its backend is dialed here, or asked of the control plane.
+    pub(super) fn dial(
+        &mut self,
+        cx: &mut Cx<'_>,
+        (carrier, id): (Key, u32),
+        backend: u16,
+        tell: bool,
+        info: OpenInfo,
+    ) {
         let started = match self.backends.get(usize::from(backend)) {
             None => Err(Reason::UnknownBackend),
-            Some(to) => dialer(to).map(|socket| (socket, *to)).map_err(|_| Reason::DialLocal),
+            Some(Backend::Tcp(to)) => dialer(to).map(|socket| Some((socket, *to))).map_err(|_| Reason::DialLocal),
+            Some(Backend::Ask) => Ok(None),
         };
-        let (socket, to) = match started {
+        let started = match started {
             Ok(started) => started,
             Err(reason) => {
                 if let Some(c) = self.carriers.get_mut(carrier) {
@@ -26,22 +37,49 @@ impl Plane {
                 return;
             }
         };
-        let fd = socket.fd();
+        let (socket, to) = started.unzip();
+        let fd = socket.as_ref().map(Socket::fd);
         let mut endpoint = Endpoint::new(socket, carrier, backend, Stage::Dialing { deadline: cx.now + self.dial_max });
         endpoint.stream = id;
-        endpoint.armed = Armed { dial: true, ..Armed::default() };
+        endpoint.tell = tell;
+        endpoint.armed = Armed { dial: fd.is_some(), ..Armed::default() };
         let key = self.endpoints.insert(endpoint);
         if let Some(c) = self.carriers.get_mut(carrier) {
             c.mux.adopt(id, key);
         }
         self.stats.streams_total.add(1);
         self.stats.streams_open.add(1);
-        cx.io.submit(cx.token(OP_DIAL, key.generation, key.index), Op::Connect { fd, to });
+        match (fd, to) {
+            (Some(fd), Some(to)) => {
+                cx.io.submit(cx.token(OP_DIAL, key.generation, key.index), Op::Connect { fd, to });
+            }
+            _ => self.events.push(Event::Asked { endpoint: key, backend, info }),
+        }
+    }
+
+    /// The answer to an [`Event::Asked`]; too late is harmless.
+    pub(crate) fn answer(&mut self, cx: &mut Cx<'_>, key: Key, answer: Result<Socket, Reason>) {
+        let waits = |e: &&mut Endpoint| matches!(e.stage, Stage::Dialing { .. }) && e.socket.is_none();
+        let Some(e) = self.endpoints.get_mut(key).filter(waits) else { return };
+        match answer {
+            Ok(socket) => {
+                e.socket = Some(socket);
+                self.on_connected(cx, key);
+            }
+            Err(reason) => self.dial_failed(cx, key, reason),
+        }
     }
 
     pub(super) fn on_connected(&mut self, cx: &mut Cx<'_>, key: Key) {
         if let Some(e) = self.endpoints.get_mut(key) {
             e.stage = Stage::Open;
+            if std::mem::take(&mut e.tell) {
+                let (carrier, stream) = (e.carrier, e.stream);
+                if let Some(c) = self.carriers.get_mut(carrier) {
+                    c.mux.opened(stream);
+                    self.queue(carrier);
+                }
+            }
         }
         self.flush(cx, key);
         // The backend has not been asked yet: it will speak when it is ready, or at once if it speaks first.
@@ -87,7 +125,7 @@ impl Plane {
         let Some(e) = self.endpoints.get_mut(key) else { return };
         if e.wants_write() {
             e.armed.write = true;
-            let fd = e.socket.fd();
+            let fd = e.open_socket().fd();
             cx.io.submit(cx.token(OP_WRITE, key.generation, key.index), Op::Poll { fd, interest: Interest::Write });
         }
         if e.settle() {
@@ -99,7 +137,7 @@ impl Plane {
         let Some(e) = self.endpoints.get_mut(key) else { return };
         if e.stage == Stage::Open && !e.armed.read && !e.read_ended {
             e.armed.read = true;
-            let fd = e.socket.fd();
+            let fd = e.open_socket().fd();
             cx.io.submit(cx.token(OP_READ, key.generation, key.index), Op::Poll { fd, interest: Interest::Read });
         }
     }
@@ -113,15 +151,29 @@ impl Plane {
             self.queue(carrier);
         }
         self.stats.count(reason);
-        self.abort(cx, key);
+        self.abort(cx, key, reason);
     }
 
     /// Resets the socket: what is unsent is dropped, and its peer knows.
-    pub(super) fn abort(&mut self, cx: &mut Cx<'_>, key: Key) {
-        if let Some(e) = self.endpoints.get(key) {
-            let _ = e.socket.reset_on_close();
+    pub(super) fn abort(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason) {
+        if let Some(e) = self.endpoints.get_mut(key).filter(|e| e.is_live()) {
+            if let Some(socket) = &e.socket {
+                let _ = socket.reset_on_close();
+            }
+            if std::mem::take(&mut e.tell) && self.side == Side::Opener {
+                self.events.push(Event::Placed { endpoint: key, result: Err(reason) });
+            }
         }
         self.close_endpoint(cx, key);
+    }
+
+    /// Bridge: the backend of the endpoint's stream was reached.
+    pub(super) fn on_placed(&mut self, key: Key) {
+        if let Some(e) = self.endpoints.get_mut(key)
+            && std::mem::take(&mut e.tell)
+        {
+            self.events.push(Event::Placed { endpoint: key, result: Ok(()) });
+        }
     }
 
     pub(super) fn close_endpoint(&mut self, cx: &mut Cx<'_>, key: Key) {

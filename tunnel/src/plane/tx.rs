@@ -88,7 +88,7 @@ impl Plane {
                 }
                 Some(Output::Data { id, owner, len_max }) => {
                     let ready = self.endpoints.get(owner).filter(|e| e.stage == Stage::Open && !e.read_ended);
-                    let Some(splices) = ready.map(|e| e.splices) else {
+                    let Some(splices) = ready.map(|e| e.splices && e.prefix.is_empty()) else {
                         c.mux.dry(id);
                         continue;
                     };
@@ -122,7 +122,19 @@ impl Plane {
         let (Some(c), Some(e)) = (self.carriers.get_mut(key), self.endpoints.get_mut(owner)) else { return };
         let at = *len + HEADER_BYTES;
         let ask = (len_max as usize).min(COPY_BYTES).min(scratch.len() - at);
-        match e.socket.recv(&mut scratch[at..at + ask]) {
+        if !e.prefix.is_empty() {
+            let n = e.prefix.len().min(ask);
+            scratch[at..at + n].copy_from_slice(&e.prefix[..n]);
+            e.prefix.drain(..n);
+            e.prefix.shrink_to_fit();
+            let header = c.mux.sent(id, n as u32, false, true);
+            put(scratch, len, &header);
+            *len += n;
+            self.stats.frames_sent.add(1);
+            self.stats.bytes_to_link.add(n as u64);
+            return;
+        }
+        match e.open_socket().recv(&mut scratch[at..at + ask]) {
             Ok(0) => {
                 let header = c.mux.sent(id, 0, true, false);
                 put(scratch, len, &header);
@@ -167,7 +179,7 @@ impl Plane {
             self.pipes.put(pipe);
             return Ok(Some(0));
         };
-        let n = match pipe.fill(&e.socket, len_max as usize) {
+        let n = match pipe.fill(e.open_socket(), len_max as usize) {
             Ok(n) => n,
             Err(error) => {
                 self.pipes.put(pipe);

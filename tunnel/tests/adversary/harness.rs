@@ -146,7 +146,8 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let tls = with_tls.then(|| ServerTls::self_signed(folder.path()).unwrap());
         let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let listener = Listener { name: "public".into(), address: anywhere, service: service("echo") };
+        let listener =
+            Listener { address: anywhere, gate: Arc::new(Gate { name: "public".into(), service: service("echo") }) };
         let options = BridgeOptions {
             link: anywhere,
             tls: tls.clone(),
@@ -299,7 +300,7 @@ impl Honest {
             tls: pin.map(ClientTls::pinned),
             introduction,
             carriers: 2,
-            backends: vec![echo()],
+            backends: vec![echo().into()],
             dial_timeout: Duration::from_secs(5),
         };
         let bell = Arc::new(Bell::default());

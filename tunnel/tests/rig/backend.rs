@@ -59,7 +59,7 @@ impl Source {
         &self.block[at..at + len]
     }
 
-    pub(crate) fn write(&mut self, to: &mut TcpStream, count: u64) -> std::io::Result<()> {
+    pub(crate) fn write(&mut self, to: &mut impl Write, count: u64) -> std::io::Result<()> {
         let mut left = count;
         while left > 0 {
             let piece = self.next(left);
@@ -83,7 +83,7 @@ pub(crate) fn finish(digest: Context) -> [u8; 32] {
 }
 
 /// Reads to the end in pieces of all sizes.
-pub(crate) fn read_all(from: &mut TcpStream, seed: u64) -> (u64, [u8; 32], Option<ErrorKind>) {
+pub(crate) fn read_all(from: &mut impl Read, seed: u64) -> (u64, [u8; 32], Option<ErrorKind>) {
     let (mut rng, mut digest, mut bytes) = (fastrand::Rng::with_seed(seed), Context::new(&SHA256), 0);
     let mut buffer = vec![0; 256 << 10];
     loop {
@@ -173,7 +173,7 @@ fn serve(mut stream: TcpStream) -> Report {
 }
 
 /// Sends the order.
-pub(crate) fn ask(stream: &mut TcpStream, order: Order, seed: u64, count: u64) {
+pub(crate) fn ask(stream: &mut impl Write, order: Order, seed: u64, count: u64) {
     stream.write_all(&self::order(order, seed, count)).unwrap();
 }
 

@@ -7,16 +7,18 @@ pub(crate) mod backend;
 pub(crate) mod cable;
 
 use ringspan_engine::health::Health;
-use ringspan_engine::kernel::Backend as IoBackend;
+use ringspan_engine::kernel::{Backend as IoBackend, Socket};
 use ringspan_engine::mailbox::Wake;
 use ringspan_engine::outcome::Code;
 use ringspan_engine::time::Instant as EngineInstant;
 use ringspan_engine::worker::{WorkerOptions, Workers};
-use ringspan_tunnel::agent::{Agent, AgentEvent, AgentHandle, AgentOptions};
-use ringspan_tunnel::bridge::{Bridge, BridgeEvent, BridgeEvents, BridgeHandle, BridgeOptions, Listener};
+use ringspan_tunnel::agent::{Agent, AgentEvent, AgentHandle, AgentOptions, Backend as AgentBackend};
+use ringspan_tunnel::bridge::{Bridge, BridgeEvent, BridgeEvents, BridgeHandle, BridgeOptions, Gate, Listener};
+use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::health_feed::BackendHealth;
 use ringspan_tunnel::hello::{Expose, Introduction, Limits, ServiceName, SessionId, Welcome};
 use ringspan_tunnel::identity::{AgentId, AgentKey, AgentName};
+use ringspan_tunnel::mux::OpenInfo;
 use ringspan_tunnel::routes::{Backend, Routes};
 use ringspan_tunnel::stats::Stats;
 use ringspan_tunnel::tls::{ClientTls, ServerTls};
@@ -120,7 +122,10 @@ pub(crate) fn bridge(shape: Shape, services: &[&str]) -> BridgeRig {
         tls: tls.clone(),
         listeners: services
             .iter()
-            .map(|name| Listener { name: (*name).into(), address: local, service: service(name) })
+            .map(|name| Listener {
+                address: local,
+                gate: Arc::new(Gate { name: (*name).into(), service: service(name) }),
+            })
             .collect(),
         handshakes_max: 64,
         streams_max: 16_384,
@@ -272,7 +277,7 @@ impl BridgeRig {
                 software: "test".into(),
             },
             carriers: shape.carriers,
-            backends: backends.iter().map(|(_, address)| *address).collect(),
+            backends: backends.iter().map(|(_, address)| reached(*address)).collect(),
             dial_timeout: Duration::from_secs(5),
         };
         let bell = Arc::new(Bell::default());
@@ -287,10 +292,13 @@ impl BridgeRig {
         let workers = Workers::start(&WorkerOptions { backend: self.io, pin: false }, seats).unwrap();
         let (log, stop) = (Arc::new(Log::default()), Arc::new(AtomicBool::new(false)));
         let thread = {
-            let (bell, stop, log) = (bell.clone(), stop.clone(), log.clone());
+            let (bell, stop, log, handle) = (bell.clone(), stop.clone(), log.clone(), handle.clone());
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Acquire) {
                     while let Some(event) = events.try_event() {
+                        if let AgentEvent::Ask { ask, info, .. } = &event {
+                            handle.answer(*ask, dial(info));
+                        }
                         log.add(agent_line(event));
                     }
                     bell.wait();
@@ -305,11 +313,23 @@ impl BridgeRig {
     }
 }
 
+/// Port 0: the control plane is asked.
+fn reached(address: SocketAddr) -> AgentBackend {
+    if address.port() == 0 { AgentBackend::Ask } else { address.into() }
+}
+
+/// The control plane's answer to an ask: a connection to the target.
+fn dial(info: &OpenInfo) -> Result<Socket, Reason> {
+    let target = info.target.as_deref().ok_or(Reason::UnknownBackend)?;
+    TcpStream::connect(target).map(|stream| Socket::from_owned(stream.into())).map_err(|_| Reason::DialRefused)
+}
+
 fn agent_line(event: AgentEvent) -> String {
     match event {
         AgentEvent::Up { carrier, .. } => format!("up {carrier}"),
         AgentEvent::Down { carrier, reason, detail, .. } => format!("down {carrier} {reason} {detail}"),
         AgentEvent::Refused { carrier, refusal, .. } => format!("refused {carrier} {refusal}"),
+        AgentEvent::Ask { backend, info, .. } => format!("asked {backend} {:?}", info.target),
         AgentEvent::DialFailed { backend, reason } => format!("dial failed {backend} {reason}"),
     }
 }
