@@ -20,6 +20,7 @@ mod process;
 mod product;
 mod relay;
 mod report;
+mod stage;
 mod visitor;
 mod watch;
 mod world;

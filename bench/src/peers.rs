@@ -14,6 +14,8 @@ pub(crate) enum RatholeTransport {
     Plain,
     /// Noise_NK_25519_ChaChaPoly_BLAKE2s, its recommendation.
     Noise,
+    /// native-tls with a certificate of its own, where it was built with it.
+    Tls,
 }
 
 /// Where rathole is: the given path, `scripts/peers`' folder, or the PATH.
@@ -31,6 +33,42 @@ fn noise_keys(program: &Path) -> Result<(String, String), Failure> {
         (Some(private), Some(public)) => Ok((private.to_owned(), public.to_owned())),
         _ => Err(format!("rathole --genkey printed no keys: {out}")),
     }
+}
+
+/// Whether it was built with TLS.
+pub(crate) fn rathole_has_tls(program: &Path) -> bool {
+    let version = process::run("rathole --version", process::command(program, &["--version"], None), &[0]);
+    version.is_ok_and(|it| it.stdout.lines().any(|l| l.contains("Features") && l.contains("tls")))
+}
+
+/// A self-signed certificate for `localhost` in the folder: `cert.pem`, and `identity.pfx` with its key, password "bench".
+fn self_signed(folder: &Path) -> Result<(), Failure> {
+    let path = |file: &str| folder.join(file).to_string_lossy().into_owned();
+    let (key, cert, pfx) = (path("key.pem"), path("cert.pem"), path("identity.pfx"));
+    let make = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        &key,
+        "-out",
+        &cert,
+    ];
+    let pack = ["pkcs12", "-export", "-inkey", &key, "-in", &cert, "-out", &pfx, "-passout", "pass:bench"];
+    for args in [&make[..], &pack[..]] {
+        process::run("openssl", process::command(Path::new("openssl"), args, None), &[0])?;
+    }
+    Ok(())
 }
 
 /// Starts a rathole server and client that carry `listen` to `backend`; returns both.
@@ -52,6 +90,20 @@ pub(crate) fn start_rathole(
             (
                 format!("[server.transport]\n{section}[server.transport.noise]\nlocal_private_key = \"{private}\"\n"),
                 format!("[client.transport]\n{section}[client.transport.noise]\nremote_public_key = \"{public}\"\n"),
+            )
+        }
+        RatholeTransport::Tls => {
+            self_signed(folder)?;
+            let (pfx, cert) = (folder.join("identity.pfx"), folder.join("cert.pem"));
+            (
+                format!(
+                    "[server.transport]\ntype = \"tls\"\n[server.transport.tls]\npkcs12 = {pfx:?}\n\
+                     pkcs12_password = \"bench\"\n"
+                ),
+                format!(
+                    "[client.transport]\ntype = \"tls\"\n[client.transport.tls]\ntrusted_root = {cert:?}\n\
+                     hostname = \"localhost\"\n"
+                ),
             )
         }
     };
@@ -78,6 +130,65 @@ pub(crate) fn start_rathole(
     // It opens the visitors' port when its client has come.
     started[0].wait_listening(listen)?;
     Ok(started)
+}
+
+/// frp's two commands.
+#[derive(Clone, Debug)]
+pub(crate) struct Frp {
+    frps: PathBuf,
+    frpc: PathBuf,
+}
+
+/// Where frp is: `scripts/peers`' folder.
+pub(crate) fn frp() -> Option<Frp> {
+    let bin = process::own_program().parent()?.parent()?.join("peers/bin");
+    let frp = Frp { frps: bin.join("frps"), frpc: bin.join("frpc") };
+    (frp.frps.is_file() && frp.frpc.is_file()).then_some(frp)
+}
+
+impl Frp {
+    /// Starts server and client that carry `listen` to `backend`, with their defaults (yamux on); returns both.
+    ///
+    /// # Errors
+    /// They do not come up; with the end of their logs.
+    pub(crate) fn start(
+        &self,
+        folder: &Path,
+        core: Option<usize>,
+        tls: bool,
+        (link, listen, backend): (SocketAddr, SocketAddr, SocketAddr),
+    ) -> Result<Vec<Process>, Failure> {
+        let server = format!(
+            "bindAddr = \"{}\"\nbindPort = {}\nproxyBindAddr = \"{}\"\nauth.token = \"bench\"\nlog.level = \"warn\"\n",
+            link.ip(),
+            link.port(),
+            listen.ip()
+        );
+        let client = format!(
+            "serverAddr = \"{}\"\nserverPort = {}\nauth.token = \"bench\"\nlog.level = \"warn\"\nloginFailExit = false\n\
+             transport.tls.enable = {tls}\n[[proxies]]\nname = \"bench\"\ntype = \"tcp\"\nlocalIP = \"{}\"\n\
+             localPort = {}\nremotePort = {}\n",
+            link.ip(),
+            link.port(),
+            backend.ip(),
+            backend.port(),
+            listen.port()
+        );
+        let mut started = Vec::new();
+        for (name, program, text) in [("frps", &self.frps, server), ("frpc", &self.frpc, client)] {
+            let file = folder.join(format!("{name}.toml"));
+            write(&file, &text)?;
+            let file = file.to_string_lossy().into_owned();
+            let mut process = Process::start(name, process::command(program, &["-c", &file], core), folder)?;
+            if name == "frps" {
+                process.wait_listening(link)?;
+            }
+            started.push(process);
+        }
+        // It opens the visitors' port when its client has come.
+        started[0].wait_listening(listen)?;
+        Ok(started)
+    }
 }
 
 /// Where nginx is.

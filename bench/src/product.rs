@@ -72,6 +72,27 @@ pub(crate) fn probe(program: &Path, core: usize, args: &[&str]) -> Result<(Probe
     Ok((report, finished))
 }
 
+/// How a stream rides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    /// Framed, many streams on a connection.
+    Mux,
+    /// Unframed, a pooled connection of its own.
+    Direct,
+    /// It begins on the mux and moves when it proves to be bulk.
+    Auto,
+}
+
+impl Carrier {
+    fn as_str(self) -> &'static str {
+        match self {
+            Carrier::Mux => "mux",
+            Carrier::Direct => "direct",
+            Carrier::Auto => "auto",
+        }
+    }
+}
+
 /// One service offered through the tunnel.
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
@@ -94,6 +115,10 @@ pub(crate) struct Tunnel {
     /// Where agents come in.
     pub(crate) link: SocketAddr,
     services: Vec<Service>,
+    /// How streams ride; none: as the product has it by default.
+    pub(crate) carrier: Option<Carrier>,
+    /// More lines of the agents' `[link]`.
+    pub(crate) agent_link: String,
 }
 
 impl Tunnel {
@@ -127,6 +152,8 @@ impl Tunnel {
             http,
             link,
             services: services.to_vec(),
+            carrier: None,
+            agent_link: String::new(),
         })
     }
 
@@ -155,6 +182,10 @@ impl Tunnel {
         write(&self.folder.join(format!("{name}.token")), token.trim())?;
         let (token_file, state) = (self.path(&format!("{name}.token")), self.path(&format!("{name}-state")));
         let mut text = format!("[link]\ntoken_file = {token_file:?}\nstate_dir = {state:?}\ncarriers = {carriers}\n");
+        if let Some(carrier) = self.carrier {
+            text += &format!("carrier = \"{}\"\n", carrier.as_str());
+        }
+        text += &self.agent_link;
         for service in &self.services {
             for backend in service.backends.iter().skip(index).step_by(agents) {
                 text += &format!(
