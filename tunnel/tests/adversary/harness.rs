@@ -8,7 +8,7 @@ use ringspan_engine::time::Instant;
 use ringspan_engine::worker::{WorkerOptions, Workers};
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::agent::{Agent, AgentEvent, AgentHandle, AgentOptions};
-use ringspan_tunnel::bridge::{Bridge, BridgeEvent, BridgeHandle, BridgeOptions, Listener};
+use ringspan_tunnel::bridge::{Bridge, BridgeEvent, BridgeHandle, BridgeOptions, Gate, Listener};
 use ringspan_tunnel::fingerprint::Trust;
 use ringspan_tunnel::health_feed::BackendHealth;
 use ringspan_tunnel::hello::{
