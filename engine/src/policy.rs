@@ -35,7 +35,8 @@ pub struct Policy {
     pub damping: Option<Damping>,
     /// Nacos' adaptive interval in place of `interval`, `interval_fast` and `interval_down`. Default `None`.
     pub adaptive: Option<Adaptive>,
-    /// A refusal turns a target down at once, as Nacos has it (checkFailNow), whatever `fall` says. Default false.
+    /// A refusal turns a target down at once, as Nacos has it (checkFailNow), whatever `fall` says; which outcomes are one
+    /// is the check's to say ([`Check::is_final`](crate::check::Check::is_final)). Default false.
     pub refusal_is_final: bool,
     /// Header that goes before everything else on a talking check's connection. Default `None`.
     pub proxy: Option<Proxy>,
