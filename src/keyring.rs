@@ -256,7 +256,7 @@ pub(crate) mod tests {
             software: "test".into(),
         };
         let (mut bridge, challenge) = BridgeHello::new(VERSIONS, [7; 32], Binding::NONE, "test");
-        let mut agent = AgentHello::new(introduction, VERSIONS, Carrier { index: 0, count: 1 }, Binding::NONE);
+        let mut agent = AgentHello::new(introduction, VERSIONS, Carrier::mux(0, 1), Binding::NONE);
         let AgentStep::Send(auth) = agent.on_message(Kind::Challenge, &challenge.payload) else { panic!("no answer") };
         match bridge.on_message(Kind::Auth, &auth.payload) {
             BridgeStep::Decide(applicant) => *applicant,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0 u8   version << 4 | type
-//!  1 u8   flags                FIN = 1 (DATA), TELL = 2 (OPEN)
+//!  1 u8   flags                FIN = 1, MOVED = 4 (DATA); TELL = 2, JOIN = 8 (OPEN)
 //!  2 u16  aux                  OPEN: which exposed backend; RST, GOAWAY: a `Reason`
 //!  4 u32  stream               generation << 16 | slot; 0 is the carrier itself
 //!  8 u32  len                  bytes of payload that follow
@@ -31,6 +31,12 @@ pub const FLAG_TELL: u8 = 2;
 
 /// Largest payload of an OPEN: a target's name and then some.
 pub const OPEN_BYTES_MAX: u32 = 1024;
+
+/// On an empty DATA frame: the last of its direction on this carrier; what follows comes on the stream's direct carrier.
+pub const FLAG_MOVED: u8 = 4;
+
+/// On the OPEN of a direct carrier: it carries on the stream `stream` of the link's carrier that it belongs to.
+pub const FLAG_JOIN: u8 = 8;
 
 /// How a TLS connection begins (RFC 8446 §5.1: handshake record, legacy version 3.x). As a frame it would be a PONG with
 /// flags that do not exist.
@@ -61,6 +67,8 @@ pub enum Kind {
     Hello = 9,
     /// Health of backends; the payload is `health_feed`'s.
     Health = 10,
+    /// The bridge wants this many direct carriers (`aux`) to wait for streams of this carrier.
+    Spare = 11,
 }
 
 impl Kind {
@@ -76,6 +84,7 @@ impl Kind {
             8 => Kind::Goaway,
             9 => Kind::Hello,
             10 => Kind::Health,
+            11 => Kind::Spare,
             _ => return None,
         })
     }
@@ -143,7 +152,7 @@ impl std::fmt::Display for Reason {
 pub struct Header {
     /// What it is.
     pub kind: Kind,
-    /// `FLAG_FIN` or 0. Unknown flags are ignored.
+    /// `FLAG_FIN` and its like. Unknown flags are ignored.
     pub flags: u8,
     /// See the module's picture.
     pub aux: u16,
@@ -164,6 +173,11 @@ impl Header {
     /// Whether this is the last frame of its direction.
     pub const fn is_fin(&self) -> bool {
         self.flags & FLAG_FIN != 0
+    }
+
+    /// Whether what follows of this direction comes on the direct carrier.
+    pub const fn is_moved(&self) -> bool {
+        self.flags & FLAG_MOVED != 0
     }
 
     /// The 16 bytes.

@@ -177,7 +177,7 @@ impl AgentWorker {
 
     fn on_ready(&mut self, carrier: Key, binding: Binding) {
         let Some(at) = self.line_of(carrier) else { return };
-        let place = hello::Carrier { index: self.lines[at].number, count: self.options.carriers };
+        let place = hello::Carrier::mux(self.lines[at].number, self.options.carriers);
         if let State::Greeting { hello, .. } = &mut self.lines[at].state {
             *hello = Some(Box::new(AgentHello::new(self.options.introduction.clone(), VERSIONS, place, binding)));
         }

@@ -28,7 +28,7 @@ impl Introduction {
     /// # Errors
     /// A sentence for the operator.
     pub fn check(&self, carriers: u8) -> Result<(), String> {
-        let body = self.body(super::VERSIONS.max, Carrier { index: 0, count: carriers });
+        let body = self.body(super::VERSIONS.max, Carrier::mux(0, carriers));
         body.check()?;
         // Twice encoded, JSON in JSON, every quote is escaped: measure, do not guess.
         let auth = self.auth(&body, &[0; 32], &Binding::NONE);

@@ -109,6 +109,31 @@ pub struct Carrier {
     pub index: u8,
     /// How many the agent keeps, 1 to [`CARRIERS_MAX`].
     pub count: u8,
+    /// Tells the connections of one session apart that had this index one after the other; the agent counts them. A
+    /// direct carrier has the number of the one that it belongs to.
+    #[serde(default)]
+    pub serial: u32,
+    /// What the connection is for.
+    #[serde(default, rename = "use")]
+    pub used: CarrierUse,
+}
+
+/// What a connection of a link is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CarrierUse {
+    /// Many streams in frames.
+    #[default]
+    Mux,
+    /// It waits for one stream, and carries that one without frames.
+    Direct,
+}
+
+impl Carrier {
+    /// The first connection with this index, for many streams.
+    pub fn mux(index: u8, count: u8) -> Carrier {
+        Carrier { index, count, serial: 0, used: CarrierUse::Mux }
+    }
 }
 
 /// What visitors ask for, by name: 1 to 128 bytes without white space and control characters.
@@ -188,7 +213,7 @@ pub(super) struct AuthBody {
 impl AuthBody {
     /// What serde cannot see. `Err` is for the agent's operator.
     pub(super) fn check(&self) -> Result<(), String> {
-        let Carrier { index, count } = self.carrier;
+        let Carrier { index, count, .. } = self.carrier;
         if count == 0 || count > CARRIERS_MAX || index >= count {
             return Err(format!("carrier {index} of {count}: there are 1 to {CARRIERS_MAX}, counted from 0"));
         }

@@ -23,7 +23,7 @@ pub use admission::{Admission, AgentRecord, admit};
 pub use agent::{AgentHello, AgentStep, Introduction};
 pub use bridge::{Applicant, BridgeHello, BridgeStep};
 pub use messages::{
-    Carrier, Expose, Limits, NotAService, Refusal, RefusalCode, ServiceName, SessionId, Versions, Welcome,
+    Carrier, CarrierUse, Expose, Limits, NotAService, Refusal, RefusalCode, ServiceName, SessionId, Versions, Welcome,
 };
 
 use std::time::Duration;

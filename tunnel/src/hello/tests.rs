@@ -35,7 +35,7 @@ fn bridge() -> (BridgeHello, Message) {
 }
 
 fn agent(introduction: &Introduction) -> AgentHello {
-    AgentHello::new(introduction.clone(), VERSIONS, Carrier { index: 0, count: 2 }, Binding([7; 32]))
+    AgentHello::new(introduction.clone(), VERSIONS, Carrier::mux(0, 2), Binding([7; 32]))
 }
 
 fn welcome(introduction: &Introduction) -> Welcome {

@@ -8,14 +8,14 @@
 //! reset by us:      RST out, then whatever arrives is discarded until the peer's own end (FIN or RST) ──▶ free
 //! reset by peer:    RST in; if our end was not sent yet, RST back                                      ──▶ free
 //! ```
-//! So each side sends exactly one end per stream (FIN, or RST before or after it), and the slot is free when both ends
+//! So each side sends exactly one end per stream (FIN or MOVED, or RST before or after it), and the slot is free when both ends
 //! have been seen. A stream id is `generation << 16 | slot`: a WINDOW or RST that crossed the last end carries an old
 //! generation and is ignored. Only the bridge opens streams.
 
 mod table;
 
 use crate::credit::{GROWTH_BYTES_MAX, RecvWindow, SendCredit, WINDOW_BYTES_INITIAL, WINDOW_BYTES_MAX};
-use crate::frame::{FLAG_FIN, FLAG_TELL, FRAME_BYTES_MAX, Header, Kind, OPEN_BYTES_MAX, Reason, Violation};
+use crate::frame::{FLAG_FIN, FLAG_MOVED, FLAG_TELL, FRAME_BYTES_MAX, Header, Kind, OPEN_BYTES_MAX, Reason, Violation};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -128,6 +128,16 @@ pub enum Input<K> {
         /// Whether they are the last.
         fin: bool,
     },
+    /// The peer's next bytes for this owner come on the stream's direct carrier, or they have ended there.
+    Moved {
+        /// Whose.
+        owner: K,
+    },
+    /// The bridge wants `count` direct carriers to wait for streams of this carrier.
+    Spare {
+        /// How many.
+        count: u16,
+    },
     /// The peer reset the stream: reset the owner's socket. The mux has forgotten it.
     Reset {
         /// Whose.
@@ -173,7 +183,9 @@ enum Control {
     Opened { id: u32 },
     Grant { id: u32 },
     Rst { id: u32, reason: Reason },
+    Moved { id: u32 },
     Ping { cookie: u32 },
+    Spare { count: u16 },
     Blob { kind: Kind, aux: u16, payload: Vec<u8> },
 }
 
@@ -251,12 +263,14 @@ impl<K: Copy> Mux<K> {
                 let reset = self.on_rst(header)?;
                 if header.len > 0 { Err(Violation::Length(header.len)) } else { Ok(reset) }
             }
-            Kind::Ping | Kind::Pong if header.len > 0 => Err(Violation::Length(header.len)),
+            Kind::Ping | Kind::Pong | Kind::Spare if header.len > 0 => Err(Violation::Length(header.len)),
             Kind::Ping => {
                 self.pong = Some(header.credit);
                 Ok(Input::Nothing)
             }
             Kind::Pong => Ok(Input::Pong { cookie: header.credit }),
+            Kind::Spare if self.side == Side::Opener => Err(Violation::Unexpected(Kind::Spare)),
+            Kind::Spare => Ok(Input::Spare { count: header.aux }),
             Kind::Goaway | Kind::Hello | Kind::Health => {
                 Ok(Input::Control { kind: header.kind, aux: header.aux, len: header.len })
             }
@@ -272,15 +286,19 @@ impl<K: Copy> Mux<K> {
         if stream.recv_ended {
             return Err(Violation::AfterFin);
         }
-        let fin = header.is_fin();
+        let (fin, moved) = (header.is_fin(), header.is_moved());
+        if moved && (fin || header.len > 0) {
+            return Err(Violation::Unexpected(Kind::Data));
+        }
         let input = match stream.owner {
+            Some(owner) if moved && !stream.reset => Input::Moved { owner },
             Some(owner) if !stream.reset => {
                 stream.window.on_received(header.len)?;
                 Input::Data { id: header.stream, owner, len: header.len, fin }
             }
             _ => skip(header.len),
         };
-        stream.recv_ended = fin;
+        stream.recv_ended = fin || moved;
         self.retire(header.stream);
         Ok(input)
     }
@@ -403,6 +421,28 @@ impl<K: Copy> Mux<K> {
         }
     }
 
+    /// What this side sends from now on goes by the stream's direct carrier: nothing more of it on this one. Says so to
+    /// the peer, behind all that was sent. Returns `false`, and says nothing, if this direction has ended already.
+    pub fn move_out(&mut self, id: u32) -> bool {
+        let Some(stream) = self.table.get_mut(id).filter(|s| !s.send_ended) else { return false };
+        stream.send_ended = true;
+        stream.source_ready = false;
+        self.push(Control::Moved { id });
+        self.retire(id);
+        true
+    }
+
+    /// Whose stream this is; `None`: nobody's any more.
+    pub fn owner(&mut self, id: u32) -> Option<K> {
+        self.table.get_mut(id)?.owner
+    }
+
+    /// Tells the agent how many direct carriers should wait.
+    pub fn want_spares(&mut self, count: u16) {
+        self.control.retain(|c| !matches!(c, Control::Spare { .. }));
+        self.push(Control::Spare { count });
+    }
+
     /// Ends the stream both ways. Its owner will not be named again.
     pub fn reset(&mut self, id: u32, reason: Reason) {
         let Some(stream) = self.table.get_mut(id) else { return };
@@ -470,6 +510,8 @@ impl<K: Copy> Mux<K> {
                 (Header { credit, ..Header::new(Kind::Window, id) }, Vec::new())
             }
             Control::Rst { id, reason } => (Header { aux: reason as u16, ..Header::new(Kind::Rst, id) }, Vec::new()),
+            Control::Moved { id } => (Header { flags: FLAG_MOVED, ..Header::new(Kind::Data, id) }, Vec::new()),
+            Control::Spare { count } => (Header { aux: count, ..Header::new(Kind::Spare, 0) }, Vec::new()),
             Control::Ping { cookie } => (Header { credit: cookie, ..Header::new(Kind::Ping, 0) }, Vec::new()),
             Control::Blob { kind, aux, payload } => {
                 (Header { aux, len: payload.len() as u32, ..Header::new(kind, 0) }, payload)

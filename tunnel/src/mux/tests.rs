@@ -167,7 +167,7 @@ impl World {
             Input::Reset { owner, .. } => self.streams.get_mut(&owner).expect("owned by us").dead[far] = true,
             Input::Pong { .. } => self.pongs += 1,
             Input::Nothing | Input::Discard { .. } | Input::Opened { .. } => {}
-            Input::Control { .. } => unreachable!("none was sent"),
+            Input::Control { .. } | Input::Moved { .. } | Input::Spare { .. } => unreachable!("none was sent"),
         }
     }
 
@@ -283,6 +283,36 @@ fn violations_are_caught() {
     assert_eq!(agent.on_header(&Header::new(Kind::Open, 3)), Err(Violation::Slot));
     assert!(agent.on_header(&Header::new(Kind::Open, 2)).is_ok());
     assert_eq!(agent.on_header(&Header::new(Kind::Open, 2)), Err(Violation::Slot));
+}
+
+/// A direction that moves ends here, behind what was sent: its marker is empty, comes once, frees the slot together with
+/// the other direction's end, and is no one's who has ended.
+#[test]
+fn a_moved_direction_has_ended_here() {
+    let (mut bridge, mut agent) =
+        (Mux::new(Side::Opener, Limits::default()), Mux::new(Side::Accepter, Limits::default()));
+    let id = bridge.open('v', 0).expect("empty");
+    let Some(Output::Control(open, _)) = bridge.next_output() else { panic!("OPEN is first") };
+    assert!(agent.on_header(&open).is_ok());
+    agent.adopt(id, 'b');
+    bridge.source_ready(id);
+    assert!(bridge.move_out(id) && !bridge.move_out(id), "once");
+    let Some(Output::Control(marker, _)) = bridge.next_output() else { panic!("the marker is all there is") };
+    assert_eq!((marker.flags, marker.len, bridge.next_output()), (FLAG_MOVED, 0, None));
+    assert_eq!(agent.on_header(&marker), Ok(Input::Moved { owner: 'b' }));
+    assert_eq!(agent.on_header(&marker), Err(Violation::AfterFin));
+    assert_eq!((agent.owner(id), bridge.streams(), agent.streams()), (Some('b'), 1, 1));
+    agent.sent(id, 0, true, false);
+    let fin = Header { flags: FLAG_FIN, ..Header::new(Kind::Data, id) };
+    assert!(matches!(bridge.on_header(&fin), Ok(Input::Data { fin: true, .. })));
+    assert_eq!((bridge.streams(), agent.streams(), agent.owner(id)), (0, 0, None));
+    let other = bridge.open('w', 0).expect("empty");
+    for wrong in [Header { len: 1, ..marker }, Header { flags: FLAG_MOVED | FLAG_FIN, ..marker }] {
+        let wrong = Header { stream: other, ..wrong };
+        assert_eq!(bridge.on_header(&wrong), Err(Violation::Unexpected(Kind::Data)));
+    }
+    assert_eq!(bridge.on_header(&Header::new(Kind::Spare, 0)), Err(Violation::Unexpected(Kind::Spare)));
+    assert_eq!(agent.on_header(&Header { aux: 3, ..Header::new(Kind::Spare, 0) }), Ok(Input::Spare { count: 3 }));
 }
 
 /// A peer that opens and resets without ever reading is cut off at a bounded queue.

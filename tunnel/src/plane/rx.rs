@@ -298,6 +298,7 @@ impl Plane {
                 c.reading = Reading::Open { id, backend: aux, tell, left: len as usize };
             }
             Input::Opened { owner } => self.on_placed(owner),
+            Input::Moved { .. } | Input::Spare { .. } => {}
             Input::Reset { owner, reason } => {
                 if let Some(e) = self.endpoints.get(owner) {
                     let backend = e.backend;

@@ -111,7 +111,7 @@ fn a_replayed_auth_is_refused() {
         let introduction = scene.world.introduction("victim");
         let auth_on = |raw: &mut Raw, binding: Binding| -> Message {
             let (header, payload) = raw.frame().unwrap().unwrap();
-            let mut hello = AgentHello::new(introduction.clone(), VERSIONS, Carrier { index: 0, count: 1 }, binding);
+            let mut hello = AgentHello::new(introduction.clone(), VERSIONS, Carrier::mux(0, 1), binding);
             match hello.on_message(raw::hello_kind(header.aux), &payload) {
                 AgentStep::Send(message) => message,
                 step => panic!("{step:?}"),

@@ -58,7 +58,7 @@ impl Raw {
     pub(crate) fn enrol(world: &World, introduction: &Introduction) -> (Raw, Welcome) {
         let mut raw = Raw::connect(world);
         let binding = raw.tls.binding().expect("TLS is through");
-        let mut hello = AgentHello::new(introduction.clone(), VERSIONS, Carrier { index: 0, count: 1 }, binding);
+        let mut hello = AgentHello::new(introduction.clone(), VERSIONS, Carrier::mux(0, 1), binding);
         loop {
             let (header, payload) = raw.frame().unwrap().expect("a bridge that answers");
             assert_eq!(header.kind, Kind::Hello);
