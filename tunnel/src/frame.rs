@@ -132,6 +132,14 @@ reasons! {
     HandshakeSlow   18 "handshake_slow"   "The peer did not finish the handshake in time."
     HandshakeBad    19 "handshake_bad"    "The peer's handshake was wrong."
     HandshakesMax   20 "handshakes_max"   "Too many unauthenticated connections at once."
+    Draining        21 "draining"         "No new streams: those that are there go on to their end."
+    ConnectionsMax  22 "connections_max"  "As many connections at once as the limit allows."
+    RateMax         23 "rate_max"         "More new connections a second than the limit allows."
+    Denied          24 "denied"           "The visitor's address may not come in here."
+    IdleTime        25 "idle_time"        "Nothing was said for longer than the limit allows."
+    TotalTime       26 "total_time"       "The connection lasted as long as the limit allows."
+    ProxyHeader     27 "proxy_header"     "The PROXY header is missing, late or wrong, or comes from who is not trusted."
+    VisitorsMax     28 "visitors_max"     "More different visitors at once than the table of their limits has room for."
 }
 
 impl Reason {
