@@ -8,8 +8,10 @@
 mod blackhole;
 mod chaos;
 mod driver;
+mod fairness;
 mod floor;
 mod garbage;
+mod idle;
 mod load;
 mod machine;
 mod million;
@@ -20,6 +22,7 @@ mod process;
 mod product;
 mod relay;
 mod report;
+mod roles;
 mod stage;
 mod visitor;
 mod watch;
@@ -82,6 +85,10 @@ enum Command {
     Bulk(relay::Args),
     /// How many requests go through, on fresh and on kept connections, beside rathole?
     Http(relay::Args),
+    /// What does an idle stream take in memory, beside rathole and frp?
+    Idle(idle::Args),
+    /// Does a visitor suffer from one who never reads, or from bulk beside it?
+    Fairness(fairness::Args),
     /// Does everything come back from kill -9, in any order, under load?
     Chaos(chaos::Args),
     /// Does anybody notice rubbish and idle connections on every port?
@@ -98,6 +105,9 @@ enum Child {
     Sink { listen: SocketAddr },
     Source { connect: SocketAddr, bytes: u64 },
     Splice { listen: SocketAddr, connect: SocketAddr },
+    Roles { listen: SocketAddr },
+    Crowd { plan: String },
+    Hold { connect: SocketAddr, count: usize },
     World { plan: String },
     Prober { task: String },
     Churn { task: String },
@@ -114,6 +124,12 @@ fn child(child: Child) -> Result<(), Failure> {
             load::source(connect, bytes).map(|sent| print(serde_json::to_string(&sent)))
         }
         Child::Splice { listen, connect } => floor::splice(listen, connect),
+        Child::Roles { listen } => roles::serve(listen),
+        Child::Crowd { plan } => {
+            let plan = serde_json::from_str(&plan).map_err(|e| format!("crowd: plan: {e}"))?;
+            roles::crowd(&plan).map(|found| print(serde_json::to_string(&found)))
+        }
+        Child::Hold { connect, count } => roles::hold(connect, count),
         Child::World { plan } => {
             let plan = serde_json::from_str(&plan).map_err(|e| format!("world: plan: {e}"))?;
             world::serve(&plan)
@@ -145,6 +161,8 @@ fn scenario(cli: &Cli, common: &Common) -> Result<Vec<Section>, Failure> {
         }
         Command::Bulk(args) => Ok(vec![relay::bulk(args, common)?]),
         Command::Http(args) => relay::http(args, common),
+        Command::Idle(args) => Ok(vec![idle::run(args, common)?]),
+        Command::Fairness(args) => fairness::run(args, common),
         Command::Chaos(args) => Ok(vec![chaos::run(args, common)?]),
         Command::Garbage(args) => Ok(vec![garbage::run(args, common)?]),
         Command::Child(_) => unreachable!("main took it"),

@@ -1,0 +1,136 @@
+//! `bench fairness`: does a visitor suffer from others?
+//! Two questions. (1) 99 busy streams with and without one more whose receiver never reads, by turns, both ways: what
+//! do the 99 keep? (2) Eight kept streams with a small request every 20 ms each, with and without four bulk streams
+//! beside them: how much later is the answer? From when it was due, so that one that waits makes the next one late too.
+
+use crate::probe::Common;
+use crate::process::{self, Failure};
+use crate::report::{Goal, Section};
+use crate::roles::{Found, Plan, Way};
+use crate::stage::{AUTO, AUTO_TLS, FRP, MUX, NOBODY, RATHOLE, Running, Stage, Who, until_ready};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+/// What to run.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// Rounds; every contender runs once in each.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 4.0)]
+    seconds: f64,
+    /// One round of a second: does everything run?
+    #[arg(long)]
+    short: bool,
+    #[command(flatten)]
+    who: Who,
+}
+
+const BUSY: usize = 99;
+const BULK: usize = 4;
+const ASKERS: u32 = 8;
+
+const KEPT_DOWN: &str = "down: kept beside a stalled one";
+const KEPT_UP: &str = "up: kept beside a stalled one";
+const LATER: &str = "p99 loaded / unloaded";
+
+/// Both questions.
+///
+/// # Errors
+/// A contender does not work; with its log.
+pub(crate) fn run(args: &Args, common: &Common) -> Result<Vec<Section>, Failure> {
+    let stage = Stage::new(&args.who, common, false);
+    let (rounds, seconds) = if args.short { (1, 1.0) } else { (args.rounds, args.seconds) };
+    let columns = [
+        ("down: Gbit/s of 99", 2),
+        (KEPT_DOWN, 3),
+        ("least share", 2),
+        ("up: Gbit/s of 99", 2),
+        (KEPT_UP, 3),
+        ("least share ", 2),
+        ("broken", 0),
+    ];
+    let question = "what do 99 busy streams keep when one more never reads?";
+    let mut stalled = Section::new("fairness-stalled", question, &columns);
+    let columns =
+        [("p50 us", 0), ("p99 us", 0), ("p50 us loaded", 0), ("p99 us loaded", 0), (LATER, 2), ("bulk Gbit/s", 2)];
+    let question = format!("how late are small requests, {ASKERS} every 20 ms, beside {BULK} bulk streams?");
+    let mut small = Section::new("fairness-small", question, &columns);
+    let everybody = [NOBODY, MUX, AUTO, AUTO_TLS, RATHOLE, FRP];
+    let contenders = stage.contenders(&everybody, &mut stalled);
+
+    let backend = stage.port(3);
+    let folder = stage.scratch("backend")?;
+    let _backend = stage.load("backend", &["roles", &backend.to_string()], backend, folder.path())?;
+    for round in 0..rounds {
+        for &(name, contender) in &contenders {
+            eprintln!("fairness: round {} of {rounds}, {name}", round + 1);
+            let folder = stage.scratch(name)?;
+            let running = stage.start(contender, backend, folder.path())?;
+            let ask = || {
+                until_ready(name, || once(running.entry))?;
+                let stalled = beside_a_stalled_one(&running, seconds)?;
+                Ok::<_, Failure>((stalled, beside_bulk(&running, seconds)?))
+            };
+            let (a, b) = ask().map_err(|e| format!("{name}: {e}\n{}", running.logs()))?;
+            stalled.record(name, &a);
+            small.record(name, &b);
+        }
+    }
+    for ours in [MUX, AUTO, AUTO_TLS] {
+        stalled.promise(ours, KEPT_DOWN, Goal::AtLeast(0.95));
+        stalled.promise(ours, KEPT_UP, Goal::AtLeast(0.95));
+        stalled.promise(ours, "broken", Goal::AtMost(0.0));
+        small.promise(ours, LATER, Goal::AtMost(5.0));
+    }
+    small.note("\"no tunnel\" is what the machine does to it: bulk and small share two cores with everything");
+    Ok(vec![stalled, small])
+}
+
+fn crowd(plan: &Plan) -> Result<Found, Failure> {
+    let plan_arg = serde_json::to_string(plan).expect("plain figures make JSON");
+    let own = process::own_program().to_string_lossy().into_owned();
+    let args = ["-s", "KILL", "120", &own, "child", "crowd", &plan_arg];
+    let finished = process::run("crowd", process::command(Path::new("timeout"), &args, None), &[0])?;
+    serde_json::from_str(finished.stdout.trim()).map_err(|e| format!("the crowd printed no result: {e}"))
+}
+
+fn beside_a_stalled_one(running: &Running, seconds: f64) -> Result<[f64; 7], Failure> {
+    let mut figures = Vec::new();
+    let mut broken = 0;
+    for way in [Way::Down, Way::Up] {
+        let plan = Plan { entry: running.entry, way, busy: BUSY, stalled: 0, askers: 0, seconds };
+        // Before and after: what drifts meanwhile is nobody's fault.
+        let before = crowd(&plan)?;
+        let beside = crowd(&Plan { stalled: 1, ..plan.clone() })?;
+        let after = crowd(&plan)?;
+        let alone = (before.gbit_per_s(seconds) + after.gbit_per_s(seconds)) / 2.0;
+        figures.extend([alone, beside.gbit_per_s(seconds) / alone, beside.least_share()]);
+        broken += before.broken + beside.broken + after.broken;
+    }
+    figures.push(broken as f64);
+    Ok(figures.try_into().expect("twice three and one"))
+}
+
+fn beside_bulk(running: &Running, seconds: f64) -> Result<[f64; 6], Failure> {
+    let entry = running.entry;
+    let plan = Plan { entry, way: Way::Down, busy: 0, stalled: 0, askers: ASKERS, seconds: seconds * 2.0 };
+    let alone = crowd(&plan)?;
+    let loaded = crowd(&Plan { busy: BULK, ..plan.clone() })?;
+    let [p50, p99, p50_loaded, p99_loaded] =
+        [alone.p50_us, alone.p99_us, loaded.p50_us, loaded.p99_us].map(|us| us as f64);
+    Ok([p50, p99, p50_loaded, p99_loaded, p99_loaded / p99.max(1.0), loaded.gbit_per_s(plan.seconds)])
+}
+
+fn once(entry: SocketAddr) -> Result<(), Failure> {
+    let ask = || {
+        let mut stream = TcpStream::connect_timeout(&entry, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"Ex")?;
+        stream.read_exact(&mut [0])
+    };
+    ask().map_err(|e: std::io::Error| e.to_string())
+}
