@@ -140,6 +140,7 @@ struct Shared {
     /// path: the worker looks only when `fresh` says so, which is when a verdict changed.
     health: Mutex<BTreeMap<u16, BackendHealth>>,
     fresh: AtomicBool,
+    leaving: AtomicBool,
 }
 
 /// An agent that is not running yet: give the residents to the workers, one per seat in order.
@@ -164,6 +165,7 @@ impl Agent {
             stats: seats.iter().map(|_| Arc::default()).collect(),
             health: Mutex::default(),
             fresh: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
         });
         let options = Arc::new(options);
         let residents = boxes
@@ -174,8 +176,9 @@ impl Agent {
                 Box::new(worker::AgentWorker::new(&options, own, shared.clone())) as Box<dyn Resident>
             })
             .collect();
-        let first = wakes.into_iter().next();
-        Agent { residents, handle: AgentHandle { shared, first }, events: AgentEvents { receiver } }
+        let wakes: Arc<[Arc<dyn Wake>]> = wakes.collect();
+        let first = wakes.first().cloned();
+        Agent { residents, handle: AgentHandle { shared, first, wakes }, events: AgentEvents { receiver } }
     }
 }
 
@@ -184,9 +187,19 @@ impl Agent {
 pub struct AgentHandle {
     shared: Arc<Shared>,
     first: Option<Arc<dyn Wake>>,
+    wakes: Arc<[Arc<dyn Wake>]>,
 }
 
 impl AgentHandle {
+    /// Takes no new visitors: the bridge is told, and ends each link with its last stream (an [`AgentEvent::Down`]
+    /// each). Over when [`Stats::carriers_up`] and [`Stats::streams_open`] are 0, or the caller has waited enough.
+    pub fn drain(&self) {
+        self.shared.leaving.store(true, Ordering::Release);
+        for wake in &*self.wakes {
+            wake.wake();
+        }
+    }
+
     /// A backend's verdict has changed: the bridge will hear of it, in order. Panics if there is no such backend.
     pub fn set_health(&self, backend: u16, state: BackendHealth) {
         self.shared.health.lock().unwrap_or_else(PoisonError::into_inner).insert(backend, state);

@@ -16,6 +16,7 @@ use ringspan_engine::mailbox::{Receiver, Sender};
 use ringspan_engine::resident::{Cx, Next, Resident};
 use ringspan_engine::time::Instant;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Connects to the bridge; the index is the carrier's place here.
@@ -56,6 +57,10 @@ pub(super) struct AgentWorker {
     /// On worker 0.
     feed: Option<Feed>,
     random: fastrand::Rng,
+    /// Carriers that end with their last stream, and are no line's any more.
+    draining: Vec<Key>,
+    /// We are to go: no line is dialed again.
+    leaving: bool,
     stopping: bool,
 }
 
@@ -78,6 +83,8 @@ impl AgentWorker {
             stats,
             feed: None,
             random: fastrand::Rng::new(),
+            draining: Vec::new(),
+            leaving: false,
             stopping: false,
         }
     }
@@ -221,7 +228,39 @@ impl AgentWorker {
         }
     }
 
+    /// The bridge sends no new streams here: the line looks for a new connection, this one ends with its last stream.
+    fn on_draining(&mut self, cx: &mut Cx<'_>, key: Key, detail: String) {
+        let Some(at) = self.line_of(key) else { return };
+        if let State::Up { .. } = self.lines[at].state {
+            self.draining.push(key);
+            self.on_lost(cx, key, Reason::Draining, detail);
+        }
+    }
+
+    /// Nothing new: the bridge is told, streams go on.
+    fn leave(&mut self, cx: &mut Cx<'_>) {
+        if std::mem::replace(&mut self.leaving, true) {
+            return;
+        }
+        for at in 0..self.lines.len() {
+            match self.lines[at].state {
+                State::Idle { .. } => {}
+                State::Dialing { .. } => {
+                    cx.io.cancel(cx.token(OP_LINK_DIAL, self.lines[at].attempts as u32, at as u32))
+                }
+                State::Greeting { key, .. } => {
+                    self.plane.dismiss(cx, key, Reason::Stopping, Reason::Stopping.sentence())
+                }
+                State::Up { key } => self.plane.say_draining(key, Reason::Stopping.sentence()),
+            }
+        }
+    }
+
     fn on_lost(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason, detail: String) {
+        if self.draining.contains(&key) && self.line_of(key).is_none() {
+            self.draining.retain(|k| *k != key);
+            return;
+        }
         let Some(at) = self.line_of(key) else { return };
         self.stats.count(reason);
         if let State::Up { .. } = self.lines[at].state {
@@ -286,6 +325,9 @@ impl AgentWorker {
                 Event::Control { carrier, kind: Kind::Hello, aux, payload } => {
                     self.on_hello(cx, carrier, aux, &payload)
                 }
+                Event::Control { carrier, kind: Kind::Goaway, aux, payload } if Reason::of(aux) == Reason::Draining => {
+                    self.on_draining(cx, carrier, tame(&payload));
+                }
                 Event::Control { carrier, kind: Kind::Goaway, aux, payload } => {
                     self.plane.drop_carrier(cx, carrier, Reason::of(aux), tame(&payload));
                 }
@@ -327,7 +369,10 @@ impl Resident for AgentWorker {
         while let Some(mail) = self.own.mail.try_recv() {
             self.on_mail(cx, mail);
         }
-        let due = if self.stopping { None } else { self.dial_due(cx) };
+        if self.shared.leaving.load(Ordering::Acquire) {
+            self.leave(cx);
+        }
+        let due = if self.stopping || self.leaving { None } else { self.dial_due(cx) };
         let busy = self.plane.turn(cx);
         let busy = self.on_events(cx) || busy;
         self.run_feed(cx);

@@ -222,6 +222,14 @@ enum Mail {
         key: Key,
         detail: String,
     },
+    /// Carriers of sessions before this one get no new streams.
+    Retire {
+        agent: AgentId,
+        below: u64,
+        sentence: String,
+    },
+    /// Nobody is let in any more.
+    Leave,
     Disconnect {
         agent: AgentId,
         below: u64,
@@ -308,7 +316,7 @@ impl Bridge {
         for index in 0..seats.len() {
             let own = worker::Own {
                 index,
-                link: links.remove(0),
+                link: Some(links.remove(0)),
                 listeners: sockets.iter_mut().map(|group| group.remove(0)).collect(),
                 mail: boxes.pop_front().expect("one per seat"),
                 events: events.clone(),
@@ -384,6 +392,22 @@ impl BridgeHandle {
         self.shared.disconnect(agent, u64::MAX, sentence);
     }
 
+    /// Sends no new visitors over the agent's links of sessions before `below`; each ends with its last visitor. The
+    /// agent is told the sentence.
+    pub fn drain_agent(&self, agent: AgentId, below: u64, sentence: &str) {
+        self.shared.retire(agent, below, sentence);
+    }
+
+    /// Lets nobody in any more, neither visitors nor agents; those that are here go on. Agents are told, so that they
+    /// look for another bridge at once. Over when [`Stats::streams_open`] is 0, or when the caller has waited enough.
+    pub fn drain(&self) {
+        for mail in &self.shared.mail {
+            if mail.send(Mail::Leave).is_err() {
+                tracing::warn!("a worker takes no mail: it goes on accepting");
+            }
+        }
+    }
+
     /// Where agents connect, with the real port if 0 was asked for.
     pub fn link_address(&self) -> SocketAddr {
         self.link_address
@@ -416,6 +440,15 @@ impl Shared {
         }
     }
 
+    /// The agent's links whose session is older than `below` get no new visitors, and end with their last one.
+    fn retire(&self, agent: AgentId, below: u64, sentence: &str) {
+        for mail in &self.mail {
+            if mail.send(Mail::Retire { agent, below, sentence: sentence.into() }).is_err() {
+                tracing::warn!(%agent, "a worker takes no mail: an agent's older links go on");
+            }
+        }
+    }
+
     fn stats(&self) -> Stats {
         let mut sum = Stats::default();
         for worker in &self.stats {
@@ -442,7 +475,7 @@ impl BridgeEvents {
             match self.roster.on_raw(self.raw.try_recv()?) {
                 None => {}
                 Some(Order::Replace { agent, below }) => {
-                    self.shared.disconnect(agent, below, "replaced by a newer session of the same agent");
+                    self.shared.retire(agent, below, "replaced by a newer session of the same agent");
                 }
                 Some(Order::Answer { link, payload }) => {
                     self.shared.mail(link, Mail::Health { key: link.key, payload });

@@ -22,7 +22,7 @@ struct Present {
 /// What is to be done about a report.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// End the agent's links of sessions before this one.
+    /// The agent's links of sessions before this one get no new visitors.
     Replace { agent: AgentId, below: u64 },
     /// Send this HEALTH payload.
     Answer { link: LinkId, payload: Vec<u8> },

@@ -35,7 +35,8 @@ const OP_LINKS: u8 = OP_ROLE + 1;
 /// What one worker of the bridge owns from the start.
 pub(super) struct Own {
     pub(super) index: usize,
-    pub(super) link: Socket,
+    /// `None` once we leave.
+    pub(super) link: Option<Socket>,
     pub(super) listeners: Vec<Socket>,
     pub(super) mail: Receiver<Mail>,
     pub(super) events: Sender<Raw>,
@@ -57,6 +58,8 @@ struct Guest {
 struct Peer {
     agent: AgentId,
     generation: u64,
+    /// No new visitors are sent to it.
+    leaving: bool,
 }
 
 pub(super) struct BridgeWorker {
@@ -90,6 +93,8 @@ pub(super) struct BridgeWorker {
     rearm: Vec<(u8, u32)>,
     accepting: usize,
     report_at: Instant,
+    /// Accepts nobody any more.
+    leaving: bool,
     stopping: bool,
 }
 
@@ -120,6 +125,7 @@ impl BridgeWorker {
             rearm: Vec::new(),
             accepting: 0,
             report_at: Instant::ZERO,
+            leaving: false,
             stopping: false,
         }
     }
@@ -133,7 +139,8 @@ impl BridgeWorker {
     }
 
     fn accept(&mut self, cx: &mut Cx<'_>, op: u8, index: u32) {
-        let socket = if op == OP_LINKS { &self.own.link } else { &self.own.listeners[index as usize] };
+        let socket = if op == OP_LINKS { self.own.link.as_ref() } else { self.own.listeners.get(index as usize) };
+        let Some(socket) = socket.filter(|_| !self.leaving) else { return };
         self.accepting += 1;
         cx.io.submit(cx.token(op, 0, index), Op::Accept { fd: socket.fd() });
     }
@@ -151,7 +158,9 @@ impl BridgeWorker {
             }
             Err(errno) => {
                 self.accepting -= 1;
-                if !self.stopping {
+                if self.leaving {
+                    self.close_listeners();
+                } else if !self.stopping {
                     let listener = if op == OP_LINKS { "link" } else { &self.gates[index as usize].name };
                     tracing::warn!(listener, %errno, "accepting paused for a second; is the limit on open files reached?");
                     self.rearm.push((op, index));
@@ -262,7 +271,7 @@ impl BridgeWorker {
         self.plane.raise(key, Limits::agreed(&welcome.limits, self.streams_max));
         self.plane.resume(cx, key);
         self.stats.carriers_up.add(1);
-        self.peers.insert(key, Peer { agent, generation });
+        self.peers.insert(key, Peer { agent, generation, leaving: false });
         // Only the newest session of an agent gets visitors: an older one may mean other backends by its numbers.
         let peers = &self.peers;
         let links = self.links.entry(agent).or_default();
@@ -306,17 +315,71 @@ impl BridgeWorker {
         if let Some(guest) = self.guests.remove(&key) {
             self.stats.handshakes_open.set(self.guests.len() as u64);
             self.failed(reason, guest.peer, &detail);
-        } else if let Some(Peer { agent, generation }) = self.peers.remove(&key) {
+        } else if let Some(Peer { agent, generation, leaving }) = self.peers.remove(&key) {
             self.stats.carriers_up.sub(1);
             self.stats.count(reason);
-            if let Some(links) = self.links.get_mut(&agent) {
-                links.retain(|k| *k != key);
-                if links.is_empty() {
-                    self.links.remove(&agent);
-                }
+            if !leaving {
+                self.unlink(key, agent, generation);
             }
-            directory::lose(&self.shared.directory, agent, generation, self.own.index);
             self.tell(Raw::Down { agent, generation, reason, detail });
+        }
+    }
+
+    /// No visitor is sent to this carrier from now on, by any worker.
+    fn unlink(&mut self, key: Key, agent: AgentId, generation: u64) {
+        if let Some(links) = self.links.get_mut(&agent) {
+            links.retain(|k| *k != key);
+            if links.is_empty() {
+                self.links.remove(&agent);
+            }
+        }
+        directory::lose(&self.shared.directory, agent, generation, self.own.index);
+    }
+
+    /// The carrier goes when its last stream has ended, and gets no new ones.
+    fn retire(&mut self, key: Key) {
+        let Some(peer) = self.peers.get_mut(&key).filter(|peer| !peer.leaving) else { return };
+        peer.leaving = true;
+        let (agent, generation) = (peer.agent, peer.generation);
+        self.unlink(key, agent, generation);
+        self.plane.drain(key);
+    }
+
+    /// The same for all carriers of older sessions of the agent; it is told why.
+    fn retire_below(&mut self, agent: AgentId, below: u64, sentence: &str) {
+        let is_meant = |p: &Peer| p.agent == agent && p.generation < below && !p.leaving;
+        let keys: Vec<Key> = self.peers.iter().filter(|(_, p)| is_meant(p)).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.plane.say_draining(key, sentence);
+            self.retire(key);
+        }
+    }
+
+    /// No more visitors and no more agents; those that are here go on. Agents are told, so that they look elsewhere.
+    fn leave(&mut self, cx: &mut Cx<'_>) {
+        if self.leaving {
+            return;
+        }
+        self.leaving = true;
+        self.stop_accepting(cx);
+        for key in self.peers.keys() {
+            self.plane.say_draining(*key, Reason::Stopping.sentence());
+        }
+        self.close_listeners();
+    }
+
+    fn stop_accepting(&mut self, cx: &mut Cx<'_>) {
+        cx.io.cancel(cx.token(OP_LINKS, 0, 0));
+        for index in 0..self.own.listeners.len() {
+            cx.io.cancel(cx.token(OP_VISITORS, 0, index as u32));
+        }
+    }
+
+    /// Once nothing accepts any more: a connection that is queued for nobody would wait for ever.
+    fn close_listeners(&mut self) {
+        if self.leaving && self.accepting == 0 {
+            self.own.listeners.clear();
+            self.own.link = None;
         }
     }
 
@@ -393,12 +456,14 @@ impl BridgeWorker {
                 Mail::Decide { key, decision } => self.on_decision(cx, key, &decision),
                 Mail::Entry(visitor) if self.stopping => self.refuse(*visitor, Reason::Stopping),
                 Mail::Entry(visitor) => self.on_visitor(None, *visitor),
-                Mail::Link { socket, .. } if self.stopping => drop(socket),
+                Mail::Link { socket, .. } if self.stopping || self.leaving => drop(socket),
                 Mail::Link { socket, peer } => self.on_link(cx, socket, peer),
                 Mail::Visitor(handed) => self.on_handed(*handed),
                 Mail::Health { key, payload } => self.plane.send(key, Kind::Health, 0, payload),
                 Mail::End { key, detail } => self.plane.dismiss(cx, key, Reason::Protocol, &detail),
                 Mail::Carrier(transfer) => self.on_transfer(cx, *transfer),
+                Mail::Retire { agent, below, sentence } => self.retire_below(agent, below, &sentence),
+                Mail::Leave => self.leave(cx),
                 Mail::Disconnect { agent, below, sentence } => self.disconnect(cx, agent, below, &sentence),
             }
         }
@@ -412,6 +477,9 @@ impl BridgeWorker {
                 Event::Ready { carrier, binding } => self.on_ready(carrier, binding),
                 Event::Control { carrier, kind: Kind::Hello, aux, payload } => {
                     self.on_hello(cx, carrier, aux, &payload);
+                }
+                Event::Control { carrier, kind: Kind::Goaway, aux, .. } if Reason::of(aux) == Reason::Draining => {
+                    self.retire(carrier);
                 }
                 Event::Control { carrier, kind: Kind::Goaway, aux, payload } => {
                     let detail = tame(&payload);
@@ -505,10 +573,7 @@ impl Resident for BridgeWorker {
 
     fn on_stop(&mut self, cx: &mut Cx<'_>) {
         self.stopping = true;
-        cx.io.cancel(cx.token(OP_LINKS, 0, 0));
-        for index in 0..self.own.listeners.len() {
-            cx.io.cancel(cx.token(OP_VISITORS, 0, index as u32));
-        }
+        self.stop_accepting(cx);
         self.plane.stop(cx);
     }
 }

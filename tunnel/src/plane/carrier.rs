@@ -74,6 +74,8 @@ pub(crate) struct Carrier {
     pub(super) announced: bool,
     pub(super) read_armed: bool,
     pub(super) write_armed: bool,
+    /// Takes no new streams, and ends with its last one.
+    pub(super) draining: bool,
     /// Bytes of begun frames that the socket did not take.
     pub(super) out: Vec<u8>,
     pub(super) out_at: usize,
@@ -106,6 +108,7 @@ impl Carrier {
             announced: false,
             read_armed: false,
             write_armed: false,
+            draining: false,
             out: Vec::new(),
             out_at: 0,
             out_pipe: None,

@@ -233,6 +233,18 @@ impl Plane {
         self.lose(cx, key, Lost { reason, detail });
     }
 
+    /// Bridge: the carrier takes no new streams, and ends within a [`TICK`] of its last one.
+    pub(crate) fn drain(&mut self, key: Key) {
+        if let Some(c) = self.carriers.get_mut(key) {
+            c.draining = true;
+        }
+    }
+
+    /// Tells the peer that no new streams are wanted; those that are on their way are taken.
+    pub(crate) fn say_draining(&mut self, key: Key, sentence: &str) {
+        self.send(key, Kind::Goaway, Reason::Draining as u16, sentence.as_bytes().to_vec());
+    }
+
     /// Says goodbye with a reason and a sentence, as far as the socket takes it now, and closes.
     pub(crate) fn dismiss(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason, sentence: &str) {
         self.send(key, Kind::Goaway, reason as u16, sentence.as_bytes().to_vec());
@@ -251,7 +263,7 @@ impl Plane {
         backend: u16,
         arrival: Arrival,
     ) -> Result<Key, (Socket, Arrival)> {
-        let Some(c) = self.carriers.get_mut(key).filter(|c| c.phase == Phase::Up) else {
+        let Some(c) = self.carriers.get_mut(key).filter(|c| c.phase == Phase::Up && !c.draining) else {
             return Err((socket, arrival));
         };
         let endpoint = self.endpoints.insert(Endpoint::new(Some(socket), key, backend, Stage::Open).with_nodelay());
@@ -359,6 +371,9 @@ impl Plane {
                 Phase::Hello if cx.now.since(c.since) >= HANDSHAKE_MAX => {
                     let detail = format!("not done after {} s", HANDSHAKE_MAX.as_secs());
                     self.lose(cx, key, Lost { reason: Reason::HandshakeSlow, detail });
+                }
+                Phase::Up if c.draining && c.mux.streams() == 0 => {
+                    self.dismiss(cx, key, Reason::Disconnected, "drained: the last stream has ended");
                 }
                 Phase::Up if cx.now.since(c.heard) >= SILENT_MAX => {
                     let detail = format!("not heard for {} s", SILENT_MAX.as_secs());
