@@ -1,12 +1,11 @@
 //! What this machine offers and limits, for `doctor` and for choosing sizes. Reads; changes nothing but, when asked,
 //! the soft limit on open files.
 
-use super::socket::{check, set_option};
+use super::socket::check;
 use crate::io::{Family, LaneKind, Way};
 use std::fs;
 use std::io;
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// A resource limit (getrlimit(2)); `u64::MAX` is "unlimited".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,16 +58,6 @@ pub(crate) fn reserve_descriptors(any: super::Fd) {
     }
 }
 
-/// Whether this kernel encrypts TLS records itself, tried on a connection over the loopback (TCP_ULP "tls").
-///
-/// # Errors
-/// ENOENT: the module `tls` is not loaded, and we may not load it. Others: the loopback does not work.
-pub fn try_kernel_tls() -> io::Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let stream = TcpStream::connect(listener.local_addr()?)?;
-    set_option(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_ULP, *b"tls\0")
-}
-
 /// What this kernel's io_uring is made of, as far as we use it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uring {
@@ -112,7 +101,7 @@ fn number(path: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// The limits are there and ordered; the try for kernel TLS answers yes or "no such module", nothing else.
+    /// The limits are there and ordered.
     #[test]
     fn facts_are_plausible() {
         for limit in [nofile(), memlock()] {
@@ -130,10 +119,6 @@ mod tests {
                 assert!(uring.opcodes_missing.is_empty() && uring.opcodes_count >= 34, "{uring:?}");
             }
             Err(why) => assert!(why.contains("io_uring_setup"), "{why}"),
-        }
-        match try_kernel_tls() {
-            Ok(()) => {}
-            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOENT)),
         }
     }
 }
