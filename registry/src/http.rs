@@ -5,6 +5,7 @@
 //! A browser that some other site steers is refused ([`guard`]).
 
 mod api;
+mod checkers;
 mod metrics;
 mod nacos;
 mod nacos_admin;

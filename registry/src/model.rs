@@ -6,9 +6,10 @@
 //! namespace "public" ─ group "DEFAULT_GROUP" ─ service "web" ─ cluster "DEFAULT" ─ instance 10.0.0.7:8080
 //! ```
 
+pub use crate::checker::Checker;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// A checked name. Shared, because the same few names occur in every record.
@@ -330,44 +331,13 @@ pub fn check_metadata(metadata: &Metadata) -> Result<(), Invalid> {
     Err(Invalid::new("metadata", format!("the param length should not exceed {METADATA_BYTES_MAX}, it is {bytes}.")))
 }
 
-/// How the persistent instances of a cluster are checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Checker {
-    /// A TCP handshake to this port of each instance; `None`: to the port it registered.
-    Tcp {
-        /// 1 to 65535.
-        check_port: Option<u16>,
-    },
-    /// None at all: health is what a person or a program sets.
-    None,
-}
-
-impl Checker {
-    /// The checker of a cluster that never said: TCP to the instance's own port.
-    pub const DEFAULT: Checker = Checker::Tcp { check_port: None };
-
-    /// Where to probe `id`, if it is to be probed.
-    pub fn address(self, id: &InstanceId) -> Option<SocketAddr> {
-        match self {
-            Checker::Tcp { check_port } => Some(SocketAddr::new(id.ip()?, check_port.unwrap_or(id.port()))),
-            Checker::None => None,
-        }
-    }
-}
-
 /// A cluster's own settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cluster {
     /// How its persistent instances are checked.
     pub checker: Checker,
     /// Free pairs.
     pub metadata: Metadata,
-}
-
-impl Default for Cluster {
-    fn default() -> Self {
-        Cluster { checker: Checker::DEFAULT, metadata: Metadata::new() }
-    }
 }
 
 /// A service's own settings. A service that somebody configured has them and stays while empty; one that came to be
@@ -401,7 +371,7 @@ impl ServiceMeta {
 
     /// How instances of `cluster` are checked.
     pub fn checker(&self, cluster: &str) -> Checker {
-        self.clusters.get(cluster).map_or(Checker::DEFAULT, |c| c.checker)
+        self.clusters.get(cluster).map_or_else(Checker::default, |c| c.checker.clone())
     }
 }
 
@@ -463,14 +433,5 @@ mod tests {
         assert_eq!([0.0, 1.0, 1.1, -0.1, f64::NAN].map(threshold), [true, true, false, false, false]);
         let metadata = |n: usize| check_metadata(&Metadata::from([("k".into(), "v".repeat(n - 1))])).is_ok();
         assert_eq!([1024, 1025].map(metadata), [true, false]);
-    }
-
-    /// The checker decides where an instance is probed.
-    #[test]
-    fn probed_address() {
-        let id = InstanceId::new("", "::1", 80).unwrap();
-        assert_eq!(Checker::DEFAULT.address(&id), Some("[::1]:80".parse().unwrap()));
-        assert_eq!(Checker::Tcp { check_port: Some(81) }.address(&id), Some("[::1]:81".parse().unwrap()));
-        assert_eq!(Checker::None.address(&id), None);
     }
 }

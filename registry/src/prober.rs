@@ -1,16 +1,17 @@
 //! Keeps the engine's targets in step with the registry's persistent instances, and brings back what it finds.
-//! Promise: an address is probed once, however many services have it; every instance at it hears the verdict, also one
-//! that comes later. Nothing is lost when the engine or the registry is busy: it waits here, bounded by the instances
+//! Promise: an address is asked the same thing once, however many services have it; every instance at it hears the
+//! verdict, also one that comes later. Nothing is lost when the engine or the registry is busy: it waits here, bounded by the instances
 //! there are.
 //!
 //! ```text
-//! registry ── changes ──► [ instance → address → target ] ── add, remove ──► engine
+//! registry ── changes ──► [ instance → question → target ] ── add, remove ──► engine
 //!          ◄── Heard ──── [       last finding          ] ◄── transitions ── (rings the Bell)
 //! ```
 
 #[cfg(test)]
 mod tests;
 
+use crate::checker::{Asked, How};
 use crate::health::{Health, Reason};
 use crate::model::{InstanceId, ServiceKey};
 use crate::service::Registry;
@@ -19,11 +20,9 @@ use crate::table::{Change, Changes, Command, Delta, Refusal};
 use ringspan_engine::check::Check;
 use ringspan_engine::engine::{Feed, Probes};
 use ringspan_engine::health::Thresholds;
-use ringspan_engine::io::Mode;
 use ringspan_engine::mailbox::Wake;
 use ringspan_engine::target::{Policy, Target, TargetId, Transition};
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -112,26 +111,31 @@ pub async fn run(registry: Registry, engine: impl Probing, bell: Bell, policy: P
     }
 }
 
+/// Checks kept ready: more than most have; beyond it they are made anew.
+const CHECKS_MAX: usize = 4096;
+
 type Key = (ServiceKey, InstanceId);
 
 struct Prober<E> {
     engine: E,
     policy: Arc<Policy>,
-    /// Where each instance is probed.
-    addresses: HashMap<Key, SocketAddr>,
-    targets: HashMap<SocketAddr, Probed>,
-    /// The target's `key` in the engine, to its address. A key is never used twice, so that late news of a target that
+    /// What each instance is asked, and where.
+    asked: HashMap<Key, Asked>,
+    targets: HashMap<Asked, Probed>,
+    /// What the engine does for each question. Targets hold their own, so forgetting one costs no more than making it anew.
+    checks: HashMap<Arc<How>, (Check, Arc<Policy>)>,
+    /// The target's `key` in the engine, to what it is. A key is never used twice, so that late news of a target that
     /// was removed are not taken for its successor's.
-    keys: HashMap<u64, SocketAddr>,
+    keys: HashMap<u64, Asked>,
     key_next: u64,
-    /// Addresses whose target could not be added yet, and targets that could not be removed yet.
-    to_add: Vec<SocketAddr>,
+    /// What could not be added yet, and targets that could not be removed yet.
+    to_add: Vec<Asked>,
     to_remove: Vec<TargetId>,
     /// What the registry is to hear.
     news: Vec<Delta>,
 }
 
-/// One address that is probed.
+/// One address that is asked something.
 struct Probed {
     key: u64,
     /// `None`: not in the engine yet.
@@ -159,8 +163,9 @@ impl<E: Probing> Prober<E> {
         Prober {
             engine,
             policy: policy.into(),
-            addresses: HashMap::new(),
+            asked: HashMap::new(),
             targets: HashMap::new(),
+            checks: HashMap::new(),
             keys: HashMap::new(),
             key_next: 1,
             to_add: Vec::new(),
@@ -199,7 +204,7 @@ impl<E: Probing> Prober<E> {
         for view in registry.snapshot().services() {
             self.look_at_service(&view);
         }
-        let known: Vec<Key> = self.addresses.keys().cloned().collect();
+        let known: Vec<Key> = self.asked.keys().cloned().collect();
         for key in known {
             let view = registry.snapshot().service(&key.0);
             self.look_at(view.as_deref(), key);
@@ -216,10 +221,10 @@ impl<E: Probing> Prober<E> {
     fn look_at(&mut self, view: Option<&ServiceView>, key: Key) {
         let instance = view.and_then(|v| v.instance(&key.1));
         let wanted = instance.and_then(|i| view.and_then(|v| v.probed(&i.record)));
-        if self.addresses.get(&key) != wanted.as_ref() {
+        if self.asked.get(&key) != wanted.as_ref() {
             self.leave(&key);
-            if let Some(address) = wanted {
-                self.join(key.clone(), address);
+            if let Some(asked) = wanted {
+                self.join(key.clone(), asked);
             }
         }
         if instance.is_some_and(|i| i.health().reason == Reason::Unseen) {
@@ -227,35 +232,35 @@ impl<E: Probing> Prober<E> {
         }
     }
 
-    fn join(&mut self, key: Key, address: SocketAddr) {
-        let target = self.targets.entry(address).or_insert_with(|| {
+    fn join(&mut self, key: Key, asked: Asked) {
+        let target = self.targets.entry(asked.clone()).or_insert_with(|| {
             let key = self.key_next;
             self.key_next += 1;
-            self.keys.insert(key, address);
-            self.to_add.push(address);
+            self.keys.insert(key, asked.clone());
+            self.to_add.push(asked.clone());
             Probed { key, id: None, last: None, instances: BTreeSet::new() }
         });
         target.instances.insert(key.clone());
-        self.addresses.insert(key, address);
+        self.asked.insert(key, asked);
     }
 
     fn leave(&mut self, key: &Key) {
-        let Some(address) = self.addresses.remove(key) else { return };
-        let target = self.targets.get_mut(&address).expect("an instance's address is probed");
+        let Some(asked) = self.asked.remove(key) else { return };
+        let target = self.targets.get_mut(&asked).expect("what an instance is asked is probed");
         target.instances.remove(key);
         if target.instances.is_empty() {
-            let target = self.targets.remove(&address).expect("it was there a moment ago");
+            let target = self.targets.remove(&asked).expect("it was there a moment ago");
             self.keys.remove(&target.key);
             match target.id {
                 Some(id) => self.to_remove.push(id),
-                None => self.to_add.retain(|a| *a != address),
+                None => self.to_add.retain(|a| *a != asked),
             }
         }
     }
 
     /// Says again what was found at an instance's address.
     fn remind(&mut self, key: Key) {
-        let target = self.addresses.get(&key).and_then(|address| self.targets.get(address));
+        let target = self.asked.get(&key).and_then(|asked| self.targets.get(asked));
         if let Some(finding) = target.and_then(|t| t.last) {
             self.news.push(finding.delta(&key));
         }
@@ -269,12 +274,20 @@ impl<E: Probing> Prober<E> {
             room = room && engine.remove(*id);
             !room
         });
-        while let Some(address) = self.to_add.last() {
-            let target = self.targets.get_mut(address).expect("what is to be added is wanted");
+        while let Some(asked) = self.to_add.last() {
+            if self.checks.len() >= CHECKS_MAX {
+                self.checks.clear();
+            }
+            let (check, policy) = self.checks.entry(asked.how.clone()).or_insert_with_key(|how| {
+                let check = how.check().expect("a checker that was taken can be carried out");
+                let policy = if how.manner.is_none() { self.policy.clone() } else { how.policy(&self.policy).into() };
+                (check, policy)
+            });
+            let target = self.targets.get_mut(asked).expect("what is to be added is wanted");
             let wanted = Target {
-                address: *address,
-                check: Check::Tcp(Mode::HalfOpen),
-                policy: self.policy.clone(),
+                address: asked.address,
+                check: check.clone(),
+                policy: policy.clone(),
                 initial: Health::Unknown,
                 count: None,
                 key: target.key,
@@ -293,7 +306,7 @@ impl<E: Probing> Prober<E> {
         let mut heard = Vec::new();
         self.engine.transitions(&mut heard);
         for t in heard {
-            let target = self.keys.get(&t.key).and_then(|address| self.targets.get_mut(address));
+            let target = self.keys.get(&t.key).and_then(|asked| self.targets.get_mut(asked));
             let Some(target) = target else { continue };
             let reason = Reason::Probe { code: t.code, errno: t.errno };
             let finding = Finding { health: t.to, reason, rtt_ns: t.rtt_ns };

@@ -4,12 +4,12 @@
 //! a cell: 10 000 flips copy no list.
 //! Uses `table`'s changes. No socket, no clock.
 
+use crate::checker::{Asked, Checker};
 use crate::health::{Health, HealthRecord};
-use crate::model::{Checker, Instance, InstanceId, Name, ServiceKey, ServiceMeta, Vantage};
+use crate::model::{Instance, InstanceId, Name, ServiceKey, ServiceMeta, Vantage};
 use crate::table::{Change, Changes, Table};
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -58,11 +58,11 @@ impl ServiceView {
         self.meta.as_ref().map_or(0.0, |m| m.protect_threshold)
     }
 
-    /// Where the registry probes an instance of this service, if it does.
-    pub fn probed(&self, record: &Instance) -> Option<SocketAddr> {
-        let checker = self.meta.as_ref().map_or(Checker::DEFAULT, |m| m.checker(record.id.cluster()));
+    /// What the registry asks an instance of this service, if it does.
+    pub fn probed(&self, record: &Instance) -> Option<Asked> {
+        let checker = self.meta.as_ref().map_or_else(Checker::default, |m| m.checker(record.id.cluster()));
         let ours = record.vantage == Vantage::Registry && !record.ephemeral;
-        checker.address(&record.id).filter(|_| ours)
+        checker.asked(&record.id).filter(|_| ours)
     }
 
     /// Instances with this health.

@@ -127,7 +127,7 @@ async fn service(
             enabled: record.enabled,
             ephemeral: record.ephemeral,
             vantage: record.vantage.to_string(),
-            probed: view.probed(record).map(|a| a.to_string()),
+            probed: view.probed(record).map(|asked| asked.address.to_string()),
             health: health_str(health.health),
             reason: health.reason.as_str(),
             why: health.reason.sentence(),

@@ -1,8 +1,8 @@
 //! Nacos v1, what operators and consoles call: services, clusters, health by hand, the server's own state.
 
 use super::params::Params;
-use super::{App, Sorry};
-use crate::model::{Checker, Cluster, GROUP_DEFAULT, Invalid, Metadata, NAMESPACE_DEFAULT, Name, cluster_name};
+use super::{App, Sorry, checkers};
+use crate::model::{Cluster, GROUP_DEFAULT, Invalid, Metadata, NAMESPACE_DEFAULT, Name, cluster_name};
 use crate::snapshot::ServiceView;
 use crate::table::Command;
 use axum::extract::State;
@@ -25,7 +25,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/nacos/v1/ns/health", health.clone())
         .route("/nacos/v1/ns/health/instance", health)
         .route("/nacos/v1/ns/health/server", get(server_health))
-        .route("/nacos/v1/ns/health/checkers", get(checkers))
+        .route("/nacos/v1/ns/health/checkers", get(all_checkers))
         .route("/nacos/v1/ns/operator/metrics", get(operator_metrics))
         .route("/nacos/v1/console/health/readiness", get(ok))
         .route("/nacos/v1/console/health/liveness", get(ok))
@@ -74,11 +74,7 @@ fn clusters(view: &ServiceView) -> Vec<Value> {
     let of = |name: &Name| view.meta.as_ref().and_then(|m| m.clusters.get(name)).cloned().unwrap_or_default();
     let show = |name: &Name| {
         let Cluster { checker, metadata } = of(name);
-        let kind = match checker {
-            Checker::Tcp { .. } => "TCP",
-            Checker::None => "NONE",
-        };
-        json!({ "name": &**name, "healthChecker": { "type": kind }, "metadata": metadata })
+        json!({ "name": &**name, "healthChecker": checkers::show(&checker.how), "metadata": metadata })
     };
     names.into_iter().map(show).collect()
 }
@@ -116,30 +112,7 @@ async fn delete_service(State(app): State<App>, params: Params) -> Result<&'stat
 
 async fn put_cluster(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
     params.required("clusterName")?;
-    let own_port = params.flag("useInstancePort4Check")?.unwrap_or(true);
-    let check_port: Option<u16> = params.parse("checkPort", "a port, 1 to 65535")?;
-    let checker: Value = match params.text("healthChecker") {
-        None => json!({ "type": "TCP" }),
-        Some(text) => serde_json::from_str(text)
-            .map_err(|e| Invalid::new("healthChecker", format!("it is no JSON object: {e}.")))?,
-    };
-    let checker = match checker["type"].as_str().unwrap_or_default().to_ascii_uppercase().as_str() {
-        "TCP" => match (own_port, check_port) {
-            (true, _) => Checker::Tcp { check_port: None },
-            (false, Some(port)) if port != 0 => Checker::Tcp { check_port: Some(port) },
-            (false, _) => {
-                let text = "it should be 1 to 65535 when useInstancePort4Check is false.";
-                return Err(Invalid::new("checkPort", text).into());
-            }
-        },
-        "NONE" => Checker::None,
-        kind @ ("HTTP" | "MYSQL") => {
-            // Stored but not served, the instances would be probed some other way than their owner believes.
-            let text = format!("healthChecker {kind} is not served yet; TCP and NONE are. Nothing was changed");
-            return Err(Sorry(StatusCode::NOT_IMPLEMENTED, text));
-        }
-        _ => return Err(Invalid::new("healthChecker", "its type should be TCP or NONE.").into()),
-    };
+    let checker = checkers::read(&params)?;
     let settings = Cluster { checker, metadata: params.metadata("metadata")?.unwrap_or_default() };
     let cluster = cluster_name(params.cluster())?;
     app.registry.submit(Command::PutCluster { service: params.service()?, cluster, settings }).await?;
@@ -160,8 +133,8 @@ async fn server_health() -> Json<Value> {
 }
 
 /// The checkers that are served.
-async fn checkers() -> Json<Value> {
-    Json(json!({ "TCP": { "type": "TCP" }, "NONE": { "type": "NONE" } }))
+async fn all_checkers() -> Json<Value> {
+    Json(checkers::kinds())
 }
 
 async fn operator_metrics(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {

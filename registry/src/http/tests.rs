@@ -276,11 +276,49 @@ async fn services_and_clusters() {
 
     api.ok(&format!("POST {INSTANCE}?serviceName=a&ip=10.0.0.1&port=80&ephemeral=false")).await;
     let cluster = "PUT /nacos/v1/ns/cluster?serviceName=a&clusterName=DEFAULT&checkPort=81&useInstancePort4Check=false";
-    for (kind, status) in [("HTTP", 501), ("MYSQL", 501), ("ICMP", 400), ("TCP", 200)] {
+    for (kind, status) in [("HTTP", 200), ("MYSQL", 400), ("ICMP", 400), ("TCP", 200)] {
         let checker = format!("{cluster}&healthChecker=%7B%22type%22%3A%22{kind}%22%7D");
         assert_eq!(api.call(&checker).await.0, status, "{kind}");
     }
     assert_eq!(api.json("GET /api/v1/services/public/DEFAULT_GROUP/a").await["instances"][0]["probed"], "10.0.0.1:81");
+    // What is shown of a checker is what was asked for, but for its password.
+    let put = |json: &str| {
+        let encoded: String = json.bytes().map(|b| format!("%{b:02x}")).collect();
+        format!("{cluster}&healthChecker={encoded}")
+    };
+    for (asked, shown) in [
+        (
+            r#"{"type":"http","path":"health"}"#,
+            r#"{"type":"HTTP","path":"/health","headers":"","expectedResponseCode":200}"#,
+        ),
+        (
+            r#"{"type":"HTTP","path":"/h","headers":"A:b|C:d","expectedResponseCode":204,"manner":"nacos","new":1}"#,
+            r#"{"type":"HTTP","path":"/h","headers":"A:b|C:d","expectedResponseCode":204,"manner":"nacos"}"#,
+        ),
+        (
+            r#"{"type":"MYSQL","user":"u","pwd":"hush","cmd":"select 1"}"#,
+            r#"{"type":"MYSQL","user":"u","pwd":"***","cmd":"select 1"}"#,
+        ),
+        (
+            r#"{"type":"TCP","intervalMs":200,"fall":1}"#,
+            r#"{"type":"TCP","intervalMs":200,"timeoutMs":1000,"rise":2,"fall":1}"#,
+        ),
+    ] {
+        api.ok(&put(asked)).await;
+        let detail = api.json("GET /nacos/v1/ns/service?serviceName=a").await;
+        assert_eq!(detail["clusters"][0]["healthChecker"], serde_json::from_str::<Value>(shown).unwrap(), "{asked}");
+    }
+    for wrong in [
+        r#"{"type":"HTTP","path":"/a b"}"#,
+        r#"{"type":"TCP","manner":"eager"}"#,
+        r#"{"type":"TCP","manner":"nacos","rise":3}"#,
+        r#"{"type":"TCP","intervalMs":1}"#,
+        r#"{"type":"TCP","rise":0}"#,
+        "[]",
+    ] {
+        let (status, text) = api.call(&put(wrong)).await;
+        assert!(status == 400 && text.starts_with("Param '"), "{wrong}: {status} {text}");
+    }
     let health = "PUT /nacos/v1/ns/health/instance?serviceName=a&ip=10.0.0.1&port=80&healthy=false";
     let (status, text) = api.call(health).await;
     assert_eq!((status, text.contains("still working")), (400, true), "{text}");

@@ -1,10 +1,12 @@
 //! The prober with an engine of paper, and with a real one on loopback.
 
 use super::*;
+use crate::checker::{Kind, Manner};
 use crate::health::HealthRecord;
 use crate::model::{Checker, Cluster, Instance, Name};
 use crate::service::Options;
 use ringspan_engine::outcome::Code;
+use std::net::SocketAddr;
 use std::sync::Mutex;
 
 /// Writes down what it is asked for, and says what it is told to.
@@ -167,17 +169,46 @@ async fn the_checker_decides_what_is_probed() {
     world.submit(register("a", 1, false)).await;
     world.paper.says(world.paper.key("127.0.0.1:1"), Health::Up);
     world.turn().await;
-    world.submit(check("a", Checker::Tcp { check_port: Some(9) })).await;
+    world.submit(check("a", Checker::tcp(Some(9)))).await;
     assert_eq!(world.paper.addresses(), ["127.0.0.1:9"]);
     assert_eq!(world.health("a", 1).health, Health::Unknown);
-    world.submit(check("a", Checker::None)).await;
+    world.submit(check("a", Checker::none())).await;
     assert_eq!(world.paper.addresses(), [""; 0]);
     // To the same address by another name: the engine has nothing new to say, so the prober says it again.
-    world.submit(check("a", Checker::DEFAULT)).await;
+    world.submit(check("a", Checker::default())).await;
     world.paper.says(world.paper.key("127.0.0.1:1"), Health::Up);
     world.turn().await;
-    world.submit(check("a", Checker::Tcp { check_port: Some(1) })).await;
+    world.submit(check("a", Checker::tcp(Some(1)))).await;
     assert_eq!(world.health("a", 1).health, Health::Up);
+}
+
+/// What one address is asked is found out for each question by itself, and in its own manner.
+#[tokio::test]
+async fn two_questions_are_two_targets() {
+    let mut world = World::new();
+    let http = || Kind::Http { path: "/health".into(), headers: String::new(), expected: 200 };
+    for (name, checker) in [
+        ("a", Checker::default()),
+        ("b", Checker::new(http(), None, None).unwrap()),
+        ("c", Checker::new(http(), Some(Manner::Nacos), None).unwrap()),
+        ("d", Checker::new(http(), None, None).unwrap()),
+    ] {
+        world.submit(register(name, 1, false)).await;
+        world.submit(check(name, checker)).await;
+    }
+    let targets: Vec<(String, bool, u64)> = {
+        let sheet = world.paper.0.lock().unwrap();
+        let of = |t: &Target| (t.check.as_str().to_owned(), t.policy.adaptive.is_some(), t.key);
+        let mut targets: Vec<_> = sheet.targets.iter().map(|(_, t)| of(t)).collect();
+        targets.sort();
+        targets
+    };
+    let kinds: Vec<(&str, bool)> = targets.iter().map(|t| (t.0.as_str(), t.1)).collect();
+    assert_eq!(kinds, [("http", false), ("http", true), ("tcp", false)], "b and d ask the same");
+    world.paper.says(targets[0].2, Health::Down);
+    world.turn().await;
+    let down: Vec<_> = ["a", "b", "c", "d"].map(|name| world.health(name, 1).health == Health::Down).into();
+    assert_eq!(down, [false, true, false, true]);
 }
 
 /// A full engine is asked again, and nobody is forgotten.
@@ -209,6 +240,55 @@ async fn who_missed_changes_looks_again() {
     world.prober.look_at_all(&registry);
     world.turn().await;
     assert_eq!(world.paper.addresses(), ["127.0.0.1:2", "127.0.0.1:3"]);
+}
+
+/// With a real engine: an HTTP answer other than the expected one is down with its code, though the port is open.
+#[tokio::test]
+async fn a_real_engine_asks_http() {
+    use ringspan_engine::engine::{Engine, Options as EngineOptions};
+    use std::io::{Read, Write};
+    let registry = Registry::open(&Options::default()).unwrap();
+    let bell = Bell::default();
+    let options = EngineOptions { workers: 1, pin: false, ..EngineOptions::default() };
+    let (mut engine, feed) = Engine::start(&options, Arc::new(bell.clone()), |_| Vec::new()).unwrap();
+    let policy = Policy { interval: Duration::from_millis(100), ..policy_default() };
+    let run = tokio::spawn(run(registry.clone(), (engine.probes(), feed), bell, policy));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let status = Arc::new(Mutex::new("204 No Content"));
+    let answered = status.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = [0; 512];
+            let n = stream.read(&mut head).unwrap_or(0);
+            // The registry's first look, before the cluster is configured, is a bare handshake.
+            if n > 0 {
+                assert!(head.starts_with(b"GET /up?now=1 HTTP/1.1\r\n"), "{}", String::from_utf8_lossy(&head));
+                let status = *answered.lock().unwrap();
+                let _ = stream.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").as_bytes());
+            }
+        }
+    });
+    let kind = Kind::Http { path: "/up?now=1".into(), headers: "X-Asked-By: ringspan".into(), expected: 204 };
+    registry.submit(register("web", port, false)).await.unwrap();
+    let mut changes = registry.subscribe();
+    registry.submit(check("web", Checker::new(kind, None, None).unwrap())).await.unwrap();
+    let mut verdicts = Vec::new();
+    while verdicts.len() < 2 {
+        for change in &changes.recv().await.unwrap().list {
+            if let Change::Health { after, .. } = change
+                && matches!(after.reason, Reason::Probe { code, .. } if code != Code::L4Ok)
+            {
+                verdicts.push((after.health, after.reason.as_str()));
+                *status.lock().unwrap() = "200 OK";
+            }
+        }
+    }
+    assert_eq!(verdicts, [(Health::Up, "L7OK"), (Health::Down, "L7STS")]);
+    run.abort();
+    engine.stop();
+    registry.stop();
 }
 
 /// With a real engine: a listener is found up and, when it closes, down; the reason is there.

@@ -1,5 +1,6 @@
 //! Records as bytes, and back. What is read is checked as if it came from a stranger.
 
+use crate::checker::How;
 use crate::model::{
     Checker, Cluster, Instance, InstanceId, Metadata, Name, ServiceKey, ServiceMeta, Vantage, cluster_name,
 };
@@ -35,11 +36,13 @@ struct StoredCluster {
     metadata: Metadata,
 }
 
+/// What is asked, and where.
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", tag = "type")]
-enum StoredChecker {
-    Tcp { check_port: Option<u16> },
-    None,
+struct StoredChecker {
+    #[serde(flatten)]
+    how: How,
+    #[serde(default)]
+    check_port: Option<u16>,
 }
 
 pub(super) fn service_key(service: &ServiceKey) -> Vec<u8> {
@@ -68,10 +71,7 @@ pub(super) fn instance(instance: &Instance) -> Vec<u8> {
 
 pub(super) fn service(meta: &ServiceMeta) -> Vec<u8> {
     let clusters = meta.clusters.iter().map(|(name, c)| {
-        let checker = match c.checker {
-            Checker::Tcp { check_port } => StoredChecker::Tcp { check_port },
-            Checker::None => StoredChecker::None,
-        };
+        let checker = StoredChecker { how: How::clone(&c.checker.how), check_port: c.checker.port };
         (name.to_string(), StoredCluster { checker, metadata: c.metadata.clone() })
     });
     json(&StoredService {
@@ -109,10 +109,8 @@ pub(super) fn read_service(key: &[u8], value: &[u8]) -> Result<(ServiceKey, Serv
         clusters: BTreeMap::new(),
     };
     for (name, c) in stored.clusters {
-        let checker = match c.checker {
-            StoredChecker::Tcp { check_port } => Checker::Tcp { check_port },
-            StoredChecker::None => Checker::None,
-        };
+        let StoredChecker { how, check_port } = c.checker;
+        let checker = Checker::new(how.kind, how.manner, check_port).map_err(text)?;
         meta.clusters.insert(cluster_name(&name).map_err(text)?, Cluster { checker, metadata: c.metadata });
     }
     meta.check().map_err(text)?;

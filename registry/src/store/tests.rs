@@ -50,7 +50,7 @@ fn records_come_back() {
     };
     let exposed =
         Exposed { service: web.clone(), host: "db.local".into(), port: 5432, weight: 3.0, metadata: metadata.clone() };
-    let settings = Cluster { checker: Checker::Tcp { check_port: Some(81) }, metadata: metadata.clone() };
+    let settings = Cluster { checker: Checker::tcp(Some(81)), metadata: metadata.clone() };
     let commands = [
         Command::Register { service: web.clone(), instance: instance.clone() },
         Command::PutService {

@@ -73,7 +73,7 @@ impl Table {
         let Some(entry) = self.entry(service, id) else {
             return Err(Refusal::NoInstance { service: service.clone(), id: id.clone() });
         };
-        let checked = self.meta(service).is_none_or(|m| m.checker(id.cluster()).address(id).is_some());
+        let checked = self.meta(service).is_none_or(|m| m.checker(id.cluster()).asked(id).is_some());
         if checked || entry.record.ephemeral || entry.record.vantage != Vantage::Registry {
             return Err(Refusal::StillChecked { id: id.clone() });
         }

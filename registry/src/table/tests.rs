@@ -3,7 +3,7 @@
 mod naive;
 
 use super::*;
-use crate::model::{Cluster, Metadata};
+use crate::model::{Checker, Cluster, Metadata};
 use crate::snapshot::Snapshot;
 use proptest::prelude::*;
 use std::time::Duration;
@@ -120,13 +120,13 @@ fn a_cluster_without_a_checker_is_judged_by_hand() {
         let settings = Cluster { checker, ..Cluster::default() };
         Command::PutCluster { service: service("web"), cluster: Name::from("DEFAULT"), settings }
     };
-    let none = crate::model::Checker::None;
-    assert_eq!(table.apply(at(0), put(none)).unwrap_err(), Refusal::NoService { service: web.clone() });
+    let none = Checker::none();
+    assert_eq!(table.apply(at(0), put(none.clone())).unwrap_err(), Refusal::NoService { service: web.clone() });
     table.apply(at(0), register("web", 1, false)).unwrap();
     table.apply(at(0), Command::Heard { deltas: vec![delta("web", id(1), Health::Down)] }).unwrap();
     let set = Command::SetHealth { service: web.clone(), id: id(1), healthy: true };
     assert_eq!(table.apply(at(0), set.clone()).unwrap_err(), Refusal::StillChecked { id: id(1) });
-    table.apply(at(1), put(none)).unwrap();
+    table.apply(at(1), put(none.clone())).unwrap();
     assert_eq!(health(&table, &id(1)), Some((Health::Unknown, Reason::Unseen)));
     table.apply(at(2), Command::Heard { deltas: vec![delta("web", id(1), Health::Down)] }).unwrap();
     assert_eq!(health(&table, &id(1)), Some((Health::Unknown, Reason::Unseen)), "late news of the old checker");
@@ -203,7 +203,7 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<(u64, Command)>> {
     let name = || prop::sample::select(vec!["a", "b"]);
     let healths = || prop::sample::select(vec![Health::Up, Health::Down]);
     let agent = || prop::sample::select(vec!["edge", "far"]).prop_map(Name::from);
-    let checkers = vec![crate::model::Checker::DEFAULT, crate::model::Checker::None];
+    let checkers = vec![Checker::default(), Checker::none()];
     let exposures = prop::collection::vec((name(), 1..4_u8).prop_map(|(n, h)| exposed(n, h)), 0..4);
     let agent_deltas = prop::collection::vec((name(), 1..4_u8, healths()), 0..3);
     let instance = |name, host, ephemeral, weight, claims_healthy| {

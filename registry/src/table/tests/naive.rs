@@ -53,7 +53,7 @@ impl Naive {
 
     fn checker(&self, service: &ServiceKey, id: &InstanceId) -> Checker {
         let meta = self.metas.iter().find(|m| m.0 == *service);
-        meta.and_then(|m| m.1.clusters.get(id.cluster())).map_or(Checker::DEFAULT, |c| c.checker)
+        meta.and_then(|m| m.1.clusters.get(id.cluster())).map_or_else(Checker::default, |c| c.checker.clone())
     }
 
     fn meta(&mut self, service: &ServiceKey) -> &mut ServiceMeta {
@@ -126,7 +126,7 @@ impl Naive {
                     return false;
                 }
                 let old = self.meta(service).clusters.insert(cluster.clone(), settings.clone());
-                if old.map_or(Checker::DEFAULT, |c| c.checker) != settings.checker {
+                if old.map_or_else(Checker::default, |c| c.checker.clone()) != settings.checker {
                     for r in self.instances.iter_mut().filter(|r| r.service == *service) {
                         let probed = r.record.vantage == Vantage::Registry && !r.record.ephemeral;
                         if probed && r.record.id.cluster() == cluster {
@@ -137,7 +137,7 @@ impl Naive {
                 true
             }
             Command::SetHealth { service, id, healthy } => {
-                let by_hand = self.checker(service, id) == Checker::None;
+                let by_hand = self.checker(service, id) == Checker::none();
                 match self.row(service, id) {
                     Some(row) if by_hand && !row.record.ephemeral => {
                         row.health = if *healthy { Health::Up } else { Health::Down };
@@ -156,7 +156,7 @@ impl Naive {
             },
             Command::Heard { deltas } => {
                 for d in deltas {
-                    let checked = self.checker(&d.service, &d.id) != Checker::None;
+                    let checked = self.checker(&d.service, &d.id) != Checker::none();
                     if let Some(row) = self.row(&d.service, &d.id)
                         && checked
                         && !row.record.ephemeral
