@@ -128,6 +128,7 @@ impl AgentServer {
             carriers: config.carriers,
             backends: config.exposes.iter().map(|e| e.address.into()).collect(),
             dial_timeout: DIAL_TIMEOUT,
+            memory: ringspan_tunnel::memory::MemoryLimits::default(),
         };
         let defaults = EngineOptions::default();
         let engine_options = EngineOptions {

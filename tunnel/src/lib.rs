@@ -5,7 +5,8 @@
 //!            plane: carriers, streams' sockets, movers ── mux ── credit, frame
 //! ```
 //! Who and how, all of it pure or sans-IO: [`token`], [`identity`], [`tls`], [`hello`], [`backoff`], [`health_feed`],
-//! [`routes`]. The bytes: [`frame`], [`credit`], [`mux`], [`moving`] (pure) and `plane` (sockets, on the engine's workers). The two
+//! [`routes`]. The bytes: [`frame`], [`credit`], [`memory`], [`mux`], [`moving`] (pure) and `plane` (sockets, on the
+//! engine's workers). The two
 //! programs: [`bridge`] and [`agent`].
 
 pub mod address;
@@ -19,6 +20,7 @@ pub mod health_feed;
 pub mod hello;
 pub mod identity;
 pub mod keys;
+pub mod memory;
 pub mod moving;
 pub mod mux;
 mod plane;

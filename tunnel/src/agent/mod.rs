@@ -14,6 +14,7 @@ mod worker;
 use crate::frame::Reason;
 use crate::health_feed::BackendHealth;
 use crate::hello::{Introduction, Refusal, Welcome};
+use crate::memory::{Budget, MemoryLimits};
 use crate::mux::OpenInfo;
 pub use crate::plane::Backend;
 use crate::slots::Key;
@@ -53,6 +54,8 @@ pub struct AgentOptions {
     pub backends: Vec<Backend>,
     /// A dial that takes longer is a failure. Default 5 s.
     pub dial_timeout: Duration,
+    /// What its streams may take.
+    pub memory: MemoryLimits,
 }
 
 /// What the control plane hears.
@@ -136,6 +139,7 @@ struct Shared {
     bridge: ArcSwap<Vec<SocketAddr>>,
     mail: Vec<Sender<Mail>>,
     stats: Vec<Arc<WorkerStats>>,
+    budget: Arc<Budget>,
     /// News of backends for worker 0: the latest word on each, so it is bounded and loses no state. Not on the data
     /// path: the worker looks only when `fresh` says so, which is when a verdict changed.
     health: Mutex<BTreeMap<u16, BackendHealth>>,
@@ -163,6 +167,7 @@ impl Agent {
             bridge: ArcSwap::from_pointee(options.bridge.clone()),
             mail,
             stats: seats.iter().map(|_| Arc::default()).collect(),
+            budget: Arc::new(Budget::new(options.memory)),
             health: Mutex::default(),
             fresh: AtomicBool::new(false),
             leaving: AtomicBool::new(false),

@@ -75,7 +75,13 @@ impl AgentWorker {
             state: State::Idle { until: Instant::ZERO },
         };
         AgentWorker {
-            plane: Plane::new(Side::Accepter, stats.clone(), options.backends.clone(), options.dial_timeout),
+            plane: Plane::new(
+                Side::Accepter,
+                stats.clone(),
+                shared.budget.clone(),
+                options.backends.clone(),
+                options.dial_timeout,
+            ),
             lines: numbers.map(line).collect(),
             own,
             options: options.clone(),
@@ -207,7 +213,7 @@ impl AgentWorker {
             AgentStep::Welcomed(welcome) => {
                 self.lines[at].state = State::Up { key };
                 self.lines[at].backoff.on_welcome(cx.now);
-                self.plane.raise(key, Limits::agreed(&welcome.limits, u16::MAX));
+                self.plane.raise(cx.now, key, Limits::agreed(&welcome.limits, u16::MAX));
                 self.stats.carriers_up.add(1);
                 let (worker, generation) = (self.own.index, welcome.generation);
                 self.tell_feed(cx, Mail::Up { worker, key, generation });

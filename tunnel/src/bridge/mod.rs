@@ -23,6 +23,7 @@ use crate::frame::Reason;
 use crate::health_feed::Change;
 use crate::hello::{Applicant, Refusal, Welcome};
 use crate::identity::AgentId;
+use crate::memory::{Budget, MemoryLimits};
 use crate::plane::Carrier;
 use crate::routes::Routes;
 use crate::slots::Key;
@@ -71,6 +72,8 @@ pub struct BridgeOptions {
     pub handshakes_max: usize,
     /// Streams on one carrier, 1 to 65,535. Default 16,384.
     pub streams_max: u16,
+    /// What its streams may take.
+    pub memory: MemoryLimits,
     /// Name and version of this software, told to agents.
     pub software: String,
 }
@@ -262,6 +265,7 @@ struct Shared {
     /// Whose turn it is to take what the control plane brings.
     turn: AtomicUsize,
     stats: Vec<Arc<WorkerStats>>,
+    budget: Arc<Budget>,
 }
 
 /// A bridge that is bound and not running: give the residents to the workers, one per seat in order.
@@ -311,6 +315,7 @@ impl Bridge {
             mail,
             turn: AtomicUsize::new(0),
             stats: seats.iter().map(|_| Arc::default()).collect(),
+            budget: Arc::new(Budget::new(options.memory)),
         });
         let mut residents: Vec<Box<dyn Resident>> = Vec::new();
         for index in 0..seats.len() {

@@ -103,7 +103,7 @@ impl BridgeWorker {
         let index = own.index;
         let stats = shared.stats[index].clone();
         BridgeWorker {
-            plane: Plane::new(Side::Opener, stats.clone(), Vec::new(), Duration::ZERO),
+            plane: Plane::new(Side::Opener, stats.clone(), shared.budget.clone(), Vec::new(), Duration::ZERO),
             own,
             shared,
             stats,
@@ -268,7 +268,7 @@ impl BridgeWorker {
         self.stats.handshakes_open.set(self.guests.len() as u64);
         let (agent, generation) = (applicant.agent, welcome.generation);
         self.plane.send(key, Kind::Hello, hello::Kind::Welcome as u16, payload);
-        self.plane.raise(key, Limits::agreed(&welcome.limits, self.streams_max));
+        self.plane.raise(cx.now, key, Limits::agreed(&welcome.limits, self.streams_max));
         self.plane.resume(cx, key);
         self.stats.carriers_up.add(1);
         self.peers.insert(key, Peer { agent, generation, leaving: false });
@@ -582,7 +582,7 @@ impl Resident for BridgeWorker {
 fn carrier_of(links: &HashMap<AgentId, Vec<Key>>, plane: &Plane, agent: &AgentId) -> Option<Key> {
     match links.get(agent)?.as_slice() {
         [only] => Some(*only),
-        several => several.iter().copied().min_by_key(|key| plane.streams(*key)),
+        several => several.iter().copied().min_by_key(|key| plane.load(*key)),
     }
 }
 

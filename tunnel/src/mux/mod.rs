@@ -12,18 +12,24 @@
 //! have been seen. A stream id is `generation << 16 | slot`: a WINDOW or RST that crossed the last end carries an old
 //! generation and is ignored. Only the bridge opens streams.
 
+mod round_trip;
 mod table;
+mod turns;
 
-use crate::credit::{GROWTH_BYTES_MAX, RecvWindow, SendCredit, WINDOW_BYTES_INITIAL, WINDOW_BYTES_MAX};
+pub use turns::{FRESH_BYTES, TURN_BYTES};
+
+use crate::credit::{RecvWindow, SendCredit, Step, WINDOW_BYTES_INITIAL, WINDOW_BYTES_INITIAL_MAX};
 use crate::frame::{FLAG_FIN, FLAG_MOVED, FLAG_TELL, FRAME_BYTES_MAX, Header, Kind, OPEN_BYTES_MAX, Reason, Violation};
+use crate::memory::Budget;
+use ringspan_engine::time::Instant;
+use round_trip::RoundTrip;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 use table::{Stream, Table};
-
-/// A frame is at most this long while other streams of the carrier wait for their turn: 64 KiB are 5 ms at 100 Mbit/s.
-/// A stream that is alone gets the whole `frame_bytes_max`.
-pub const TURN_BYTES: u32 = 64 << 10;
+use turns::{Share, Turns};
 
 /// Which side of the carrier this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +57,7 @@ impl Limits {
     pub fn agreed(said: &crate::hello::Limits, streams_max: u16) -> Limits {
         Limits {
             frame_bytes_max: said.frame_bytes_max.clamp(16 << 10, FRAME_BYTES_MAX),
-            window_bytes: said.window_bytes.clamp(64 << 10, WINDOW_BYTES_MAX),
+            window_bytes: said.window_bytes.clamp(64 << 10, WINDOW_BYTES_INITIAL_MAX),
             streams_max,
         }
     }
@@ -145,7 +151,7 @@ pub enum Input<K> {
         /// Why.
         reason: Reason,
     },
-    /// Our PING came back.
+    /// Our PING came back: tell [`Mux::on_pong`] when.
     Pong {
         /// Its cookie.
         cookie: u32,
@@ -199,21 +205,34 @@ pub struct Mux<K> {
     /// The answer we owe to the latest PING; an older unanswered one is superseded.
     pong: Option<u32>,
     /// Streams whose source may have bytes and that have credit, each once.
-    ready: VecDeque<u32>,
-    allowance: u64,
+    turns: Turns,
+    /// By how much the windows of this carrier have grown, in bytes; taken from the process's budget.
+    growth: u64,
+    budget: Arc<Budget>,
+    round_trip: RoundTrip,
+    /// Payload sent and received since [`take_traffic`](Mux::take_traffic).
+    traffic: (u64, u64),
 }
 
 impl<K: Copy> Mux<K> {
-    /// A mux without streams.
+    /// A mux without streams, with a budget of its own.
     pub fn new(side: Side, limits: Limits) -> Mux<K> {
+        Mux::within(side, limits, Arc::default())
+    }
+
+    /// A mux without streams whose windows grow out of that budget.
+    pub fn within(side: Side, limits: Limits, budget: Arc<Budget>) -> Mux<K> {
         Mux {
             side,
             limits,
             table: Table::new(side, &limits),
             control: VecDeque::new(),
             pong: None,
-            ready: VecDeque::new(),
-            allowance: GROWTH_BYTES_MAX,
+            turns: Turns::default(),
+            growth: 0,
+            budget,
+            round_trip: RoundTrip::default(),
+            traffic: (0, 0),
         }
     }
 
@@ -236,7 +255,7 @@ impl<K: Copy> Mux<K> {
 
     /// Whether [`next_output`](Mux::next_output) has something.
     pub fn has_output(&self) -> bool {
-        self.pong.is_some() || !self.control.is_empty() || !self.ready.is_empty()
+        self.pong.is_some() || !self.control.is_empty() || !self.turns.is_empty()
     }
 
     /// Takes an arrived header.
@@ -282,6 +301,7 @@ impl<K: Copy> Mux<K> {
             return Err(Violation::Length(header.len));
         }
         self.on_credit(header)?;
+        self.traffic.1 += u64::from(header.len);
         let Some(stream) = self.table.get_mut(header.stream) else { return Ok(skip(header.len)) };
         if stream.recv_ended {
             return Err(Violation::AfterFin);
@@ -400,22 +420,40 @@ impl<K: Copy> Mux<K> {
     pub fn sent(&mut self, id: u32, n: u32, fin: bool, more: bool) -> Header {
         let stream = self.table.get_mut(id).expect("the stream was named by next_output() just now");
         stream.credit.spend(n);
+        self.traffic.0 += u64::from(n);
         stream.source_ready = more && !fin;
         stream.send_ended = fin;
         let credit = stream.grant();
+        let more = stream.may_send();
+        self.turns.sent(id, &mut stream.share, n, more);
         if fin {
             self.retire(id);
-        } else {
-            self.wake(id);
         }
         Header { flags: if fin { FLAG_FIN } else { 0 }, len: n, credit, ..Header::new(Kind::Data, id) }
     }
 
-    /// `n` bytes of the stream were written to the far socket, or will never be.
-    pub fn delivered(&mut self, id: u32, n: u32) {
+    /// `n` bytes of the stream were written to the far socket, for which `waiting` bytes are still there.
+    pub fn delivered(&mut self, id: u32, n: u32, waiting: usize, now: Instant) {
         let Some(stream) = self.table.get_mut(id) else { return };
-        let worth = stream.window.on_delivered(n, &mut self.allowance);
-        if worth && !stream.recv_ended && !stream.reset && !stream.grant_queued {
+        let (limits, window) = (self.budget.limits(), &mut stream.window);
+        let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
+        match window.on_delivered(n, waiting, limits.window_bytes_max, self.round_trip.get(), now) {
+            Step::Grow(by) => {
+                let room = limits.carrier_growth_bytes_max.saturating_sub(self.growth);
+                let by = u64::from(by).min(room) as u32;
+                if by > 0 && !stream.recv_ended && self.budget.take_growth(by.into()) {
+                    self.growth += u64::from(by);
+                    window.grow(by);
+                }
+            }
+            Step::Ample if self.budget.is_tight() || self.growth > limits.carrier_growth_bytes_max / 2 => {
+                let by = u64::from(window.shrink());
+                self.growth -= by;
+                self.budget.give_growth(by);
+            }
+            Step::Keep | Step::Ample => {}
+        }
+        if window.is_grant_due() && !stream.recv_ended && !stream.reset && !stream.grant_queued {
             stream.grant_queued = true;
             self.push(Control::Grant { id });
         }
@@ -457,11 +495,33 @@ impl<K: Copy> Mux<K> {
         self.retire(id);
     }
 
-    /// Asks the peer for a sign of life.
-    pub fn ping(&mut self, cookie: u32) {
+    /// Asks the peer for a sign of life, and measures how far away it is.
+    pub fn ping(&mut self, now: Instant) {
         if !self.control.iter().any(|c| matches!(c, Control::Ping { .. })) {
-            self.control.push_front(Control::Ping { cookie });
+            let cookie = self.round_trip.on_asked(now);
+            // Behind a WELCOME that waits: nothing else may come before it.
+            self.push(Control::Ping { cookie });
         }
+    }
+
+    /// The answer with this cookie came.
+    pub fn on_pong(&mut self, cookie: u32, now: Instant) {
+        self.round_trip.on_answered(cookie, now);
+    }
+
+    /// Payload bytes since they were last taken, both ways.
+    pub fn traffic(&self) -> u64 {
+        self.traffic.0 + self.traffic.1
+    }
+
+    /// Takes the payload bytes sent and received since the last time.
+    pub fn take_traffic(&mut self) -> (u64, u64) {
+        std::mem::take(&mut self.traffic)
+    }
+
+    /// How far away the peer is: the shortest of the last 10 to 20 s; 0 if it never answered.
+    pub fn round_trip(&self) -> Duration {
+        self.round_trip.get()
     }
 
     /// Sends a payload of the layer above, at most `CONTROL_BYTES_MAX` long.
@@ -479,12 +539,11 @@ impl<K: Copy> Mux<K> {
                 return Some(output);
             }
         }
-        while let Some(id) = self.ready.pop_front() {
-            let alone = self.ready.is_empty();
+        while let Some(id) = self.turns.pick() {
             let Some(stream) = self.table.get_mut(id) else { continue };
-            stream.queued = false;
+            stream.share.leave();
             let (Some(owner), true) = (stream.owner, stream.may_send()) else { continue };
-            let turn = if alone { self.limits.frame_bytes_max } else { TURN_BYTES.min(self.limits.frame_bytes_max) };
+            let turn = self.turns.len_max(&mut stream.share, self.limits.frame_bytes_max);
             return Some(Output::Data { id, owner, len_max: stream.credit.left().min(turn) });
         }
         None
@@ -527,9 +586,8 @@ impl<K: Copy> Mux<K> {
     /// Queues the stream for its turn if it has something to send and may.
     fn wake(&mut self, id: u32) {
         let Some(stream) = self.table.get_mut(id) else { return };
-        if stream.may_send() && !stream.queued {
-            stream.queued = true;
-            self.ready.push_back(id);
+        if stream.may_send() {
+            self.turns.wake(id, &mut stream.share);
         }
     }
 
@@ -542,8 +600,15 @@ impl<K: Copy> Mux<K> {
 
     fn free(&mut self, id: u32) {
         if let Some(stream) = self.table.remove(id) {
-            self.allowance += stream.window.growth();
+            self.growth -= stream.window.growth();
+            self.budget.give_growth(stream.window.growth());
         }
+    }
+}
+
+impl<K> Drop for Mux<K> {
+    fn drop(&mut self) {
+        self.budget.give_growth(self.growth);
     }
 }
 
@@ -571,7 +636,7 @@ fn fresh<K>(owner: Option<K>, window_bytes: u32) -> Stream<K> {
         recv_ended: false,
         reset: false,
         source_ready: false,
-        queued: false,
+        share: Share::default(),
         grant_queued: false,
     }
 }

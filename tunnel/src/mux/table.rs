@@ -1,6 +1,7 @@
 //! The streams of a carrier by id: `generation << 16 | slot`. Slot 0 is the carrier itself and never a stream.
 //! Promise: an id of an earlier use of a slot finds nothing. Both sides index the same slots, so no hashing.
 
+use super::turns::Share;
 use super::{Limits, Side, fresh};
 use crate::credit::{RecvWindow, SendCredit};
 use crate::frame::Violation;
@@ -19,8 +20,8 @@ pub(super) struct Stream<K> {
     /// We reset it; what arrives is discarded.
     pub(super) reset: bool,
     pub(super) source_ready: bool,
-    /// Stands in the ready queue.
-    pub(super) queued: bool,
+    /// Its place in the round, and whether it waits for its turn.
+    pub(super) share: Share,
     /// A grant stands in the control queue.
     pub(super) grant_queued: bool,
 }

@@ -2,7 +2,7 @@
 //! Bytes are not carried but named: a payload is (stream, first, count), so that any mix-up shows at once.
 
 use super::*;
-use crate::credit::WINDOW_BYTES_MAX;
+use crate::memory::MemoryLimits;
 use std::collections::{BTreeMap, VecDeque};
 
 const SEEDS: u64 = 64;
@@ -42,17 +42,24 @@ struct World {
     streams: BTreeMap<u16, Model>,
     next_tag: u16,
     pongs: usize,
+    now: Instant,
+    budget: Arc<Budget>,
 }
 
 impl World {
     fn new(seed: u64, limits: Limits) -> World {
+        // Little enough that windows compete for growth, and that waiting bytes make it tight now and then.
+        let memory = MemoryLimits { growth_bytes_max: 6 << 20, held_bytes_max: 2 << 20, ..MemoryLimits::default() };
+        let budget = Arc::new(Budget::new(memory));
         World {
             rng: fastrand::Rng::with_seed(seed),
-            muxes: [Mux::new(Side::Opener, limits), Mux::new(Side::Accepter, limits)],
+            muxes: [Side::Opener, Side::Accepter].map(|side| Mux::within(side, limits, budget.clone())),
             wires: Default::default(),
             streams: BTreeMap::new(),
             next_tag: 0,
             pongs: 0,
+            now: Instant::ZERO,
+            budget,
         }
     }
 
@@ -63,6 +70,7 @@ impl World {
 
     fn step(&mut self, limits: Limits) {
         let side = self.rng.usize(..2);
+        self.now = self.now + Duration::from_micros(self.rng.u64(..1000));
         match self.rng.u32(..100) {
             0..8 => self.open(limits),
             8..30 => self.make(side),
@@ -71,7 +79,7 @@ impl World {
             35..60 => self.transmit(side),
             60..80 => self.receive(side),
             80..99 => self.deliver(side),
-            _ => self.muxes[side].ping(7),
+            _ => self.muxes[side].ping(self.now),
         }
     }
 
@@ -162,10 +170,16 @@ impl World {
                 assert_eq!(first, flow.arrived, "bytes out of order");
                 flow.arrived += u64::from(n);
                 flow.fin_arrived |= fin;
-                assert!(flow.arrived - flow.delivered <= u64::from(WINDOW_BYTES_MAX), "memory of a stream is bounded");
+                assert!(
+                    flow.arrived - flow.delivered <= u64::from(MemoryLimits::default().window_bytes_max),
+                    "memory of a stream is bounded"
+                );
             }
             Input::Reset { owner, .. } => self.streams.get_mut(&owner).expect("owned by us").dead[far] = true,
-            Input::Pong { .. } => self.pongs += 1,
+            Input::Pong { cookie } => {
+                self.pongs += 1;
+                self.muxes[far].on_pong(cookie, self.now);
+            }
             Input::Nothing | Input::Discard { .. } | Input::Opened { .. } => {}
             Input::Control { .. } | Input::Moved { .. } | Input::Spare { .. } => unreachable!("none was sent"),
         }
@@ -180,7 +194,10 @@ impl World {
         if let (Some(id), 1..) = (stream.ids[1 - side], held) {
             let n = self.rng.u64(1..=held);
             flow.delivered += n;
-            self.muxes[1 - side].delivered(id, n as u32);
+            let waiting = (flow.arrived - flow.delivered) as usize;
+            let others = self.budget.held_bytes() as usize;
+            self.budget.on_held(others, self.rng.usize(..2 << 20));
+            self.muxes[1 - side].delivered(id, n as u32, waiting, self.now);
         }
     }
 
@@ -201,7 +218,7 @@ impl World {
                     let flow = &mut self.streams.get_mut(&tag).expect("known").flows[1 - side];
                     let held = flow.arrived - flow.delivered;
                     flow.delivered = flow.arrived;
-                    self.muxes[side].delivered(id, held as u32);
+                    self.muxes[side].delivered(id, held as u32, 0, self.now);
                 }
             }
             for side in 0..2 {
@@ -236,7 +253,8 @@ fn streams_keep_their_bytes() {
             }
         }
         assert_eq!((world.muxes[0].streams(), world.muxes[1].streams()), (0, 0), "seed {seed}: streams are left");
-        assert!(world.muxes.iter().all(|m| m.allowance == GROWTH_BYTES_MAX), "seed {seed}: window growth leaked");
+        assert_eq!((world.muxes[0].growth, world.muxes[1].growth), (0, 0), "seed {seed}: window growth leaked");
+        assert_eq!(world.budget.growth_bytes(), 0, "seed {seed}: window growth of the process leaked");
         assert!(world.next_tag > 3 && world.pongs > 0, "seed {seed}: the run tried nothing");
     }
 }

@@ -3,12 +3,23 @@
 //! Promise: a frame that was begun is finished before another begins, whatever blocks in between.
 
 use crate::frame::{HEADER_BYTES, Kind, Reason, Violation};
-use crate::mux::{Limits, Mux, Side};
+use crate::mux::Mux;
 use crate::slots::Key;
 use crate::tls::{Tls, TlsError};
 use ringspan_engine::kernel::{Pipe, Socket};
 use ringspan_engine::time::Instant;
 use std::io;
+use std::time::Duration;
+
+/// A carrier's socket holds unsent about what it sends in this time: a small stream waits that long for what was handed
+/// to the kernel before it, and a worker that is busy elsewhere for that long does not let the link run dry.
+const NOTSENT_TIME: Duration = Duration::from_millis(5);
+/// At least this, one full turn of two streams.
+const NOTSENT_MIN: u32 = 128 << 10;
+/// At most this: beyond it bulk on loopback gains nothing.
+const NOTSENT_MAX: u32 = 512 << 10;
+/// A carrier that moved more than this in a second is busy.
+const BUSY_BYTES: u64 = 256 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -86,16 +97,19 @@ pub(crate) struct Carrier {
     pub(super) heard: Instant,
     pub(super) pinged: Instant,
     pub(super) since: Instant,
-    pub(super) cookie: u32,
+    /// Payload in the last full second, both ways.
+    pub(super) bytes_last: u64,
+    /// What the socket was told of how much may be unsent.
+    notsent: u32,
 }
 
 impl Carrier {
-    pub(super) fn new(socket: Socket, tls: Tls, side: Side, now: Instant) -> Carrier {
+    pub(super) fn new(socket: Socket, tls: Tls, mux: Mux<Key>, now: Instant) -> Carrier {
         Carrier {
             socket,
             plain: tls.is_plain(),
             tls: Some(tls),
-            mux: Mux::new(side, Limits::default()),
+            mux,
             phase: Phase::Hello,
             reading: Reading::Head,
             head: [0; HEADER_BYTES],
@@ -116,7 +130,8 @@ impl Carrier {
             heard: now,
             pinged: now,
             since: now,
-            cookie: 0,
+            bytes_last: 0,
+            notsent: super::NOTSENT_BYTES,
         }
     }
 
@@ -125,6 +140,21 @@ impl Carrier {
         let cipher = self.tls.as_ref().is_some_and(|tls| !tls.outgoing().is_empty());
         let left = self.out_at < self.out.len() || self.out_pipe.is_some() || cipher;
         self.is_live() && !self.write_armed && (left || (self.mux.has_output() && !self.is_shaking_hands()))
+    }
+
+    /// Once a second: takes stock of the traffic, and lets the socket hold unsent what it sends in [`NOTSENT_TIME`].
+    /// Returns whether it is busy: then its round trip is worth a look.
+    pub(super) fn on_second(&mut self) -> bool {
+        let (sent, received) = self.mux.take_traffic();
+        self.bytes_last = sent + received;
+        let want = (sent * NOTSENT_TIME.as_millis() as u64 / 1000).clamp(NOTSENT_MIN.into(), NOTSENT_MAX.into()) as u32;
+        // Only for a change that matters, and an idle carrier keeps what it had: bulk often comes back.
+        if sent > BUSY_BYTES && want.abs_diff(self.notsent) > self.notsent / 2 {
+            self.notsent = want;
+            // It is a hint: without it, small streams wait longer behind bulk.
+            let _ = self.socket.set_notsent_lowat(want);
+        }
+        self.bytes_last > BUSY_BYTES
     }
 
     /// Whether it reads and writes.

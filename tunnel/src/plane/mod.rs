@@ -22,6 +22,7 @@ use pipes::Pipes;
 
 use crate::frame::{Kind, Reason};
 use crate::hello;
+use crate::memory::Budget;
 use crate::mux::{Limits, Mux, OpenInfo, Side};
 use crate::slots::{Key, Slots};
 use crate::stats::WorkerStats;
@@ -52,12 +53,11 @@ const SILENT_MAX: Duration = Duration::from_secs(9);
 const USER_TIMEOUT: Duration = SILENT_MAX;
 /// A handshake, TLS and HELLO together, takes at most this long.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// Unsent bytes a carrier's socket may hold: later ones wait in the mux, where small streams overtake large ones.
-const NOTSENT_BYTES: u32 = 512 << 10;
+/// Unsent bytes a carrier's socket may hold at first: later ones wait in the mux, where small streams overtake large
+/// ones. 128 KiB are 10 ms at 100 Mbit/s. [`Carrier::on_second`] makes it follow what the carrier really sends.
+const NOTSENT_BYTES: u32 = 128 << 10;
 /// How often silence, handshakes and dials are looked at.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
-/// Bytes one worker holds for slow receivers before it resets the stream that asks for more.
-const HELD_BYTES_MAX: usize = 512 << 20;
 /// One read of a carrier and one batch of small frames are at most this long; four TLS records.
 const SCRATCH_BYTES: usize = 64 << 10;
 
@@ -117,7 +117,10 @@ pub(crate) struct Plane {
     work: Vec<Key>,
     events: Vec<Event>,
     stats: Arc<WorkerStats>,
+    /// Bytes that wait for slow receivers on this worker.
     held_bytes: usize,
+    /// What all workers of the process may take.
+    budget: Arc<Budget>,
     tick_at: Instant,
     /// The agent's backends, by number. Empty on the bridge.
     backends: Vec<Backend>,
@@ -126,7 +129,13 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
-    pub(crate) fn new(side: Side, stats: Arc<WorkerStats>, backends: Vec<Backend>, dial_max: Duration) -> Plane {
+    pub(crate) fn new(
+        side: Side,
+        stats: Arc<WorkerStats>,
+        budget: Arc<Budget>,
+        backends: Vec<Backend>,
+        dial_max: Duration,
+    ) -> Plane {
         Plane {
             side,
             carriers: Slots::default(),
@@ -137,6 +146,7 @@ impl Plane {
             events: Vec::new(),
             stats,
             held_bytes: 0,
+            budget,
             tick_at: Instant::ZERO,
             backends,
             dial_max,
@@ -160,12 +170,22 @@ impl Plane {
         let _ = socket.set_nodelay();
         let _ = socket.set_notsent_lowat(NOTSENT_BYTES);
         let _ = socket.set_user_timeout(USER_TIMEOUT);
-        let carrier = Carrier::new(socket, tls, self.side, cx.now);
+        let carrier = Carrier::new(socket, tls, self.new_mux(), cx.now);
         let binding = carrier.tls.as_ref().and_then(Tls::binding);
         let key = self.carriers.insert(carrier);
         self.announce(key, binding);
         self.queue(key);
         key
+    }
+
+    fn new_mux(&self) -> Mux<Key> {
+        Mux::within(self.side, Limits::default(), self.budget.clone())
+    }
+
+    /// An endpoint held `before` bytes for its socket and holds `after` now.
+    fn on_held(&mut self, before: usize, after: usize) {
+        self.held_bytes = self.held_bytes + after - before;
+        self.budget.on_held(before, after);
     }
 
     fn announce(&mut self, key: Key, binding: Option<Binding>) {
@@ -200,16 +220,19 @@ impl Plane {
     }
 
     /// The handshake is over: streams may flow.
-    pub(crate) fn raise(&mut self, key: Key, limits: Limits) {
+    pub(crate) fn raise(&mut self, now: Instant, key: Key, limits: Limits) {
         if let Some(c) = self.carriers.get_mut(key) {
             c.phase = Phase::Up;
             c.mux.set_limits(limits);
+            // Windows grow by the round trip: it is measured before there are any streams.
+            c.mux.ping(now);
         }
     }
 
-    /// Streams on the carrier.
-    pub(crate) fn streams(&self, key: Key) -> usize {
-        self.carriers.get(key).map_or(0, |c| c.mux.streams())
+    /// How busy the carrier is, for comparison: megabytes in the last one to two seconds, then streams. A new stream is
+    /// better off where no bulk is.
+    pub(crate) fn load(&self, key: Key) -> (u64, usize) {
+        self.carriers.get(key).map_or((0, 0), |c| ((c.bytes_last + c.mux.traffic()) >> 20, c.mux.streams()))
     }
 
     /// Sends a control payload.
@@ -367,6 +390,7 @@ impl Plane {
     fn on_tick(&mut self, cx: &mut Cx<'_>) {
         for key in self.carriers.keys() {
             let Some(c) = self.carriers.get_mut(key) else { continue };
+            let busy = c.on_second();
             match c.phase {
                 Phase::Hello if cx.now.since(c.since) >= HANDSHAKE_MAX => {
                     let detail = format!("not done after {} s", HANDSHAKE_MAX.as_secs());
@@ -379,10 +403,9 @@ impl Plane {
                     let detail = format!("not heard for {} s", SILENT_MAX.as_secs());
                     self.lose(cx, key, Lost { reason: Reason::Silent, detail });
                 }
-                Phase::Up if cx.now.since(c.heard.max(c.pinged)) >= PING_AFTER => {
+                Phase::Up if busy || cx.now.since(c.heard.max(c.pinged)) >= PING_AFTER => {
                     c.pinged = cx.now;
-                    c.cookie = c.cookie.wrapping_add(1);
-                    c.mux.ping(c.cookie);
+                    c.mux.ping(cx.now);
                     self.queue(key);
                 }
                 _ => {}
@@ -398,9 +421,10 @@ impl Plane {
 
     /// The carrier is over: its streams are reset, the role is told.
     fn lose(&mut self, cx: &mut Cx<'_>, key: Key, lost: Lost) {
+        let empty = self.new_mux();
         let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live()) else { return };
         c.phase = Phase::Closing;
-        let mux = std::mem::replace(&mut c.mux, Mux::new(self.side, Limits::default()));
+        let mux = std::mem::replace(&mut c.mux, empty);
         if let Some((pipe, _)) = c.out_pipe.take() {
             self.pipes.drop_full(pipe);
         }

@@ -11,7 +11,7 @@
 
 use super::carrier::{Carrier, Lost, Phase, Reading};
 use super::endpoint::Endpoint;
-use super::{Event, HELD_BYTES_MAX, OP_CARRIER_READ, Plane};
+use super::{Event, OP_CARRIER_READ, Plane};
 use crate::frame::{HEADER_BYTES, Header, Kind, Reason, Violation};
 use crate::mux::{Input, OpenInfo, Side};
 use crate::slots::Key;
@@ -141,7 +141,8 @@ impl Plane {
         let e = self.endpoints.get_mut(owner).expect("looked at above");
         let held = e.held_bytes();
         let result = e.write_pipe(pipe, n, &mut self.pipes);
-        self.held_bytes = self.held_bytes + e.held_bytes() - held;
+        let after = e.held_bytes();
+        self.on_held(held, after);
         self.after_delivery(cx, key, id, owner, result);
         if over && fin {
             self.on_fin(cx, owner);
@@ -278,7 +279,8 @@ impl Plane {
             return Err(Violation::Unexpected(header.kind).into());
         }
         match c.mux.on_header(header)? {
-            Input::Nothing | Input::Pong { .. } => {}
+            Input::Nothing => {}
+            Input::Pong { cookie } => c.mux.on_pong(cookie, cx.now),
             Input::Discard { len } => c.reading = Reading::Discard { left: len as usize },
             Input::Data { id, owner, len, fin } => {
                 self.stats.frames_received.add(1);
@@ -321,23 +323,34 @@ impl Plane {
         let Some(e) = self.endpoints.get_mut(owner).filter(|e| e.is_live()) else { return };
         let held = e.held_bytes();
         let result = e.write(bytes);
-        let spilled = e.held_bytes() - held;
-        self.held_bytes += spilled;
-        self.stats.bytes_spilled.add(spilled as u64);
+        let after = e.held_bytes();
+        self.on_held(held, after);
+        self.stats.bytes_spilled.add((after - held) as u64);
         self.after_delivery(cx, key, id, owner, result);
     }
 
     fn after_delivery(&mut self, cx: &mut Cx<'_>, key: Key, id: u32, owner: Key, result: io::Result<usize>) {
         match result {
-            Ok(_) if self.held_bytes > HELD_BYTES_MAX => self.fail(cx, owner, Reason::MemoryMax),
             Ok(n) => {
                 self.stats.bytes_from_link.add(n as u64);
+                let waiting = self.endpoints.get(owner).map_or(0, Endpoint::held_bytes);
                 if let Some(c) = self.carriers.get_mut(key) {
-                    c.mux.delivered(id, n as u32);
+                    c.mux.delivered(id, n as u32, waiting, cx.now);
                 }
                 self.settle(cx, owner);
+                if waiting > 0 && self.budget.is_exceeded() {
+                    self.relieve(cx);
+                }
             }
             Err(_) => self.fail(cx, owner, Reason::SocketReset),
+        }
+    }
+
+    /// Too much waits for slow receivers: the stream that holds most on this worker is reset.
+    fn relieve(&mut self, cx: &mut Cx<'_>) {
+        let holding = self.endpoints.iter().filter(|(_, e)| e.is_live());
+        if let Some((key, _)) = holding.max_by_key(|(_, e)| e.held_bytes()) {
+            self.fail(cx, key, Reason::MemoryMax);
         }
     }
 

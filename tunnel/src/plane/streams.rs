@@ -105,13 +105,17 @@ impl Plane {
 
     pub(super) fn flush(&mut self, cx: &mut Cx<'_>, key: Key) {
         let Some(e) = self.endpoints.get_mut(key) else { return };
-        match e.flush(&mut self.pipes) {
+        let held = e.held_bytes();
+        let result = e.flush(&mut self.pipes);
+        let waiting = e.held_bytes();
+        self.on_held(held, waiting);
+        let Some(e) = self.endpoints.get(key) else { return };
+        match result {
             Ok(n) => {
-                self.held_bytes -= n;
                 let (carrier, stream) = (e.carrier, e.stream);
                 self.stats.bytes_from_link.add(n as u64);
                 if let Some(c) = self.carriers.get_mut(carrier) {
-                    c.mux.delivered(stream, n as u32);
+                    c.mux.delivered(stream, n as u32, waiting, cx.now);
                     self.queue(carrier);
                 }
                 self.settle(cx, key);
@@ -178,10 +182,12 @@ impl Plane {
 
     pub(super) fn close_endpoint(&mut self, cx: &mut Cx<'_>, key: Key) {
         let Some(e) = self.endpoints.get_mut(key).filter(|e| e.stage != Stage::Closing) else { return };
-        self.held_bytes -= e.forget(&mut self.pipes);
+        let held = e.forget(&mut self.pipes);
         e.stage = Stage::Closing;
+        let armed_now = e.armed;
+        self.on_held(held, 0);
         self.stats.streams_open.sub(1);
-        for (armed, op) in [(e.armed.read, OP_READ), (e.armed.write, OP_WRITE), (e.armed.dial, OP_DIAL)] {
+        for (armed, op) in [(armed_now.read, OP_READ), (armed_now.write, OP_WRITE), (armed_now.dial, OP_DIAL)] {
             if armed {
                 cx.io.cancel(cx.token(op, key.generation, key.index));
             }

@@ -154,6 +154,7 @@ impl World {
             listeners: vec![listener],
             handshakes_max: 256,
             streams_max: 1024,
+            memory: ringspan_tunnel::memory::MemoryLimits::default(),
             software: "adversary/bridge".into(),
         };
         let bell = Arc::new(Bell::default());
@@ -302,6 +303,7 @@ impl Honest {
             carriers: 2,
             backends: vec![echo().into()],
             dial_timeout: Duration::from_secs(5),
+            memory: ringspan_tunnel::memory::MemoryLimits::default(),
         };
         let bell = Arc::new(Bell::default());
         let seats = Workers::plan(1).unwrap();

@@ -18,6 +18,7 @@ use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::health_feed::BackendHealth;
 use ringspan_tunnel::hello::{Expose, Introduction, Limits, ServiceName, SessionId, Welcome};
 use ringspan_tunnel::identity::{AgentId, AgentKey, AgentName};
+use ringspan_tunnel::memory::MemoryLimits;
 use ringspan_tunnel::mux::OpenInfo;
 use ringspan_tunnel::routes::{Backend, Routes};
 use ringspan_tunnel::stats::Stats;
@@ -91,10 +92,18 @@ pub(crate) struct Shape {
     pub(crate) workers: usize,
     pub(crate) carriers: u8,
     pub(crate) window_bytes: u32,
+    pub(crate) memory: MemoryLimits,
 }
 
+pub(crate) const MEMORY: MemoryLimits = MemoryLimits {
+    window_bytes_max: 16 << 20,
+    carrier_growth_bytes_max: 64 << 20,
+    growth_bytes_max: 256 << 20,
+    held_bytes_max: 512 << 20,
+};
+
 pub(crate) const RING: Shape =
-    Shape { io: IoBackend::Ring, tls: false, workers: 2, carriers: 2, window_bytes: 256 << 10 };
+    Shape { io: IoBackend::Ring, tls: false, workers: 2, carriers: 2, window_bytes: 256 << 10, memory: MEMORY };
 pub(crate) const EPOLL: Shape = Shape { io: IoBackend::Epoll, ..RING };
 
 /// Both kinds of `Io`, with and without TLS.
@@ -129,6 +138,7 @@ pub(crate) fn bridge(shape: Shape, services: &[&str]) -> BridgeRig {
             .collect(),
         handshakes_max: 64,
         streams_max: 16_384,
+        memory: shape.memory,
         software: "test".into(),
     };
     let bell = Arc::new(Bell::default());
@@ -279,6 +289,7 @@ impl BridgeRig {
             carriers: shape.carriers,
             backends: backends.iter().map(|(_, address)| reached(*address)).collect(),
             dial_timeout: Duration::from_secs(5),
+            memory: shape.memory,
         };
         let bell = Arc::new(Bell::default());
         let seats = Workers::plan(shape.workers).unwrap();
