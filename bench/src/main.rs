@@ -6,6 +6,7 @@
 //! lies beside this program, and needs nothing that runs already.
 
 mod blackhole;
+mod cable;
 mod chaos;
 mod driver;
 mod fairness;
@@ -23,6 +24,7 @@ mod product;
 mod relay;
 mod report;
 mod roles;
+mod soak;
 mod stage;
 mod visitor;
 mod watch;
@@ -89,6 +91,8 @@ enum Command {
     Idle(idle::Args),
     /// Does a visitor suffer from one who never reads, or from bulk beside it?
     Fairness(fairness::Args),
+    /// Does it hold at full speed on a bad network, every byte checked, and does nothing grow?
+    Soak(soak::Args),
     /// Does everything come back from kill -9, in any order, under load?
     Chaos(chaos::Args),
     /// Does anybody notice rubbish and idle connections on every port?
@@ -108,6 +112,8 @@ enum Child {
     Roles { listen: SocketAddr },
     Crowd { plan: String },
     Hold { connect: SocketAddr, count: usize },
+    Vault { listen: SocketAddr },
+    Herd { bridge: SocketAddr, token: String, count: usize },
     World { plan: String },
     Prober { task: String },
     Churn { task: String },
@@ -130,6 +136,8 @@ fn child(child: Child) -> Result<(), Failure> {
             roles::crowd(&plan).map(|found| print(serde_json::to_string(&found)))
         }
         Child::Hold { connect, count } => roles::hold(connect, count),
+        Child::Vault { listen } => soak::vault::serve(listen),
+        Child::Herd { bridge, token, count } => soak::run_herd(bridge, &token, count),
         Child::World { plan } => {
             let plan = serde_json::from_str(&plan).map_err(|e| format!("world: plan: {e}"))?;
             world::serve(&plan)
@@ -163,6 +171,7 @@ fn scenario(cli: &Cli, common: &Common) -> Result<Vec<Section>, Failure> {
         Command::Http(args) => relay::http(args, common),
         Command::Idle(args) => Ok(vec![idle::run(args, common)?]),
         Command::Fairness(args) => fairness::run(args, common),
+        Command::Soak(args) => soak::run(args, common),
         Command::Chaos(args) => Ok(vec![chaos::run(args, common)?]),
         Command::Garbage(args) => Ok(vec![garbage::run(args, common)?]),
         Command::Child(_) => unreachable!("main took it"),

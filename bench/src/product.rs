@@ -117,6 +117,8 @@ pub(crate) struct Tunnel {
     services: Vec<Service>,
     /// How streams ride; none: as the product has it by default.
     pub(crate) carrier: Option<Carrier>,
+    /// What new tokens tell agents to dial, if not the link's own address.
+    pub(crate) via: Option<SocketAddr>,
     /// More lines of the agents' `[link]`.
     pub(crate) agent_link: String,
 }
@@ -153,6 +155,7 @@ impl Tunnel {
             link,
             services: services.to_vec(),
             carrier: None,
+            via: None,
             agent_link: String::new(),
         })
     }
@@ -176,9 +179,7 @@ impl Tunnel {
     /// # Errors
     /// The bridge gives no token, or the folder cannot be written.
     pub(crate) fn enrol_agent(&self, name: &str, index: usize, agents: usize, carriers: usize) -> Result<(), Failure> {
-        let config = self.path("bridge.toml");
-        let command = process::command(&self.program, &["token", "create", "--config", &config], None);
-        let token = process::run("ringspan token create", command, &[0])?.stdout;
+        let token = self.token(1)?;
         write(&self.folder.join(format!("{name}.token")), token.trim())?;
         let (token_file, state) = (self.path(&format!("{name}.token")), self.path(&format!("{name}-state")));
         let mut text = format!("[link]\ntoken_file = {token_file:?}\nstate_dir = {state:?}\ncarriers = {carriers}\n");
@@ -196,6 +197,21 @@ impl Tunnel {
             }
         }
         write(&self.folder.join(format!("{name}.toml")), &text)
+    }
+
+    /// A token for so many agents.
+    ///
+    /// # Errors
+    /// The bridge gives none.
+    pub(crate) fn token(&self, uses: usize) -> Result<String, Failure> {
+        let (config, uses) = (self.path("bridge.toml"), uses.to_string());
+        let mut args = vec!["token", "create", "--config", &config, "--uses", &uses];
+        let via = self.via.map(|address| address.to_string());
+        if let Some(via) = &via {
+            args.extend(["--address", via]);
+        }
+        let token = process::run("ringspan token create", process::command(&self.program, &args, None), &[0])?.stdout;
+        Ok(token.trim().to_owned())
     }
 
     /// The agents that the bridge knows, and how many of them have a link.
