@@ -13,7 +13,7 @@ use crate::probe::{Command, Flock, Guard, Names, Nets, Outbox, Pace, Prober, Pro
 use crate::resident::Resident;
 use crate::stats::{Numbers, Stats};
 use crate::target::{Policy, Sample, Target, TargetId, Transition};
-use crate::worker::{Seat, StartError, WorkerOptions, Workers};
+use crate::worker::{Lodging, Seat, StartError, WorkerOptions, Workers};
 use arc_swap::ArcSwapOption;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -185,6 +185,11 @@ impl Engine {
         let capabilities = workers.capabilities().clone();
         let probes = Probes { desks: desks.into() };
         Ok((Engine { workers: Some(workers), capabilities, probes }, Feed { transitions, samples }))
+    }
+
+    /// Where residents move in beside the probers while the workers run; `None` after [`stop`](Engine::stop).
+    pub fn lodging(&self) -> Option<Lodging> {
+        self.workers.as_ref().map(Workers::lodging)
     }
 
     /// Where targets are added and removed. Clones share the engine.

@@ -215,6 +215,11 @@ impl Family {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(pub i32);
 
+impl Errno {
+    /// ECANCELED: whoever asked has taken it back (asm-generic/errno.h).
+    pub const CANCELED: Errno = Errno(125);
+}
+
 impl std::fmt::Display for Errno {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", io::Error::from_raw_os_error(self.0))

@@ -37,7 +37,8 @@ pub enum Next {
     At(Instant),
     /// Only when something happens.
     Event,
-    /// Never: all is over. The worker ends when every resident says so after [`Resident::on_stop`].
+    /// Never: all is over, every operation has come home. The resident is dropped. The worker ends when every resident
+    /// has said so after [`Resident::on_stop`].
     Done,
 }
 

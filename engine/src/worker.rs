@@ -8,9 +8,11 @@
 
 use crate::io::Io;
 use crate::kernel::{self, Backend, Capabilities, OpenError, Tier, Waker};
+use crate::mailbox::{Full, Receiver, Sender, Wake, mailbox};
 use crate::resident::{Cx, Next, Resident};
 use crate::time::Instant;
 use crate::token::Token;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +24,9 @@ use std::time::Duration;
 pub const STOP_MAX: Duration = Duration::from_secs(2);
 /// Residents on one worker: their numbers are 1 to 15.
 pub const RESIDENTS_MAX: usize = Token::RESIDENTS_MAX as usize - 1;
+
+/// Residents on their way to a worker that runs.
+const NEWCOMERS_MAX: usize = 16;
 
 /// A worker's place before it runs: mailboxes are made with its waker, then it starts.
 pub struct Seat {
@@ -60,11 +65,41 @@ pub enum StartError {
     Ended(usize),
 }
 
+/// Where residents move in while the workers run. Clones lead to the same workers.
+#[derive(Clone)]
+pub struct Lodging {
+    doors: Arc<[(Waker, Sender<Box<dyn Resident>>)]>,
+}
+
+impl Lodging {
+    /// Seats beside those who live there, for mailboxes.
+    pub fn seats(&self) -> Vec<Seat> {
+        (0..).zip(self.doors.iter()).map(|(index, (waker, _))| Seat { index, waker: waker.clone() }).collect()
+    }
+
+    /// One resident for each worker, in order; they start within a turn and live until they say [`Next::Done`]. A
+    /// worker has room for [`RESIDENTS_MAX`] at a time: one for which there is none is dropped with an error in the log.
+    ///
+    /// # Errors
+    /// [`Full`] with those that could not be delivered: a worker has not taken in the last 16.
+    pub fn move_in(&self, residents: Vec<Box<dyn Resident>>) -> Result<(), Full<Vec<Box<dyn Resident>>>> {
+        let (mut left, mut full) = (Vec::new(), false);
+        for ((_, door), resident) in self.doors.iter().zip(residents) {
+            if let Err(Full(resident)) = door.send(resident) {
+                left.push(resident);
+                full = true;
+            }
+        }
+        if full { Err(Full(left)) } else { Ok(()) }
+    }
+}
+
 /// Running workers. Dropping it stops them.
 pub struct Workers {
     threads: Vec<Thread>,
     stop: Arc<AtomicBool>,
     capabilities: Capabilities,
+    lodging: Lodging,
 }
 
 struct Thread {
@@ -90,7 +125,15 @@ impl Workers {
     pub fn start(options: &WorkerOptions, seats: Vec<(Seat, Vec<Box<dyn Resident>>)>) -> Result<Workers, StartError> {
         let cores = if options.pin { kernel::allowed_cores() } else { Vec::new() };
         let stop = Arc::new(AtomicBool::new(false));
-        let mut workers = Workers { threads: Vec::new(), stop, capabilities: Capabilities::none() };
+        let (doors, mut newcomers): (Vec<_>, VecDeque<_>) = seats
+            .iter()
+            .map(|(seat, _)| {
+                let (door, newcomers) = mailbox(NEWCOMERS_MAX, Arc::new(seat.waker.clone()) as Arc<dyn Wake>);
+                ((seat.waker.clone(), door), newcomers)
+            })
+            .unzip();
+        let lodging = Lodging { doors: doors.into() };
+        let mut workers = Workers { threads: Vec::new(), stop, capabilities: Capabilities::none(), lodging };
         let mut reports = Vec::new();
         if let Some((seat, _)) = seats.first() {
             kernel::facts::reserve_descriptors(seat.waker.fd());
@@ -99,7 +142,9 @@ impl Workers {
             assert!(residents.len() <= RESIDENTS_MAX, "a worker has room for {RESIDENTS_MAX} residents");
             let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
             let (report, opened) = mpsc::sync_channel(1);
-            let plan = Plan { index, waker: waker.clone(), core, backend: options.backend, stop: workers.stop.clone() };
+            let newcomers = newcomers.pop_front().expect("one a seat");
+            let stop = workers.stop.clone();
+            let plan = Plan { index, waker: waker.clone(), core, backend: options.backend, stop, newcomers };
             let handle = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || run(plan, residents, &report))?;
@@ -116,6 +161,11 @@ impl Workers {
             tracing::info!(workers = count, %io, "workers run");
         }
         Ok(workers)
+    }
+
+    /// Where residents move in while the workers run.
+    pub fn lodging(&self) -> Lodging {
+        self.lodging.clone()
     }
 
     /// What the workers' `Io` is; the same for all.
@@ -136,7 +186,7 @@ impl Workers {
     fn halt(&mut self) {
         self.stop.store(true, Ordering::Release);
         for thread in &self.threads {
-            crate::mailbox::Wake::wake(&thread.waker);
+            thread.waker.wake();
         }
         for thread in &mut self.threads {
             if let Some(handle) = thread.handle.take()
@@ -161,6 +211,7 @@ struct Plan {
     core: Option<usize>,
     backend: Backend,
     stop: Arc<AtomicBool>,
+    newcomers: Receiver<Box<dyn Resident>>,
 }
 
 fn run(plan: Plan, residents: Vec<Box<dyn Resident>>, report: &mpsc::SyncSender<Result<Capabilities, OpenError>>) {
@@ -173,7 +224,7 @@ fn run(plan: Plan, residents: Vec<Box<dyn Resident>>, report: &mpsc::SyncSender<
         Ok((io, capabilities)) => {
             // A failed send means that start gave up because of another worker; the stop flag ends this one too.
             let _ = report.send(Ok(capabilities));
-            Worker::new(io, residents).run(&plan.stop);
+            Worker::new(io, residents, plan.newcomers).run(&plan.stop);
         }
         Err(error) => {
             let _ = report.send(Err(error));
@@ -183,20 +234,16 @@ fn run(plan: Plan, residents: Vec<Box<dyn Resident>>, report: &mpsc::SyncSender<
 
 struct Worker {
     io: Box<dyn Io>,
-    residents: Vec<Place>,
+    /// The resident's number is its place, from 1. `None`: it has ended, and its place is free.
+    residents: Vec<Option<Box<dyn Resident>>>,
+    newcomers: Receiver<Box<dyn Resident>>,
     /// Set once on_stop has been called.
     stop_by: Option<Instant>,
 }
 
-struct Place {
-    resident: Box<dyn Resident>,
-    done: bool,
-}
-
 impl Worker {
-    fn new(io: Box<dyn Io>, residents: Vec<Box<dyn Resident>>) -> Worker {
-        let residents = residents.into_iter().map(|resident| Place { resident, done: false }).collect();
-        Worker { io, residents, stop_by: None }
+    fn new(io: Box<dyn Io>, residents: Vec<Box<dyn Resident>>, newcomers: Receiver<Box<dyn Resident>>) -> Worker {
+        Worker { io, residents: residents.into_iter().map(Some).collect(), newcomers, stop_by: None }
     }
 
     fn run(mut self, stop: &AtomicBool) {
@@ -207,13 +254,17 @@ impl Worker {
                 self.stop_by = Some(self.io.now() + STOP_MAX);
                 self.each(|resident, cx| resident.on_stop(cx));
             }
+            while let Some(resident) = self.newcomers.try_recv() {
+                self.take_in(resident);
+            }
             let deadline = self.turn();
             if let Some(stop_by) = self.stop_by {
-                if self.residents.iter().all(|p| p.done) {
+                if self.residents.iter().all(Option::is_none) {
                     return;
                 }
                 if self.io.now() >= stop_by {
-                    let late: Vec<_> = (1..).zip(&self.residents).filter(|(_, p)| !p.done).map(|(n, _)| n).collect();
+                    let late: Vec<_> =
+                        (1..).zip(&self.residents).filter(|(_, p)| p.is_some()).map(|(n, _)| n).collect();
                     tracing::warn!(residents = ?late, "stopped without waiting for all");
                     return;
                 }
@@ -228,8 +279,30 @@ impl Worker {
                     continue;
                 };
                 let mut cx = Cx { io: &mut *self.io, now, resident: number };
-                place.resident.on_completion(&mut cx, completion);
+                if let Some(resident) = place {
+                    resident.on_completion(&mut cx, completion);
+                }
             }
+        }
+    }
+
+    /// A newcomer gets the place of one that has ended, or a new one.
+    fn take_in(&mut self, mut resident: Box<dyn Resident>) {
+        let at = self.residents.iter().position(Option::is_none).unwrap_or(self.residents.len());
+        if at == RESIDENTS_MAX {
+            tracing::error!(max = RESIDENTS_MAX, "a worker has no room for one more resident");
+            return;
+        }
+        let number = u8::try_from(at + 1).expect("at most RESIDENTS_MAX");
+        let mut cx = Cx { now: self.io.now(), io: &mut *self.io, resident: number };
+        resident.on_start(&mut cx);
+        if self.stop_by.is_some() {
+            resident.on_stop(&mut cx);
+        }
+        if at == self.residents.len() {
+            self.residents.push(Some(resident));
+        } else {
+            self.residents[at] = Some(resident);
         }
     }
 
@@ -239,14 +312,12 @@ impl Worker {
         let mut by = |at: Instant| deadline = Some(deadline.map_or(at, |d| d.min(at)));
         let now = self.io.now();
         for (number, place) in (1..).zip(&mut self.residents) {
-            if place.done {
-                continue;
-            }
-            match place.resident.on_turn(&mut Cx { io: &mut *self.io, now, resident: number }) {
+            let Some(resident) = place else { continue };
+            match resident.on_turn(&mut Cx { io: &mut *self.io, now, resident: number }) {
                 Next::Now => by(Instant::ZERO),
                 Next::At(at) => by(at),
                 Next::Event => {}
-                Next::Done => place.done = self.stop_by.is_some(),
+                Next::Done => *place = None,
             }
         }
         deadline
@@ -255,7 +326,8 @@ impl Worker {
     fn each(&mut self, mut call: impl FnMut(&mut dyn Resident, &mut Cx<'_>)) {
         for (number, place) in (1..).zip(&mut self.residents) {
             let now = self.io.now();
-            call(&mut *place.resident, &mut Cx { io: &mut *self.io, now, resident: number });
+            let Some(resident) = place else { continue };
+            call(&mut **resident, &mut Cx { io: &mut *self.io, now, resident: number });
         }
     }
 }

@@ -157,7 +157,7 @@ impl BridgeServer {
     fn tell(&self, config: &Config) {
         let (link, data_dir) = (self.link_address(), config.data_dir.display());
         for (name, address) in self.handle.addresses() {
-            let service = config.listeners.iter().find(|l| l.name == *name).map(|l| l.service.as_str());
+            let service = config.listeners.iter().find(|l| l.name == name).map(|l| l.service.as_str());
             tracing::info!(name, %address, service, "listener");
         }
         if !self.http_address.ip().is_loopback() {
@@ -179,7 +179,7 @@ impl BridgeServer {
 
     /// Where visitors connect, by listener.
     pub(crate) fn listener_address(&self, name: &str) -> Option<SocketAddr> {
-        self.handle.addresses().iter().find(|(n, _)| n == name).map(|(_, address)| *address)
+        self.handle.addresses().into_iter().find(|(n, _)| n == name).map(|(_, address)| address)
     }
 
     /// Which interface to the kernel runs.

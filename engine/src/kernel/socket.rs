@@ -163,6 +163,31 @@ impl Socket {
         set_nonblocking(self.raw(), true)
     }
 
+    /// The opposite: what io_uring's accept wants of a listener ([`listen`](Socket::listen)).
+    ///
+    /// # Errors
+    /// None that a live socket gives.
+    pub fn make_blocking(&self) -> io::Result<()> {
+        set_nonblocking(self.raw(), false)
+    }
+
+    /// A connection that waits in a listener's queue, if there is one (accept4(2)). The listener is left non-blocking:
+    /// for one that is about to be closed.
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE, ECONNABORTED and the like.
+    pub fn accept_now(&self) -> io::Result<Option<Socket>> {
+        set_nonblocking(self.raw(), true)?;
+        let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        // SAFETY: with null pointers accept4(2) writes nothing.
+        match check(unsafe { libc::accept4(self.raw(), ptr::null_mut(), ptr::null_mut(), flags) }) {
+            // SAFETY: the call has just given us this descriptor, and nobody else owns it.
+            Ok(fd) => Ok(Some(Socket { fd: unsafe { OwnedFd::from_raw_fd(fd) } })),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A listening socket. `shared` lets several workers listen on one address (SO_REUSEPORT); the address is first
     /// bound without it, so that a port which another process holds is an error even if that one shares too.
     /// The listener is blocking on purpose: io_uring's accept gives EAGAIN on a non-blocking one instead of waiting

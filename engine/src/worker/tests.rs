@@ -61,6 +61,7 @@ impl Resident for SelfCaller {
     }
 
     fn on_turn(&mut self, _: &mut Cx<'_>) -> Next {
+        // Open is 0 only after the stop: the accept lasts until then.
         if self.open == 0 { Next::Done } else { Next::Event }
     }
 
@@ -140,4 +141,49 @@ fn a_taken_port_is_an_error_even_if_shared() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let error = Socket::listen(&taken.local_addr().expect("bound"), 16, true).expect_err("taken");
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+}
+
+/// A resident that ends leaves its place: more than a worker has room for live there one after the other; one that is
+/// still there at the stop is told.
+#[test]
+fn residents_come_and_go() {
+    struct Guest {
+        said: crate::mailbox::Sender<String>,
+        number: usize,
+        turns: usize,
+    }
+    impl Resident for Guest {
+        fn on_start(&mut self, _: &mut Cx<'_>) {
+            self.said.send(format!("start {}", self.number)).expect("room");
+        }
+        fn on_completion(&mut self, _: &mut Cx<'_>, completion: Completion) {
+            panic!("nothing was submitted: {completion:?}");
+        }
+        fn on_turn(&mut self, _: &mut Cx<'_>) -> Next {
+            self.turns -= 1;
+            if self.turns == 0 { Next::Done } else { Next::Now }
+        }
+        fn on_stop(&mut self, _: &mut Cx<'_>) {
+            self.said.send(format!("stop {}", self.number)).expect("room");
+            self.turns = 1;
+        }
+    }
+    impl Drop for Guest {
+        fn drop(&mut self) {
+            self.said.send(format!("gone {}", self.number)).expect("room");
+        }
+    }
+    let (said, rx) = mailbox(256, Arc::new(Unpark(std::thread::current())));
+    let seats = Workers::plan(1).expect("an eventfd").into_iter().map(|seat| (seat, Vec::new())).collect();
+    let workers = Workers::start(&WorkerOptions::default(), seats).expect("started");
+    let lodging = workers.lodging();
+    let guest = |number, turns| Box::new(Guest { said: said.clone(), number, turns }) as Box<dyn Resident>;
+    for number in 0..3 * RESIDENTS_MAX {
+        assert!(lodging.move_in(vec![guest(number, 3)]).is_ok());
+        assert_eq!(words(&rx, 2), [format!("start {number}"), format!("gone {number}")]);
+    }
+    assert!(lodging.move_in(vec![guest(99, usize::MAX)]).is_ok());
+    assert_eq!(words(&rx, 1), ["start 99"]);
+    workers.stop();
+    assert_eq!(words(&rx, 2), ["stop 99", "gone 99"]);
 }

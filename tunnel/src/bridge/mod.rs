@@ -15,6 +15,7 @@
 //! live ([`BridgeHandle::set_routes`]); nothing here waits for it.
 
 mod directory;
+mod ears;
 mod entry;
 mod roster;
 mod worker;
@@ -31,6 +32,8 @@ use crate::stats::{Stats, WorkerStats};
 use crate::tls::ServerTls;
 use arc_swap::ArcSwap;
 use directory::Directory;
+pub use ears::{Closing, Inherited};
+use ears::{Ears, Step, Steps};
 pub use entry::{Entry, Gate, OnPlaced};
 use entry::{Handed, Visitor};
 use ringspan_engine::kernel::Socket;
@@ -266,6 +269,9 @@ struct Shared {
     turn: AtomicUsize,
     stats: Vec<Arc<WorkerStats>>,
     budget: Arc<Budget>,
+    ears: Ears,
+    /// By worker.
+    steps: Vec<Steps>,
 }
 
 /// A bridge that is bound and not running: give the residents to the workers, one per seat in order.
@@ -284,27 +290,25 @@ impl Bridge {
     /// # Errors
     /// [`BridgeError::Bind`], naming the listener.
     pub fn new(options: &BridgeOptions, seats: &[Seat], wake: Arc<dyn Wake>) -> Result<Bridge, BridgeError> {
-        let bind =
-            |listener: &str, address: SocketAddr| {
-                let group = Socket::listen_group(&address, BACKLOG, seats.len())
-                    .map_err(|error| BridgeError::Bind { listener: listener.into(), address, error })?;
-                for socket in &group {
-                    // Accepted sockets inherit all of it: the kernel clones the listener. They would work without.
-                    let _ = socket.set_nodelay();
-                    let _ = socket.set_keepalive(KEEPALIVE_IDLE);
-                    if address.ip().is_loopback() {
-                        let _ = socket.set_unpaced();
-                    }
-                }
-                Ok(group)
-            };
-        let mut links = bind("link", options.link)?;
-        let link_address = bound(&links, options.link);
-        let (mut sockets, mut addresses) = (Vec::new(), Vec::new());
-        for listener in &options.listeners {
-            let group = bind(&listener.gate.name, listener.address)?;
-            addresses.push((listener.gate.name.clone(), bound(&group, listener.address)));
-            sockets.push(group);
+        Bridge::inheriting(options, seats, wake, Inherited::default())
+    }
+
+    /// As [`new`](Bridge::new), with listening sockets that somebody else has bound in place of fresh ones where the
+    /// address is theirs.
+    ///
+    /// # Errors
+    /// As [`new`](Bridge::new).
+    pub fn inheriting(
+        options: &BridgeOptions,
+        seats: &[Seat],
+        wake: Arc<dyn Wake>,
+        inherited: Inherited,
+    ) -> Result<Bridge, BridgeError> {
+        let ears = Ears::new(seats.len(), inherited);
+        let (link_address, links) = ears.link(options.link)?;
+        let (mut first, _) = ears.set(&options.listeners)?;
+        for (steps, links) in first.iter_mut().zip(links) {
+            steps.extend(links.into_iter().map(Step::Add));
         }
         let (events, raw) = mailbox(EVENTS_MAX, wake);
         let (mail, mut boxes): (Vec<_>, VecDeque<_>) =
@@ -316,25 +320,18 @@ impl Bridge {
             turn: AtomicUsize::new(0),
             stats: seats.iter().map(|_| Arc::default()).collect(),
             budget: Arc::new(Budget::new(options.memory)),
+            ears,
+            steps: seats.iter().map(|_| Steps::default()).collect(),
         });
+        shared.steps(first);
         let mut residents: Vec<Box<dyn Resident>> = Vec::new();
         for index in 0..seats.len() {
-            let own = worker::Own {
-                index,
-                link: Some(links.remove(0)),
-                listeners: sockets.iter_mut().map(|group| group.remove(0)).collect(),
-                mail: boxes.pop_front().expect("one per seat"),
-                events: events.clone(),
-            };
+            let own = worker::Own { index, mail: boxes.pop_front().expect("one per seat"), events: events.clone() };
             residents.push(Box::new(worker::BridgeWorker::new(options, own, shared.clone())));
         }
-        let handle = BridgeHandle { shared: shared.clone(), link_address, addresses: addresses.into() };
+        let handle = BridgeHandle { shared: shared.clone(), link_address };
         Ok(Bridge { residents, handle, events: BridgeEvents { raw, roster: Roster::default(), shared } })
     }
-}
-
-fn bound(group: &[Socket], asked: SocketAddr) -> SocketAddr {
-    group.first().and_then(|socket| socket.local_addr().ok()).unwrap_or(asked)
 }
 
 /// Steers a bridge. Clones steer the same one.
@@ -342,7 +339,6 @@ fn bound(group: &[Socket], asked: SocketAddr) -> SocketAddr {
 pub struct BridgeHandle {
     shared: Arc<Shared>,
     link_address: SocketAddr,
-    addresses: Arc<[(String, SocketAddr)]>,
 }
 
 impl BridgeHandle {
@@ -419,8 +415,37 @@ impl BridgeHandle {
     }
 
     /// Where visitors connect: listener names and real addresses.
-    pub fn addresses(&self) -> &[(String, SocketAddr)] {
-        &self.addresses
+    pub fn addresses(&self) -> Vec<(String, SocketAddr)> {
+        self.shared.ears.addresses()
+    }
+
+    /// Listens on exactly these from now on. One whose address stays goes on as it is, with its new gate for the
+    /// visitors that come from now on; one that is gone accepts nobody any more, and whoever it has accepted is carried
+    /// on. Returns the ones that are being closed.
+    ///
+    /// # Errors
+    /// [`BridgeError::Bind`], naming the listener; then nothing has changed.
+    pub fn set_listeners(&self, listeners: &[Listener]) -> Result<Vec<Closing>, BridgeError> {
+        let (steps, closing) = self.shared.ears.set(listeners)?;
+        self.shared.steps(steps);
+        Ok(closing)
+    }
+
+    /// Whether visitors wait in the kernel's queues (true) or are accepted (false, as at the start): for a bridge that
+    /// knows that it will have routes in a moment.
+    pub fn hold_visitors(&self, hold: bool) {
+        self.shared.each(|| Step::Hold { hold });
+    }
+
+    /// Closes the link's listening sockets, or with `visitors` all others, without a look at who waits there: another
+    /// process has the same sockets and takes them.
+    pub fn leave_listeners(&self, visitors: bool) {
+        self.shared.each(|| Step::Leave { visitors });
+    }
+
+    /// Inherited sockets that nobody has asked for; they are closed when the bridge ends.
+    pub fn unclaimed(&self) -> Vec<SocketAddr> {
+        self.shared.ears.left()
     }
 
     /// Counters, summed over the workers.
@@ -430,6 +455,17 @@ impl BridgeHandle {
 }
 
 impl Shared {
+    fn steps(&self, steps: Vec<Vec<Step>>) {
+        for (worker, steps) in steps.into_iter().enumerate().filter(|(_, steps)| !steps.is_empty()) {
+            steps.into_iter().for_each(|step| self.steps[worker].push(step));
+            self.mail[worker].wake();
+        }
+    }
+
+    fn each(&self, step: impl Fn() -> Step) {
+        self.steps(self.mail.iter().map(|_| vec![step()]).collect());
+    }
+
     fn mail(&self, link: LinkId, mail: Mail) {
         if self.mail[usize::from(link.worker)].send(mail).is_err() {
             tracing::warn!(worker = link.worker, "a worker takes no mail: an agent was not answered");

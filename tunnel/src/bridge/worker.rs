@@ -5,7 +5,8 @@
 //! visitor:          route ─▶ a carrier here │ handed to a worker with one │ reset
 //! ```
 
-use super::entry::{Gate, Handed, OnPlaced, Visitor};
+use super::ears::{Ear, Step};
+use super::entry::{Handed, OnPlaced, Visitor};
 use super::{BridgeEvent, BridgeOptions, Decision, Mail, Raw, Shared, Transfer, directory};
 use crate::frame::{Kind, Reason};
 use crate::hello::{self, Applicant, BridgeHello, BridgeStep, VERSIONS};
@@ -22,22 +23,19 @@ use ringspan_engine::kernel::Socket;
 use ringspan_engine::mailbox::{Full, Receiver, Sender};
 use ringspan_engine::resident::{Cx, Next, Resident};
 use ringspan_engine::time::Instant;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Accepts visitors; the index is the listener's.
-const OP_VISITORS: u8 = OP_ROLE;
-/// Accepts agents.
-const OP_LINKS: u8 = OP_ROLE + 1;
+/// Accepts visitors or agents; the index is the ear's.
+const OP_ACCEPT: u8 = OP_ROLE;
+/// Who waits in the queue of a listener that is taken away is taken in; more than this the kernel does not keep.
+const QUEUE_MAX: usize = super::BACKLOG as usize;
 
 /// What one worker of the bridge owns from the start.
 pub(super) struct Own {
     pub(super) index: usize,
-    /// `None` once we leave.
-    pub(super) link: Option<Socket>,
-    pub(super) listeners: Vec<Socket>,
     pub(super) mail: Receiver<Mail>,
     pub(super) events: Sender<Raw>,
 }
@@ -52,6 +50,27 @@ struct Guest {
     applicant: Option<Box<Applicant>>,
     /// Let in, and on the way to another worker.
     welcome: Option<(Vec<u8>, hello::Welcome)>,
+}
+
+/// A listening socket and what is done with it.
+struct Listening {
+    ear: Ear,
+    /// Whose turn it is.
+    cursor: Cursor,
+    /// The kernel has an accept of ours.
+    armed: bool,
+    end: End,
+}
+
+/// How a listening socket ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It does not.
+    Open,
+    /// Those in its queue are taken in.
+    Close,
+    /// Somebody else takes them in.
+    Leave,
 }
 
 /// A carrier that is up.
@@ -69,8 +88,11 @@ pub(super) struct BridgeWorker {
     plane: Plane,
     tls: Option<ServerTls>,
     software: String,
-    /// By listener.
-    gates: Vec<Arc<Gate>>,
+    /// By the index of their accept; never used again.
+    listening: BTreeMap<u32, Listening>,
+    next_ear: u32,
+    /// Visitors wait in the kernel's queues.
+    hold: bool,
     handshakes_max: usize,
     streams_max: u16,
     guests: HashMap<Key, Guest>,
@@ -79,9 +101,7 @@ pub(super) struct BridgeWorker {
     peers: HashMap<Key, Peer>,
     /// The same by agent: what visitors are sent to.
     links: HashMap<AgentId, Vec<Key>>,
-    /// Whose turn it is, by listener.
-    cursors: Vec<Cursor>,
-    /// The same for what the control plane brings.
+    /// Whose turn it is for what the control plane brings.
     entry_cursor: Cursor,
     /// Events the control plane had no room for.
     unsent: VecDeque<Raw>,
@@ -90,8 +110,7 @@ pub(super) struct BridgeWorker {
     placing: HashMap<Key, OnPlaced>,
     failed: HashMap<Reason, (u64, String)>,
     /// Accepts that ended (no descriptors) and are tried again.
-    rearm: Vec<(u8, u32)>,
-    accepting: usize,
+    rearm: Vec<u32>,
     report_at: Instant,
     /// Accepts nobody any more.
     leaving: bool,
@@ -109,21 +128,21 @@ impl BridgeWorker {
             stats,
             tls: options.tls.clone(),
             software: options.software.clone(),
-            gates: options.listeners.iter().map(|l| l.gate.clone()).collect(),
+            listening: BTreeMap::new(),
+            next_ear: 0,
+            hold: false,
             handshakes_max: options.handshakes_max,
             streams_max: options.streams_max,
             guests: HashMap::new(),
             arrivals: 0,
             peers: HashMap::new(),
             links: HashMap::new(),
-            cursors: vec![Cursor::starting_at(index); options.listeners.len()],
             entry_cursor: Cursor::starting_at(index),
             unsent: VecDeque::new(),
             refused: HashMap::new(),
             placing: HashMap::new(),
             failed: HashMap::new(),
             rearm: Vec::new(),
-            accepting: 0,
             report_at: Instant::ZERO,
             leaving: false,
             stopping: false,
@@ -138,35 +157,108 @@ impl BridgeWorker {
         }
     }
 
-    fn accept(&mut self, cx: &mut Cx<'_>, op: u8, index: u32) {
-        let socket = if op == OP_LINKS { self.own.link.as_ref() } else { self.own.listeners.get(index as usize) };
-        let Some(socket) = socket.filter(|_| !self.leaving) else { return };
-        self.accepting += 1;
-        cx.io.submit(cx.token(op, 0, index), Op::Accept { fd: socket.fd() });
+    // Listening.
+
+    fn accept(&mut self, cx: &mut Cx<'_>, index: u32) {
+        let Some(listening) = self.listening.get_mut(&index) else { return };
+        let held = self.hold && listening.ear.gate.is_some();
+        if !listening.armed && !held && listening.end == End::Open && !self.stopping && !self.leaving {
+            listening.armed = true;
+            cx.io.submit(cx.token(OP_ACCEPT, 0, index), Op::Accept { fd: listening.ear.socket.fd() });
+        }
     }
 
-    fn on_accepted(&mut self, cx: &mut Cx<'_>, op: u8, index: u32, result: Result<Socket, Errno>) {
+    fn on_accepted(&mut self, cx: &mut Cx<'_>, index: u32, result: Result<Socket, Errno>) {
+        let Some(listening) = self.listening.get_mut(&index) else { return };
         match result {
             Ok(socket) if self.stopping => drop(socket),
-            Ok(socket) if op == OP_LINKS => {
-                let peer = socket.peer_addr().ok();
-                self.on_link(cx, socket, peer);
-            }
-            Ok(socket) => {
-                let gate = self.gates[index as usize].clone();
-                self.on_visitor(Some(index), Visitor::accepted(socket, gate));
-            }
+            Ok(socket) => match listening.ear.gate.clone() {
+                None => {
+                    let peer = socket.peer_addr().ok();
+                    self.on_link(cx, socket, peer);
+                }
+                Some(gate) => self.on_visitor(Some(index), Visitor::accepted(socket, gate)),
+            },
             Err(errno) => {
-                self.accepting -= 1;
-                if self.leaving {
-                    self.close_listeners();
-                } else if !self.stopping {
-                    let listener = if op == OP_LINKS { "link" } else { &self.gates[index as usize].name };
+                listening.armed = false;
+                let held = self.hold && listening.ear.gate.is_some();
+                if listening.end != End::Open {
+                    self.close(index);
+                } else if errno == Errno::CANCELED {
+                    // Held for a moment only.
+                    self.accept(cx, index);
+                } else if !self.stopping && !held {
+                    let listener = listening.ear.gate.as_ref().map_or("link", |gate| gate.name.as_str());
                     tracing::warn!(listener, %errno, "accepting paused for a second; is the limit on open files reached?");
-                    self.rearm.push((op, index));
+                    self.rearm.push(index);
                 }
             }
         }
+    }
+
+    fn on_steps(&mut self, cx: &mut Cx<'_>) {
+        let mut steps = self.shared.steps[self.own.index].take();
+        // Whoever is to be held is held before a new listener accepts.
+        steps.sort_by_key(|step| !matches!(step, Step::Hold { .. }));
+        for step in steps {
+            match step {
+                Step::Add(ear) => {
+                    let index = self.next_ear;
+                    self.next_ear += 1;
+                    let cursor = Cursor::starting_at(self.own.index);
+                    self.listening.insert(index, Listening { ear, cursor, armed: false, end: End::Open });
+                    self.accept(cx, index);
+                }
+                Step::Gate { id, gate } => {
+                    for listening in self.listening.values_mut().filter(|l| l.ear.id == id) {
+                        listening.ear.gate = Some(gate.clone());
+                    }
+                }
+                Step::Close { id } => self.end(cx, End::Close, |ear| ear.id == id),
+                Step::Leave { visitors } => self.end(cx, End::Leave, |ear| ear.gate.is_some() == visitors),
+                Step::Hold { hold } => {
+                    self.hold = hold;
+                    let indexes: Vec<u32> = self.listening.keys().copied().collect();
+                    for index in indexes {
+                        let listening = &self.listening[&index];
+                        if hold && listening.armed && listening.ear.gate.is_some() {
+                            cx.io.cancel(cx.token(OP_ACCEPT, 0, index));
+                        } else {
+                            self.accept(cx, index);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, cx: &mut Cx<'_>, end: End, which: impl Fn(&Ear) -> bool) {
+        let indexes: Vec<u32> = self.listening.iter().filter(|(_, l)| which(&l.ear)).map(|(index, _)| *index).collect();
+        for index in indexes {
+            let listening = self.listening.get_mut(&index).expect("just found");
+            listening.end = end;
+            if listening.armed {
+                // Closed when the accept has come home.
+                cx.io.cancel(cx.token(OP_ACCEPT, 0, index));
+            } else {
+                self.close(index);
+            }
+        }
+    }
+
+    /// The last of a listening socket, whose accept is home.
+    fn close(&mut self, index: u32) {
+        let listening = &self.listening[&index];
+        if listening.end == End::Close
+            && let Some(gate) = listening.ear.gate.clone()
+        {
+            let waiting: Vec<Socket> =
+                (0..QUEUE_MAX).map_while(|_| listening.ear.socket.accept_now().ok().flatten()).collect();
+            for socket in waiting {
+                self.on_visitor(Some(index), Visitor::accepted(socket, gate.clone()));
+            }
+        }
+        self.listening.remove(&index);
     }
 
     // Agents.
@@ -361,25 +453,15 @@ impl BridgeWorker {
             return;
         }
         self.leaving = true;
-        self.stop_accepting(cx);
+        self.end(cx, End::Close, |_| true);
         for key in self.peers.keys() {
             self.plane.say_draining(*key, Reason::Stopping.sentence());
         }
-        self.close_listeners();
     }
 
     fn stop_accepting(&mut self, cx: &mut Cx<'_>) {
-        cx.io.cancel(cx.token(OP_LINKS, 0, 0));
-        for index in 0..self.own.listeners.len() {
-            cx.io.cancel(cx.token(OP_VISITORS, 0, index as u32));
-        }
-    }
-
-    /// Once nothing accepts any more: a connection that is queued for nobody would wait for ever.
-    fn close_listeners(&mut self) {
-        if self.leaving && self.accepting == 0 {
-            self.own.listeners.clear();
-            self.own.link = None;
+        for (index, _) in self.listening.iter().filter(|(_, listening)| listening.armed) {
+            cx.io.cancel(cx.token(OP_ACCEPT, 0, *index));
         }
     }
 
@@ -398,8 +480,8 @@ impl BridgeWorker {
         let (routes, directory) = (self.shared.routes.load_full(), self.shared.directory.load_full());
         let (here, links) = (self.own.index, &self.links);
         let gate = visitor.gate.clone();
-        let cursor = match listener {
-            Some(index) => &mut self.cursors[index as usize],
+        let cursor = match listener.and_then(|index| self.listening.get_mut(&index)) {
+            Some(listening) => &mut listening.cursor,
             None => &mut self.entry_cursor,
         };
         let mut tried: Vec<(AgentId, u16)> = Vec::new();
@@ -531,31 +613,27 @@ impl BridgeWorker {
         for (reason, (count, example)) in std::mem::take(&mut self.failed) {
             self.tell(Raw::Event(BridgeEvent::HandshakesFailed { reason, count, example }));
         }
-        for (op, index) in std::mem::take(&mut self.rearm) {
-            self.accept(cx, op, index);
+        for index in std::mem::take(&mut self.rearm) {
+            self.accept(cx, index);
         }
     }
 }
 
 impl Resident for BridgeWorker {
     fn on_start(&mut self, cx: &mut Cx<'_>) {
-        self.accept(cx, OP_LINKS, 0);
-        for index in 0..self.own.listeners.len() {
-            self.accept(cx, OP_VISITORS, index as u32);
-        }
+        self.on_steps(cx);
     }
 
     fn on_completion(&mut self, cx: &mut Cx<'_>, completion: Completion) {
         let Completion { token, event } = completion;
         match (token.op(), event) {
-            (op @ (OP_LINKS | OP_VISITORS), IoEvent::Accepted(result)) => {
-                self.on_accepted(cx, op, token.index(), result);
-            }
+            (OP_ACCEPT, IoEvent::Accepted(result)) => self.on_accepted(cx, token.index(), result),
             (_, event) => self.plane.on_completion(cx, token, event),
         }
     }
 
     fn on_turn(&mut self, cx: &mut Cx<'_>) -> Next {
+        self.on_steps(cx);
         self.on_mail(cx);
         if cx.now >= self.report_at && !self.stopping {
             self.report(cx);
@@ -564,7 +642,7 @@ impl Resident for BridgeWorker {
         let busy = self.on_events(cx) || busy;
         if busy || self.plane.has_work() {
             Next::Now
-        } else if self.stopping && self.accepting == 0 && self.plane.is_empty() {
+        } else if self.stopping && self.listening.values().all(|l| !l.armed) && self.plane.is_empty() {
             Next::Done
         } else {
             Next::At(self.plane.tick_at().min(self.report_at))

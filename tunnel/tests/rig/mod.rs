@@ -13,7 +13,9 @@ use ringspan_engine::outcome::Code;
 use ringspan_engine::time::Instant as EngineInstant;
 use ringspan_engine::worker::{WorkerOptions, Workers};
 use ringspan_tunnel::agent::{Agent, AgentEvent, AgentHandle, AgentOptions, Backend as AgentBackend};
-use ringspan_tunnel::bridge::{Bridge, BridgeEvent, BridgeEvents, BridgeHandle, BridgeOptions, Gate, Listener};
+use ringspan_tunnel::bridge::{
+    Bridge, BridgeEvent, BridgeEvents, BridgeHandle, BridgeOptions, Gate, Inherited, Listener,
+};
 use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::health_feed::BackendHealth;
 use ringspan_tunnel::hello::{Expose, Introduction, Limits, ServiceName, SessionId, Welcome};
@@ -123,19 +125,24 @@ pub(crate) struct BridgeRig {
 
 /// A bridge with one listener for each service.
 pub(crate) fn bridge(shape: Shape, services: &[&str]) -> BridgeRig {
+    let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let listeners = services
+        .iter()
+        .map(|name| Listener { address: local, gate: Arc::new(Gate { name: (*name).into(), service: service(name) }) });
+    let bridge = bridge_inheriting(shape, listeners.collect(), Inherited::default());
+    bridge.handle.hold_visitors(false);
+    bridge
+}
+
+/// A bridge with these listeners, and listening sockets from elsewhere; it holds its visitors.
+pub(crate) fn bridge_inheriting(shape: Shape, listeners: Vec<Listener>, inherited: Inherited) -> BridgeRig {
     let data = tempfile::tempdir().unwrap();
     let tls = shape.tls.then(|| ServerTls::self_signed(data.path()).unwrap());
     let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let options = BridgeOptions {
         link: local,
         tls: tls.clone(),
-        listeners: services
-            .iter()
-            .map(|name| Listener {
-                address: local,
-                gate: Arc::new(Gate { name: (*name).into(), service: service(name) }),
-            })
-            .collect(),
+        listeners,
         handshakes_max: 64,
         streams_max: 16_384,
         memory: shape.memory,
@@ -143,7 +150,8 @@ pub(crate) fn bridge(shape: Shape, services: &[&str]) -> BridgeRig {
     };
     let bell = Arc::new(Bell::default());
     let seats = Workers::plan(shape.workers).unwrap();
-    let Bridge { residents, handle, events } = Bridge::new(&options, &seats, bell.clone()).unwrap();
+    let Bridge { residents, handle, events } = Bridge::inheriting(&options, &seats, bell.clone(), inherited).unwrap();
+    handle.hold_visitors(true);
     let seats = seats.into_iter().zip(residents).map(|(seat, resident)| (seat, vec![resident])).collect();
     let workers = Workers::start(&WorkerOptions { backend: shape.io, pin: false }, seats).unwrap();
     let (log, stop) = (Arc::new(Log::default()), Arc::new(AtomicBool::new(false)));
@@ -243,6 +251,15 @@ impl Office {
             }
         }
         self.handle.set_routes(Arc::new(Routes::new(services)));
+    }
+}
+
+/// Waits until it is so.
+pub(crate) fn until(mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < PATIENCE, "it never became so");
+        std::thread::yield_now();
     }
 }
 
