@@ -29,7 +29,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use table::{Stream, Table};
-use turns::{Share, Turns};
+use turns::{FRAME_BYTES_MIN, Share, Turns};
+
+/// Until the carrier's rate is known, no frame is longer: 5 ms at 100 Mbit/s.
+const FRAME_BYTES_START: u32 = 64 << 10;
 
 /// Which side of the carrier this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +213,8 @@ pub struct Mux<K> {
     growth: u64,
     budget: Arc<Budget>,
     round_trip: RoundTrip,
+    /// No frame is longer now: within the limits, what the carrier sends in a moment.
+    frame_bytes: u32,
     /// Payload sent and received since [`take_traffic`](Mux::take_traffic).
     traffic: (u64, u64),
 }
@@ -232,6 +237,7 @@ impl<K: Copy> Mux<K> {
             growth: 0,
             budget,
             round_trip: RoundTrip::default(),
+            frame_bytes: FRAME_BYTES_START,
             traffic: (0, 0),
         }
     }
@@ -509,6 +515,12 @@ impl<K: Copy> Mux<K> {
         self.round_trip.on_answered(cookie, now);
     }
 
+    /// A frame that was begun is finished before anything else goes out, so on a slow carrier it had better be short:
+    /// from now on none is longer than this, but 16 KiB are always allowed.
+    pub fn set_frame_bytes(&mut self, bytes: u32) {
+        self.frame_bytes = bytes.max(FRAME_BYTES_MIN);
+    }
+
     /// Payload bytes since they were last taken, both ways.
     pub fn traffic(&self) -> u64 {
         self.traffic.0 + self.traffic.1
@@ -543,7 +555,8 @@ impl<K: Copy> Mux<K> {
             let Some(stream) = self.table.get_mut(id) else { continue };
             stream.share.leave();
             let (Some(owner), true) = (stream.owner, stream.may_send()) else { continue };
-            let turn = self.turns.len_max(&mut stream.share, self.limits.frame_bytes_max);
+            let whole = self.frame_bytes.min(self.limits.frame_bytes_max);
+            let turn = self.turns.len_max(&mut stream.share, whole);
             return Some(Output::Data { id, owner, len_max: stream.credit.left().min(turn) });
         }
         None

@@ -259,27 +259,24 @@ fn streams_keep_their_bytes() {
     }
 }
 
-/// With two streams that always have bytes, neither sends more than a turn while the other waits; alone, a stream gets
-/// whole frames.
+/// Alone, a stream gets whole frames, as long as the carrier's rate allows; with another, a turn.
 #[test]
-fn turns_are_fair() {
-    let mut mux = Mux::new(Side::Opener, Limits::default());
-    let a = mux.open('a', 0).expect("empty");
-    mux.source_ready(a);
-    assert!(matches!(mux.next_output(), Some(Output::Control(..))));
-    let Some(Output::Data { len_max, .. }) = mux.next_output() else { panic!("a is ready") };
-    assert_eq!(len_max, 256 << 10);
-    mux.sent(a, 1000, false, true);
-    let b = mux.open('b', 0).expect("room");
-    mux.source_ready(b);
-    assert!(matches!(mux.next_output(), Some(Output::Control(..))));
-    let mut owners = String::new();
-    while let Some(Output::Data { id, owner, len_max }) = mux.next_output() {
-        assert!(len_max <= TURN_BYTES || !owners.contains("ab"), "{owners}: {owner} took {len_max}");
-        owners.push(owner);
-        mux.sent(id, len_max.min(TURN_BYTES), false, true);
+fn frames_are_as_long_as_they_may_be() {
+    let mut writer = Writer::new(2);
+    let len_max = |writer: &mut Writer| loop {
+        if let Some(Output::Data { id, len_max, .. }) = writer.mux.next_output() {
+            writer.mux.sent(id, len_max, false, true);
+            return len_max;
+        }
+    };
+    writer.mux.source_ready(writer.ids[0]);
+    assert_eq!(len_max(&mut writer), FRAME_BYTES_START);
+    for (bytes, want) in [(512 << 10, 256 << 10), (48 << 10, 48 << 10), (1, FRAME_BYTES_MIN), (1 << 20, 256 << 10)] {
+        writer.mux.set_frame_bytes(bytes);
+        assert_eq!((0..9).map(|_| len_max(&mut writer)).collect::<Vec<_>>(), [want; 9], "{bytes}");
     }
-    assert_eq!(&owners[..6], "ababab");
+    writer.mux.source_ready(writer.ids[1]);
+    assert!((0..50).all(|_| len_max(&mut writer) <= TURN_BYTES));
 }
 
 /// What a peer may not do costs it the carrier, each with its own name.
@@ -344,4 +341,129 @@ fn unread_answers_are_bounded() {
         agent.on_header(&Header::new(Kind::Rst, id)).err()
     });
     assert_eq!(flood, Some(Violation::Flood));
+}
+
+/// What a stream of a writer always has: so many bytes in each piece the mover takes.
+struct Writer {
+    mux: Mux<usize>,
+    ids: Vec<u32>,
+    sent: Vec<u64>,
+}
+
+impl Writer {
+    /// That many streams, with credit for ever.
+    fn new(streams: usize) -> Writer {
+        let mut mux = Mux::new(Side::Opener, Limits::default());
+        let ids: Vec<u32> = (0..streams).map(|n| mux.open(n, 0).expect("room")).collect();
+        for &id in &ids {
+            let granted = Header { credit: u32::MAX - (256 << 10), ..Header::new(Kind::Window, id) };
+            mux.on_header(&granted).expect("within 32 bits");
+        }
+        Writer { mux, ids, sent: vec![0; streams] }
+    }
+
+    /// The next DATA frame; the source gives at most `piece(owner)` and has `left(owner)` afterwards. Its owner.
+    fn send(&mut self, piece: impl Fn(usize) -> u32, more: impl Fn(usize) -> bool) -> Option<usize> {
+        loop {
+            if let Output::Data { id, owner, len_max } = self.mux.next_output()? {
+                let n = len_max.min(piece(owner));
+                self.sent[owner] += u64::from(n);
+                self.mux.sent(id, n, false, more(owner));
+                return Some(owner);
+            }
+        }
+    }
+}
+
+/// Streams that always have bytes get the same share of a carrier, in bytes, whatever their mover takes at a time: at any
+/// moment no two are further apart than two turns and a frame.
+#[test]
+fn shares_are_equal_in_bytes() {
+    let mut writer = Writer::new(7);
+    for &id in &writer.ids {
+        writer.mux.source_ready(id);
+    }
+    let pieces = [1 << 10, 16 << 10, 16 << 10, 64 << 10, 256 << 10, 3_000, 256 << 10];
+    for _ in 0..20_000 {
+        writer.send(|owner| pieces[owner], |_| true).expect("all have bytes");
+        let (least, most) = (writer.sent.iter().min().expect("seven"), writer.sent.iter().max().expect("seven"));
+        let apart = u64::from(2 * TURN_BYTES + FRAME_BYTES_MIN);
+        assert!(most - least <= apart, "{:?}", writer.sent);
+    }
+}
+
+/// Beside bulk, a stream that wakes with a request is next, once it has not had its head start in this round; one that
+/// goes on sending is bulk itself after that.
+#[test]
+fn small_streams_go_first() {
+    let mut writer = Writer::new(6);
+    for &id in &writer.ids[..5] {
+        writer.mux.source_ready(id);
+    }
+    // All are quiet before they start: their first 16 KiB count as requests, then they are bulk.
+    for _ in 0..40 {
+        writer.send(|_| 64 << 10, |_| true);
+    }
+    for request in 0..200 {
+        for _ in 0..request % 7 {
+            assert!(writer.send(|_| 64 << 10, |_| true).expect("bulk") < 5);
+        }
+        writer.mux.source_ready(writer.ids[5]);
+        // Eight requests of 2 KiB in a round have the head start; in this load a round is five frames.
+        assert_eq!(writer.send(|_| 2 << 10, |owner| owner < 5), Some(5), "request {request}");
+    }
+    writer.mux.source_ready(writer.ids[5]);
+    let owners: Vec<usize> = (0..8).filter_map(|_| writer.send(|_| 16 << 10, |_| true)).collect();
+    assert_eq!(owners[0], 5);
+    assert!(owners[1..].iter().filter(|owner| **owner == 5).count() <= 3, "{owners:?}");
+}
+
+/// Streams that wake again and again, and new ones without end, leave bulk a fifth of the carrier.
+#[test]
+fn head_starts_starve_nobody() {
+    let mut writer = Writer::new(4001);
+    writer.mux.source_ready(writer.ids[0]);
+    let mut next = 1;
+    for _ in 0..4_000 {
+        // There are always a hundred that have just woken.
+        for _ in 0..100 {
+            writer.mux.source_ready(writer.ids[next]);
+            next = next % 4_000 + 1;
+        }
+        for _ in 0..20 {
+            writer.send(|owner| if owner == 0 { 16 << 10 } else { 4 << 10 }, |owner| owner == 0);
+        }
+    }
+    let (bulk, all) = (writer.sent[0], writer.sent.iter().sum::<u64>());
+    assert!(bulk * 6 >= all, "bulk got {bulk} of {all}");
+    assert!(bulk * 4 <= all, "bulk got {bulk} of {all}: what wakes has no head start");
+}
+
+/// Whatever waits, what has no payload goes out before the next DATA.
+#[test]
+fn headers_overtake_bulk() {
+    let mut writer = Writer::new(50);
+    while let Some(Output::Control(..)) = writer.mux.next_output() {}
+    for &id in &writer.ids {
+        writer.mux.source_ready(id);
+    }
+    for n in 0..40 {
+        writer.send(|_| 64 << 10, |_| true).expect("all have bytes");
+        writer.mux.ping(Instant::ZERO);
+        writer.mux.reset(writer.ids[49 - n / 4], Reason::SocketReset);
+        writer.mux.on_header(&Header { credit: 9, ..Header::new(Kind::Ping, 0) }).expect("a ping");
+        let mut kinds = Vec::new();
+        while writer.mux.pong.is_some() || !writer.mux.control.is_empty() {
+            let Some(Output::Control(header, _)) = writer.mux.next_output() else { panic!("DATA before a header") };
+            kinds.push(header.kind);
+        }
+        assert!(kinds.contains(&Kind::Ping) && kinds.contains(&Kind::Pong), "{kinds:?}");
+    }
+}
+
+/// The parts of an idle stream that are kept for each.
+#[test]
+fn a_stream_is_small() {
+    let bytes = size_of::<Stream<crate::slots::Key>>();
+    assert!(bytes <= 72, "{bytes}");
 }

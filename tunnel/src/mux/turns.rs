@@ -2,7 +2,7 @@
 //! that were quiet.
 //! Promise: in each round every stream that has bytes gets [`TURN_BYTES`]; the first [`FRESH_BYTES`] of a stream that
 //! wakes up go before everybody's bulk, so a small request waits for one frame and not for a round; and that head start
-//! cannot be used to keep bulk waiting: after [`FRESH_RUN_BYTES`] of it a bulk stream has its turn. Pure.
+//! cannot be used to keep bulk waiting: beside bulk, head starts take at most four fifths of the carrier. Pure.
 //!
 //! ```text
 //! wakes ──head start left in this round──▶ fresh ──used up──▶ now ──turn used up──▶ next
@@ -18,12 +18,12 @@ pub const TURN_BYTES: u32 = 64 << 10;
 /// Of those, what a stream that wakes up may send before others' bulk: a request, a page, one copying read.
 pub const FRESH_BYTES: u32 = 16 << 10;
 
-/// So many bytes of head starts in a row, and somebody else has a turn: streams that wake again and again, and new
-/// ones without end, take at most four fifths of the carrier.
+/// So many bytes of head starts in a row, and somebody else has a turn, a byte of which pays for four of theirs: streams
+/// that wake again and again, and new ones without end, take at most four fifths of the carrier.
 const FRESH_RUN_BYTES: u32 = 4 * TURN_BYTES;
 
 /// No frame is cut shorter than this by a turn that ends: it is overdrawn, and the next one is shorter.
-const FRAME_BYTES_MIN: u32 = 16 << 10;
+pub(super) const FRAME_BYTES_MIN: u32 = 16 << 10;
 
 /// Where a stream stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub(super) struct Turns {
     now: VecDeque<u32>,
     next: VecDeque<u32>,
     round: u32,
-    /// Head starts since a bulk stream had its turn, in bytes.
+    /// Head starts that bulk has not paid for yet, in bytes.
     run: u32,
     /// Who was picked last was picked for its head start.
     was_fresh: bool,
@@ -116,7 +116,6 @@ impl Turns {
             self.round = self.round.wrapping_add(1);
             std::mem::swap(&mut self.now, &mut self.next);
         }
-        self.run = 0;
         self.now.pop_front()
     }
 
@@ -135,7 +134,11 @@ impl Turns {
         share.enter(self.round);
         // Who was alone and sent a whole frame owes nobody more than a turn.
         share.left = (share.left - n.min(TURN_BYTES) as i32).max(-(TURN_BYTES as i32));
-        self.run = if self.was_fresh { self.run.saturating_add(n.max(1)) } else { 0 };
+        self.run = if self.was_fresh {
+            self.run.saturating_add(n.max(1)).min(FRESH_RUN_BYTES)
+        } else {
+            self.run.saturating_sub(n.saturating_mul(4))
+        };
         share.lane = Lane::Idle;
         if !more {
             return;

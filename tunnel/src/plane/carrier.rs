@@ -14,8 +14,8 @@ use std::time::Duration;
 /// A carrier's socket holds unsent about what it sends in this time: a small stream waits that long for what was handed
 /// to the kernel before it, and a worker that is busy elsewhere for that long does not let the link run dry.
 const NOTSENT_TIME: Duration = Duration::from_millis(5);
-/// At least this, one full turn of two streams.
-const NOTSENT_MIN: u32 = 128 << 10;
+/// At least this: 26 ms at 10 Mbit/s.
+const NOTSENT_MIN: u32 = 32 << 10;
 /// At most this: beyond it bulk on loopback gains nothing.
 const NOTSENT_MAX: u32 = 512 << 10;
 /// A carrier that moved more than this in a second is busy.
@@ -149,10 +149,11 @@ impl Carrier {
         self.bytes_last = sent + received;
         let want = (sent * NOTSENT_TIME.as_millis() as u64 / 1000).clamp(NOTSENT_MIN.into(), NOTSENT_MAX.into()) as u32;
         // Only for a change that matters, and an idle carrier keeps what it had: bulk often comes back.
-        if sent > BUSY_BYTES && want.abs_diff(self.notsent) > self.notsent / 2 {
+        if sent > BUSY_BYTES && want.abs_diff(self.notsent) > self.notsent / 4 {
             self.notsent = want;
             // It is a hint: without it, small streams wait longer behind bulk.
             let _ = self.socket.set_notsent_lowat(want);
+            self.mux.set_frame_bytes(want);
         }
         self.bytes_last > BUSY_BYTES
     }

@@ -184,10 +184,15 @@ impl Endpoint {
         }
         if now == 0 {
             pipes.put(pipe);
-        } else {
-            self.held_bytes += now;
-            self.held.push_back(Held::Pipe { pipe, left: now });
+            return Ok(left);
         }
+        let held = if pipes.may_wait() {
+            Held::Pipe { pipe, left: now }
+        } else {
+            Held::Bytes { bytes: pipes.empty(pipe, now)?, at: 0 }
+        };
+        self.held_bytes += now;
+        self.held.push_back(held);
         Ok(left - now)
     }
 
@@ -214,8 +219,12 @@ impl Endpoint {
                 break;
             }
             if let Some(Held::Pipe { pipe, .. }) = self.held.pop_front() {
-                pipes.put(pipe);
+                pipes.put_waiting(pipe);
             }
+        }
+        if self.held.is_empty() {
+            // Its list should not cost memory for the life of an idle stream.
+            self.held = VecDeque::new();
         }
         self.wrote = true;
         Ok(written)
@@ -225,7 +234,7 @@ impl Endpoint {
     pub(super) fn forget(&mut self, pipes: &mut Pipes) -> usize {
         for held in self.held.drain(..) {
             if let Held::Pipe { pipe, .. } = held {
-                pipes.drop_full(pipe);
+                pipes.drop_waiting(pipe);
             }
         }
         std::mem::take(&mut self.held_bytes)
@@ -276,5 +285,17 @@ pub(super) fn dial_reason(errno: Errno) -> crate::frame::Reason {
         Code::L4Timeout => Reason::DialTimeout,
         Code::L4Unreachable => Reason::DialUnreachable,
         _ => Reason::DialLocal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An idle stream costs what it must: this, its mux's part, its slots, and nothing on the heap.
+    #[test]
+    fn an_endpoint_is_small() {
+        let bytes = size_of::<Endpoint>();
+        assert!(bytes <= 160, "{bytes}");
     }
 }

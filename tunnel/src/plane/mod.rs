@@ -426,7 +426,7 @@ impl Plane {
         c.phase = Phase::Closing;
         let mux = std::mem::replace(&mut c.mux, empty);
         if let Some((pipe, _)) = c.out_pipe.take() {
-            self.pipes.drop_full(pipe);
+            self.pipes.drop_waiting(pipe);
         }
         for endpoint in mux.owners() {
             self.stats.count(lost.reason);

@@ -1,7 +1,10 @@
 //! The pipes of one worker, lent out one splice at a time and, to streams whose receiver is slow, for longer.
-//! Promise: a pipe that is handed out is empty; no more than `PIPES_MAX` exist. Exhausted is normal: the mover copies.
+//! Promise: a pipe that is handed out is empty; no more than `PIPES_MAX` exist, and no more than `WAITING_MAX` wait for
+//! slow receivers: the bytes of the others go to memory, so that the slow never make the quick copy. Exhausted is
+//! normal: the mover copies.
 
 use ringspan_engine::kernel::Pipe;
+use std::io::{self, ErrorKind};
 
 /// What a pipe asks for: 64 slots. Larger pipes leave the cache (512 KiB of payload in flight cost more than they
 /// save), smaller ones mean more frames; a frame's default size is the same.
@@ -11,6 +14,9 @@ pub(crate) const PIPE_BYTES: usize = 256 << 10;
 /// (/proc/sys/fs/pipe-user-pages-soft, 16,384 pages) even if every pipe is full.
 pub(crate) const PIPES_MAX: usize = 64;
 
+/// Pipes that wait, full, for receivers that are slow, at most: half.
+const WAITING_MAX: usize = PIPES_MAX / 2;
+
 /// A pipe with fewer bytes of capacity than this was refused its size: copying is cheaper than one page at a time.
 const PIPE_BYTES_MIN: usize = 64 << 10;
 
@@ -18,6 +24,7 @@ const PIPE_BYTES_MIN: usize = 64 << 10;
 pub(crate) struct Pipes {
     spare: Vec<Pipe>,
     made: usize,
+    waiting: usize,
     /// The kernel refused; do not ask again for every frame.
     refused: bool,
 }
@@ -58,6 +65,47 @@ impl Pipes {
     pub(crate) fn drop_full(&mut self, pipe: Pipe) {
         drop(pipe);
         self.made -= 1;
+    }
+
+    /// A pipe whose receiver is slow: may its bytes stay in it? If so, it is given back with
+    /// [`put_waiting`](Pipes::put_waiting) or [`drop_waiting`](Pipes::drop_waiting).
+    pub(crate) fn may_wait(&mut self) -> bool {
+        let may = self.waiting < WAITING_MAX;
+        self.waiting += usize::from(may);
+        may
+    }
+
+    /// Takes a pipe back that waited and is empty now.
+    pub(crate) fn put_waiting(&mut self, pipe: Pipe) {
+        self.waiting -= 1;
+        self.put(pipe);
+    }
+
+    /// Closes a pipe that waited for nothing.
+    pub(crate) fn drop_waiting(&mut self, pipe: Pipe) {
+        self.waiting -= 1;
+        self.drop_full(pipe);
+    }
+
+    /// Reads the `left` bytes of a pipe that may not wait, and takes it back.
+    pub(crate) fn empty(&mut self, pipe: Pipe, left: usize) -> io::Result<Vec<u8>> {
+        let (mut bytes, mut at) = (vec![0; left], 0);
+        while at < left {
+            match pipe.read(&mut bytes[at..]) {
+                Ok(0) => {
+                    self.drop_full(pipe);
+                    return Err(ErrorKind::UnexpectedEof.into());
+                }
+                Ok(n) => at += n,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.drop_full(pipe);
+                    return Err(error);
+                }
+            }
+        }
+        self.put(pipe);
+        Ok(bytes)
     }
 
     /// How many exist.

@@ -57,12 +57,17 @@ impl Plane {
             return Ok(Sent::Blocked);
         }
         if let Some((pipe, left)) = c.out_pipe.take() {
-            let left = drain(&pipe, &c.socket, left)?;
-            if left > 0 {
-                c.out_pipe = Some((pipe, left));
-                return Ok(Sent::Blocked);
+            match drain(&pipe, &c.socket, left) {
+                Ok(0) => self.pipes.put_waiting(pipe),
+                Ok(left) => {
+                    c.out_pipe = Some((pipe, left));
+                    return Ok(Sent::Blocked);
+                }
+                Err(error) => {
+                    self.pipes.drop_waiting(pipe);
+                    return Err(error.into());
+                }
             }
-            self.pipes.put(pipe);
         }
         let (mut len, mut budget) = (0, TURN_WRITE_BYTES);
         while budget > 0 {
@@ -219,15 +224,14 @@ impl Plane {
         };
         match left {
             Ok(0) => self.pipes.put(pipe),
-            Ok(left) => {
-                c.out_pipe = Some((pipe, left));
-            }
+            Ok(left) if self.pipes.may_wait() => c.out_pipe = Some((pipe, left)),
+            Ok(left) => c.out.extend_from_slice(&self.pipes.empty(pipe, left)?),
             Err(error) => {
                 self.pipes.drop_full(pipe);
                 return Err(error.into());
             }
         }
-        let blocked = c.out_pipe.is_some();
+        let blocked = c.out_pipe.is_some() || !c.out.is_empty();
         if n < len_max as usize {
             self.arm_read(cx, owner);
         }
