@@ -56,9 +56,10 @@ fn summary(doc: &Document) -> Result<String, Error> {
             for e in exposes {
                 let (p, t) = (e.check.policy, e.check.policy.thresholds);
                 lines.push(format!(
-                    "  expose    {} at {}, checked every {} (timeout {}), up after {}, down after {}",
+                    "  expose    {} at {}, {} checked every {} (timeout {}), up after {}, down after {}",
                     e.service,
-                    e.address,
+                    e.backend,
+                    e.check.ask.as_str(),
                     Shown(p.interval),
                     Shown(p.timeout),
                     t.rise,

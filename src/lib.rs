@@ -11,6 +11,7 @@ mod cli;
 mod config;
 mod demo;
 mod doctor;
+mod doors;
 pub mod fuzz;
 mod http_server;
 mod keyring;

@@ -8,8 +8,11 @@
 
 mod link;
 
-use crate::config::agent::{Agent as Config, CARRIERS_DEFAULT, CHECK_DEFAULT, Expose, Secret};
+use crate::config::agent::{Agent as Config, CARRIERS_DEFAULT, Secret};
 use crate::config::bridge::Engine as EngineConfig;
+use crate::config::check::CHECK_DEFAULT;
+use crate::config::expose::Expose;
+use crate::doors::backends::{self, Backends};
 use crate::machine::Signals;
 use crate::{Ending, Failure, cli, machine};
 use link::Link;
@@ -22,7 +25,6 @@ use ringspan_engine::target::{Target, Transition};
 use ringspan_engine::worker::Workers;
 use ringspan_tunnel::agent::{Agent, AgentEvent, AgentEvents, AgentHandle, AgentOptions};
 use ringspan_tunnel::fingerprint::Trust;
-use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::health_feed::BackendHealth;
 use ringspan_tunnel::hello::{Expose as Offer, Introduction, Refusal, RefusalCode, SessionId};
 use ringspan_tunnel::tls::ClientTls;
@@ -68,7 +70,7 @@ fn of_flags(args: &cli::Agent) -> Result<Config, Failure> {
     }
     let expose = |(service, address): &(String, std::net::SocketAddr)| Expose {
         service: service.clone(),
-        address: *address,
+        backend: (*address).into(),
         check: CHECK_DEFAULT,
     };
     Ok(Config {
@@ -101,6 +103,7 @@ pub(crate) struct AgentServer {
     link: Link,
     state_dir: PathBuf,
     exposes: Vec<Expose>,
+    backends: Backends,
     transitions: Vec<Transition>,
 }
 
@@ -126,7 +129,7 @@ impl AgentServer {
             },
             introduction,
             carriers: config.carriers,
-            backends: config.exposes.iter().map(|e| e.address.into()).collect(),
+            backends: config.exposes.iter().map(|e| backends::way(&e.backend)).collect(),
             dial_timeout: DIAL_TIMEOUT,
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
         };
@@ -152,8 +155,8 @@ impl AgentServer {
             "agent is up"
         );
         let Config { state_dir, exposes, .. } = config;
-        let transitions = Vec::new();
-        Ok(AgentServer { engine, feed, handle, events, bell, link, state_dir, exposes, transitions })
+        let (backends, transitions) = (Backends::new(handle.clone(), &exposes), Vec::new());
+        Ok(AgentServer { engine, feed, handle, events, bell, link, state_dir, exposes, backends, transitions })
     }
 
     /// Serves until the bridge refuses us for good, or a worker dies.
@@ -168,9 +171,12 @@ impl AgentServer {
             }
             tokio::select! {
                 () = self.bell.0.notified() => {}
-                _ = watch.tick() => if !self.engine.is_whole() {
-                    break Failure::Run("a worker has died; its panic stands above in the log".into());
-                },
+                _ = watch.tick() => {
+                    self.backends.tell();
+                    if !self.engine.is_whole() {
+                        break Failure::Run("a worker has died; its panic stands above in the log".into());
+                    }
+                }
             }
         };
         if let Some(resolver) = resolver {
@@ -188,9 +194,15 @@ impl AgentServer {
     async fn check_backends(&self) {
         let probes = self.engine.probes();
         for (key, expose) in self.exposes.iter().enumerate() {
+            let (Some(address), false) = (expose.backend.address(), matches!(expose.check.ask, Check::None)) else {
+                // Nobody asks it: it is as well as we are.
+                let up = BackendHealth { health: Health::Up, code: None, since: monotonic_now(), rtt_us: None };
+                self.handle.set_health(key as u16, up);
+                continue;
+            };
             let mut target = Target {
-                address: expose.address,
-                check: Check::Tcp(expose.check.mode),
+                address,
+                check: expose.check.ask.clone(),
                 policy: expose.check.policy.into(),
                 initial: Health::Unknown,
                 count: None,
@@ -260,12 +272,11 @@ impl AgentServer {
                         tracing::warn!(carrier, code = ?refusal.code, ?retry, why = %refusal, "refused: trying again");
                     }
                 }
-                // No backend of ours is reached that way.
-                AgentEvent::Ask { ask, .. } => self.handle.answer(ask, Err(Reason::UnknownBackend)),
+                AgentEvent::Ask { ask, backend, info } => self.backends.on_ask(ask, backend, info),
                 AgentEvent::DialFailed { backend, reason } => {
                     let expose = self.exposes.get(usize::from(backend));
-                    let (service, address) = expose.map(|e| (e.service.as_str(), e.address)).unzip();
-                    tracing::debug!(service, address = ?address, %reason, "a visitor's dial failed");
+                    let (service, address) = expose.map(|e| (e.service.as_str(), e.backend.to_string())).unzip();
+                    tracing::debug!(service, address, %reason, "a visitor's dial failed");
                 }
             }
         }
@@ -293,7 +304,7 @@ impl AgentServer {
 fn offer(expose: &Expose) -> Result<Offer, Failure> {
     let service = expose.service.clone().try_into();
     let service = service.map_err(|e| Failure::Usage(format!("[[expose]] service {:?}: {e}", expose.service)))?;
-    Ok(Offer { service, address: expose.address.to_string(), weight: 1 })
+    Ok(Offer { service, address: expose.backend.to_string(), weight: 1 })
 }
 
 fn log_transition(expose: &Expose, t: &Transition) {
@@ -303,7 +314,7 @@ fn log_transition(expose: &Expose, t: &Transition) {
         (_, Health::Up) => thresholds.rise.get(),
         (_, Health::Down | Health::Unknown) => thresholds.fall.get(),
     };
-    let (service, address, code) = (&expose.service, expose.address, t.code.as_str());
+    let (service, address, code) = (&expose.service, &expose.backend, t.code.as_str());
     let (after, last_us) = (format!("{} of {needed}", t.streak), t.rtt_ns / 1000);
     match t.to {
         Health::Up => tracing::info!(service, %address, after, last_us, "backend up {code}"),

@@ -1,6 +1,7 @@
 //! The tunnel's series of /metrics: the bridge's counters and gauges under their own names.
 //! Promise: as many series as there are counters and reasons, whatever agents and visitors do.
 
+use crate::doors::tally::Tally;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -13,11 +14,11 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Asked at each scrape.
-pub(super) fn of(handle: BridgeHandle) -> MoreSeries {
-    Arc::new(move |encoder| write(encoder, &handle.stats()))
+pub(super) fn of(handle: BridgeHandle, doors: Arc<Tally>) -> MoreSeries {
+    Arc::new(move |encoder| write(encoder, &handle.stats(), &doors))
 }
 
-fn write(mut encoder: DescriptorEncoder<'_>, stats: &Stats) -> fmt::Result {
+fn write(mut encoder: DescriptorEncoder<'_>, stats: &Stats, doors: &Tally) -> fmt::Result {
     let gauges = [
         ("tunnel_carriers", "Connections of agents that are up", stats.carriers_up),
         ("tunnel_handshakes_open", "Connections of agents in their handshake", stats.handshakes_open),
@@ -42,6 +43,10 @@ fn write(mut encoder: DescriptorEncoder<'_>, stats: &Stats) -> fmt::Result {
         ("tunnel_handshakes_failed", "Connections to the link port that never came up", stats.handshakes_failed),
     ];
     for (name, help, value) in counters {
+        let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(value).encode(family)?;
+    }
+    for (name, help, value) in doors.series() {
         let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         ConstCounter::new(value).encode(family)?;
     }

@@ -10,6 +10,8 @@ mod pump;
 mod sessions;
 
 use crate::config::bridge::Bridge as Config;
+use crate::config::doors::Door;
+use crate::doors::{self, Doors};
 use crate::http_server::HttpServer;
 use crate::keyring::Keyring;
 use crate::machine::Signals;
@@ -23,7 +25,7 @@ use ringspan_engine::kernel::Capabilities;
 use ringspan_engine::worker::Workers;
 use ringspan_registry::prober;
 use ringspan_registry::{Options as RegistryOptions, Registry, http};
-use ringspan_tunnel::bridge::{Bridge, BridgeError, BridgeHandle, BridgeOptions, Gate, Listener};
+use ringspan_tunnel::bridge::{Bridge, BridgeError, BridgeHandle, BridgeOptions, Listener};
 use ringspan_tunnel::identity::{AgentId, AgentName};
 use sessions::Sessions;
 use std::net::SocketAddr;
@@ -77,6 +79,7 @@ pub(crate) struct BridgeServer {
     engine: Arc<Mutex<Engine>>,
     capabilities: Capabilities,
     handle: BridgeHandle,
+    doors: Doors,
     registry: Registry,
     hall: Arc<Hall>,
     office: Arc<Office>,
@@ -115,6 +118,8 @@ impl BridgeServer {
         let planned = seats.into_iter().zip(residents.into_iter().map(|resident| vec![resident])).collect();
         let (engine, feed) =
             Engine::start_on(&engine_options, Arc::new(probe_bell.clone()), planned).map_err(|e| run(e.to_string()))?;
+        let mut doors = Doors::new(handle.clone());
+        doors.apply(&config.listeners)?;
         let (probes, capabilities) = (engine.probes(), engine.capabilities().clone());
         let engine = Arc::new(Mutex::new(engine));
 
@@ -140,7 +145,7 @@ impl BridgeServer {
             Arc::new(move || asked.lock().unwrap_or_else(PoisonError::into_inner).stats());
         let router = http::router(
             registry.clone(),
-            http::Options { probe_stats: Some(probe_stats), more: Some(metrics::of(handle.clone())) },
+            http::Options { probe_stats: Some(probe_stats), more: Some(metrics::of(handle.clone(), doors.tally())) },
         );
         let http = tokio::spawn(http_server.serve(router, stopping));
         let tasks = vec![
@@ -148,15 +153,27 @@ impl BridgeServer {
             tokio::spawn(prober::run(registry.clone(), (probes, feed), probe_bell, prober::policy_default())),
             tokio::spawn(admin.serve(office.clone())),
         ];
-        let server =
-            BridgeServer { engine, capabilities, handle, registry, hall, office, http_address, stop, http, tasks };
+        let server = BridgeServer {
+            engine,
+            capabilities,
+            handle,
+            doors,
+            registry,
+            hall,
+            office,
+            http_address,
+            stop,
+            http,
+            tasks,
+        };
         server.tell(config);
         Ok(server)
     }
 
     fn tell(&self, config: &Config) {
         let (link, data_dir) = (self.link_address(), config.data_dir.display());
-        for (name, address) in self.handle.addresses() {
+        let doors = self.doors.addresses().map(|(name, address)| (name.to_owned(), address));
+        for (name, address) in self.handle.addresses().into_iter().chain(doors) {
             let service = config.listeners.iter().find(|l| l.name == name).map(|l| l.service.as_str());
             tracing::info!(name, %address, service, "listener");
         }
@@ -214,6 +231,7 @@ impl BridgeServer {
     pub(crate) async fn stop(self) {
         tracing::info!("bridge stops");
         let _ = self.stop.send(true);
+        drop(self.doors);
         let _ = self.http.await;
         let (engine, registry, tasks) = (self.engine, self.registry, self.tasks);
         let _ = tokio::task::spawn_blocking(move || engine.lock().unwrap_or_else(PoisonError::into_inner).stop()).await;
@@ -231,11 +249,8 @@ fn bridge_options(
     tls: Option<ringspan_tunnel::tls::ServerTls>,
     software: &str,
 ) -> Result<BridgeOptions, Failure> {
-    let listeners = config.listeners.iter().map(|l| {
-        let service =
-            l.service.clone().try_into().map_err(|e| Failure::Usage(format!("listener {:?}: {e}", l.name)))?;
-        Ok(Listener { address: l.listen, gate: Arc::new(Gate { name: l.name.clone(), service }) })
-    });
+    let plain = config.listeners.iter().filter(|l| l.door == Door::Tcp);
+    let listeners = plain.map(|l| Ok(Listener { address: l.listen, gate: doors::gate(l)? }));
     Ok(BridgeOptions {
         link: config.link.listen,
         tls,
@@ -258,7 +273,7 @@ fn bind_error(error: &BridgeError) -> String {
     }
 }
 
-fn cannot_listen(key: &str, address: SocketAddr, error: &std::io::Error) -> String {
+pub(crate) fn cannot_listen(key: &str, address: SocketAddr, error: &std::io::Error) -> String {
     let remedy = match error.kind() {
         std::io::ErrorKind::AddrInUse => "stop the process that has it (ss -ltnp shows it), or take another port",
         std::io::ErrorKind::PermissionDenied => "a port above 1023, or CAP_NET_BIND_SERVICE for this program",

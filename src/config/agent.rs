@@ -1,17 +1,12 @@
 //! agent.toml: its keys, their ranges and defaults. The table for people is docs/configuration.md.
 
 use super::bridge::{Engine, RawEngine, check_engine};
-use super::{Document, Error, unit};
+use super::expose::{Expose, RawExpose, check_expose};
+use super::{Document, Error};
 use crate::cli::STATE_DIR_DEFAULT;
-use ringspan_engine::health::Thresholds;
-use ringspan_engine::io::Mode;
-use ringspan_engine::target::{INTERVAL_MAX, INTERVAL_MIN, Policy, TIMEOUT_MAX, TIMEOUT_MIN};
 use serde::Deserialize;
 use std::fmt;
-use std::net::SocketAddr;
-use std::num::NonZeroU8;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use toml::Spanned;
 
 /// Carriers a link may have: each is a TCP connection with buffers of its own; past a handful they only divide the
@@ -19,21 +14,6 @@ use toml::Spanned;
 pub(crate) const CARRIERS_MAX: u8 = 16;
 /// Carriers without a word in the file: one for bulk, one that stays free beside it.
 pub(crate) const CARRIERS_DEFAULT: u8 = 2;
-/// A backend's check without a word in the file. An agent sits beside its backends: it can ask often and expect an
-/// answer soon. A refused backend is out after 3 s, a black-holed one after 4.5 s.
-pub(crate) const CHECK_DEFAULT: Check = Check {
-    mode: Mode::HalfOpen,
-    policy: Policy {
-        interval: Duration::from_secs(1),
-        timeout: Duration::from_millis(500),
-        thresholds: Thresholds {
-            rise: NonZeroU8::new(2).expect("2 is not 0"),
-            fall: NonZeroU8::new(3).expect("3 is not 0"),
-        },
-        ..Policy::DEFAULT
-    },
-};
-
 /// An agent's configuration, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Agent {
@@ -61,26 +41,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// One backend.
-#[derive(Clone, Debug)]
-pub(crate) struct Expose {
-    /// The service it belongs to.
-    pub(crate) service: String,
-    /// Where the agent dials it.
-    pub(crate) address: SocketAddr,
-    /// How it is checked.
-    pub(crate) check: Check,
-}
-
-/// How a backend is checked.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Check {
-    /// How a probe ends.
-    pub(crate) mode: Mode,
-    /// How often, how long, how many.
-    pub(crate) policy: Policy,
-}
-
 impl Agent {
     /// Reads and checks a file. A token_file is read only if it is there: after enrolment nobody needs it.
     pub(crate) fn read(path: &Path) -> Result<Agent, Error> {
@@ -106,25 +66,6 @@ struct RawLink {
     carriers: Option<Spanned<i64>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawExpose {
-    service: Spanned<String>,
-    address: Spanned<String>,
-    check: Option<RawCheck>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawCheck {
-    r#type: Option<Spanned<String>>,
-    mode: Option<Spanned<String>>,
-    interval: Option<Spanned<String>>,
-    timeout: Option<Spanned<String>>,
-    rise: Option<Spanned<i64>>,
-    fall: Option<Spanned<i64>>,
-}
-
 /// Checks a whole document.
 pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
     let raw: Raw = doc.parse()?;
@@ -146,17 +87,8 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
         (agent.token, agent.token_file_missing) = token(doc, link)?;
     }
     for raw in &raw.expose {
-        let service = doc.value(&raw.service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;
-        let address = doc.value(&raw.address, unit::address, "\"127.0.0.1:8081\"")?;
-        if address.port() == 0 {
-            return Err(doc.wrong(raw.address.span(), "nothing can listen on port 0", "the backend's port"));
-        }
-        if agent.exposes.iter().any(|e| e.service == service && e.address == address) {
-            let problem = format!("service {service:?} has this backend already");
-            return Err(doc.wrong(raw.address.span(), problem, "another address, or remove one of the two"));
-        }
-        let check = raw.check.as_ref().map_or(Ok(CHECK_DEFAULT), |raw| check_check(doc, raw))?;
-        agent.exposes.push(Expose { service, address, check });
+        let expose = check_expose(doc, raw, &agent.exposes)?;
+        agent.exposes.push(expose);
     }
     if agent.exposes.is_empty() {
         let remedy = "add [[expose]] with service = \"web\" and address = \"127.0.0.1:8081\"";
@@ -186,40 +118,4 @@ fn token(doc: &Document, link: &RawLink) -> Result<(Option<Secret>, Option<PathB
         }
         (None, None) => Ok((None, None)),
     }
-}
-
-fn check_check(doc: &Document, raw: &RawCheck) -> Result<Check, Error> {
-    let mut check = CHECK_DEFAULT;
-    if let Some(kind) = &raw.r#type {
-        doc.value(kind, |t| if t == "tcp" { Ok(()) } else { Err("no such type of check".into()) }, "\"tcp\"")?;
-    }
-    if let Some(mode) = &raw.mode {
-        let read = |text: &str| match text {
-            "half-open" => Ok(Mode::HalfOpen),
-            "full" => Ok(Mode::Full),
-            "graceful" => Ok(Mode::Graceful),
-            _ => Err("no such mode".into()),
-        };
-        check.mode = doc.value(mode, read, "\"half-open\", \"full\" or \"graceful\"")?;
-    }
-    let policy = &mut check.policy;
-    if let Some(interval) = &raw.interval {
-        let read = |text: &str| unit::duration_within(text, INTERVAL_MIN, INTERVAL_MAX);
-        policy.interval = doc.value(interval, read, "\"100ms\" to \"1h\"")?;
-    }
-    if let Some(timeout) = &raw.timeout {
-        let read = |text: &str| unit::duration_within(text, TIMEOUT_MIN, TIMEOUT_MAX);
-        policy.timeout = doc.value(timeout, read, "\"1ms\" to \"60s\"")?;
-    }
-    let count = |raw: &Spanned<i64>| -> Result<NonZeroU8, Error> {
-        let n = doc.number(raw, 1..=255)?;
-        Ok(u8::try_from(n).ok().and_then(NonZeroU8::new).expect("n is from 1 to 255"))
-    };
-    if let Some(rise) = &raw.rise {
-        policy.thresholds.rise = count(rise)?;
-    }
-    if let Some(fall) = &raw.fall {
-        policy.thresholds.fall = count(fall)?;
-    }
-    Ok(check)
 }

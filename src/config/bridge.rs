@@ -1,5 +1,6 @@
 //! bridge.toml: its keys, their ranges and defaults. The table for people is docs/configuration.md.
 
+use super::doors::{Door, Keys, check_door};
 use super::{Document, Error, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
 use ringspan_tunnel::address::Address;
@@ -60,7 +61,7 @@ pub(crate) enum Tls {
 }
 
 /// Where visitors connect.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listener {
     /// For logs and metrics.
     pub(crate) name: String,
@@ -68,6 +69,8 @@ pub(crate) struct Listener {
     pub(crate) listen: SocketAddr,
     /// Whose backends get the visitors.
     pub(crate) service: String,
+    /// What it speaks.
+    pub(crate) door: Door,
 }
 
 /// Threads and kernel interface; the same section in both files.
@@ -146,6 +149,8 @@ struct RawListener {
     r#type: Spanned<String>,
     listen: Spanned<String>,
     service: Spanned<String>,
+    idle_timeout: Option<Spanned<String>>,
+    sessions_max: Option<Spanned<i64>>,
 }
 
 /// Checks a whole document.
@@ -159,14 +164,14 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
     let mut taken = Taken { doc, by: Vec::new() };
     if let Some(listen) = raw.http.and_then(|http| http.listen) {
         bridge.http_listen = doc.value(&listen, unit::address, "\"127.0.0.1:8848\"")?;
-        taken.take(bridge.http_listen, "[http] listen", Some(&listen))?;
+        taken.take(Transport::Tcp, bridge.http_listen, "[http] listen", Some(&listen))?;
     } else {
-        taken.take(bridge.http_listen, "[http] listen", None)?;
+        taken.take(Transport::Tcp, bridge.http_listen, "[http] listen", None)?;
     }
     if let Some(link) = raw.link {
         bridge.link = check_link(doc, &link, &mut taken)?;
     } else {
-        taken.take(bridge.link.listen, "[link] listen", None)?;
+        taken.take(Transport::Tcp, bridge.link.listen, "[link] listen", None)?;
     }
     bridge.engine = check_engine(doc, raw.engine.as_ref())?;
     let mut names = HashSet::new();
@@ -175,15 +180,13 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         if !names.insert(name.clone()) {
             return Err(doc.wrong(listener.name.span(), "another listener has this name", "a name of its own"));
         }
-        doc.value(
-            &listener.r#type,
-            |t| if t == "tcp" { Ok(()) } else { Err("no such type of listener".into()) },
-            "\"tcp\"",
-        )?;
+        let keys = Keys { idle_timeout: listener.idle_timeout.as_ref(), sessions_max: listener.sessions_max.as_ref() };
+        let door = check_door(doc, &listener.r#type, keys)?;
         let listen = doc.value(&listener.listen, unit::address, "\"0.0.0.0:8080\"")?;
-        taken.take(listen, &format!("listener {name:?}"), Some(&listener.listen))?;
+        let transport = if let Door::Udp(_) = door { Transport::Udp } else { Transport::Tcp };
+        taken.take(transport, listen, &format!("listener {name:?}"), Some(&listener.listen))?;
         let service = doc.value(&listener.service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;
-        bridge.listeners.push(Listener { name, listen, service });
+        bridge.listeners.push(Listener { name, listen, service, door });
     }
     Ok(bridge)
 }
@@ -213,7 +216,7 @@ fn check_link(doc: &Document, raw: &RawLink, taken: &mut Taken<'_>) -> Result<Li
     if let Some(listen) = &raw.listen {
         link.listen = doc.value(listen, unit::address, "\"0.0.0.0:8024\"")?;
     }
-    taken.take(link.listen, "[link] listen", raw.listen.as_ref())?;
+    taken.take(Transport::Tcp, link.listen, "[link] listen", raw.listen.as_ref())?;
     if let Some(public) = &raw.public {
         link.public = Some(doc.value(public, unit::host_port, "\"bridge.example.com:8024\"")?);
     }
@@ -263,16 +266,30 @@ fn check_link(doc: &Document, raw: &RawLink, taken: &mut Taken<'_>) -> Result<Li
 /// Which address is whose: two listeners on one address are a mistake that the kernel reports late and unclearly.
 struct Taken<'a> {
     doc: &'a Document,
-    by: Vec<(SocketAddr, String)>,
+    by: Vec<(Transport, SocketAddr, String)>,
+}
+
+/// TCP and UDP have their ports each for itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    Tcp,
+    Udp,
 }
 
 impl Taken<'_> {
-    fn take(&mut self, address: SocketAddr, by: &str, at: Option<&Spanned<String>>) -> Result<(), Error> {
-        if let Some((other, whose)) = self.by.iter().find(|(other, _)| collide(*other, address)) {
+    fn take(
+        &mut self,
+        transport: Transport,
+        address: SocketAddr,
+        by: &str,
+        at: Option<&Spanned<String>>,
+    ) -> Result<(), Error> {
+        let mut others = self.by.iter().filter(|(its, ..)| *its == transport);
+        if let Some((_, other, whose)) = others.find(|(_, other, _)| collide(*other, address)) {
             let span = at.map_or(0..0, Spanned::span);
             return Err(self.doc.wrong(span, format!("{whose} has this address already ({other})"), "another port"));
         }
-        self.by.push((address, by.to_owned()));
+        self.by.push((transport, address, by.to_owned()));
         Ok(())
     }
 }

@@ -7,6 +7,9 @@
 
 pub(crate) mod agent;
 pub(crate) mod bridge;
+pub(crate) mod check;
+pub(crate) mod doors;
+pub(crate) mod expose;
 mod place;
 pub(crate) mod probe;
 pub(crate) mod unit;

@@ -35,7 +35,7 @@ fn the_manual_is_right() {
     assert_eq!((b.listeners.len(), b.listeners[0].service.as_str()), (1, "web"));
     let a = agent::check(&Document::of("agent.toml", AGENT)).expect("the manual's agent.toml is good");
     assert_eq!((a.carriers, a.exposes.len()), (2, 1));
-    assert_eq!(a.exposes[0].check.policy, agent::CHECK_DEFAULT.policy);
+    assert_eq!(a.exposes[0].check.policy, check::CHECK_DEFAULT.policy);
     assert!(!format!("{a:?}").contains("\"t\""), "a token is never printed");
 }
 
@@ -91,7 +91,7 @@ fn bridge_errors() {
         (
             "type = \"tcp\"",
             "type = \"sctp\"",
-            "bridge.toml:9: [[listener]] type = \"sctp\": no such type of listener. Try: \"tcp\"",
+            "bridge.toml:9: [[listener]] type = \"sctp\": no such type of listener. Try: \"tcp\" or \"udp\"",
         ),
         (
             "name = \"web\"",
@@ -213,7 +213,7 @@ fn agent_errors() {
         (
             "type = \"tcp\"",
             "type = \"icmp\"",
-            "agent.toml:8: [[expose]] check.type = \"icmp\": no such type of check. Try: \"tcp\"",
+            "agent.toml:8: [[expose]] check.type = \"icmp\": no such type of check. Try: \"tcp\", \"http\", \"https\", \"tls\", \"mysql\", \"expect\", \"udp\" or \"none\"",
         ),
         ("carriers = 2", "carriers = 99", "agent.toml:4: [link] carriers = 99: above the maximum of 16. Try: 1 to 16"),
         (

@@ -12,14 +12,16 @@ mod visitors;
 
 use crate::agent_cmd::AgentServer;
 use crate::bridge_cmd::BridgeServer;
-use crate::config::agent::{Agent as AgentConfig, CARRIERS_DEFAULT, Check, Expose, Secret};
+use crate::config::agent::{Agent as AgentConfig, CARRIERS_DEFAULT, Secret};
 use crate::config::bridge::{Bridge as BridgeConfig, Engine as EngineConfig, Link, Listener, Tls};
+use crate::config::check::{CHECK_DEFAULT, Check};
+use crate::config::doors::Door;
+use crate::config::expose::Expose;
 use crate::machine::Signals;
 use crate::office::{Answer, Request};
 use crate::{Ending, Failure, cli, machine};
 use backend::Backend;
 use ringspan_engine::health::{Health, Thresholds};
-use ringspan_engine::io::Mode;
 use ringspan_engine::target::Policy;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -147,7 +149,12 @@ impl Demo {
             data_dir: folder.0.join("bridge"),
             http_listen: loopback,
             link: Link { listen: loopback, public: None, tls: Tls::Auto },
-            listeners: vec![Listener { name: SERVICE.into(), listen: loopback, service: SERVICE.into() }],
+            listeners: vec![Listener {
+                name: SERVICE.into(),
+                listen: loopback,
+                service: SERVICE.into(),
+                door: Door::Tcp,
+            }],
             engine: EngineConfig::default(),
         };
         let bridge = BridgeServer::start(&config)?;
@@ -179,8 +186,12 @@ impl Demo {
             Err(error) => return Err(Failure::Run(format!("no token: {error}"))),
         };
         let policy = Policy { interval: INTERVAL, timeout: INTERVAL, ..Policy::DEFAULT };
-        let check = Check { mode: Mode::HalfOpen, policy };
-        let expose = |backend: &Backend| Expose { service: SERVICE.into(), address: backend.address, check };
+        let check = Check { policy, ..CHECK_DEFAULT };
+        let expose = |backend: &Backend| Expose {
+            service: SERVICE.into(),
+            backend: backend.address.into(),
+            check: check.clone(),
+        };
         let mut agent = AgentServer::start(AgentConfig {
             token: Some(Secret(token)),
             token_file_missing: None,

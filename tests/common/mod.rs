@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the real binary as a child process, and waits that end with an event or a deadline.
 #![allow(dead_code, reason = "each test file uses its part of it")]
 
+pub(crate) mod doors;
 pub(crate) mod world;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -417,6 +417,22 @@ pub(crate) fn set_option<T: Copy>(fd: i32, level: i32, name: i32, value: T) -> i
     Ok(())
 }
 
+/// Lets the kernel cut what a UDP socket sends into fragments where the path needs it, whatever was said before
+/// (IP_MTU_DISCOVER and IPV6_MTU_DISCOVER = DONT, IPV6_DONTFRAG = 0; ip(7), RFC 3542).
+///
+/// # Errors
+/// None that a live UDP socket gives.
+pub fn let_fragment(socket: &impl AsRawFd) -> io::Result<()> {
+    let fd = socket.as_raw_fd();
+    let is_v6 = set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0i32).is_ok();
+    if is_v6 {
+        set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+    }
+    // On an IPv6 socket this is for IPv4 in its clothes, and a kernel may refuse it.
+    set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
+        .or_else(|e| if is_v6 { Ok(()) } else { Err(e) })
+}
+
 pub(crate) fn take_error(fd: i32) -> io::Result<i32> {
     let (mut errno, mut len) = (0i32, mem::size_of::<i32>() as libc::socklen_t);
     // SAFETY: pointer and length describe `errno`, which outlives the call.

@@ -1,0 +1,45 @@
+//! What the doors count, for /metrics and for a line in the log when something is lost.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! tally {
+    ($($name:ident $series:literal $help:literal)*) => {
+        /// Counters of all doors of one kind of program. Relaxed: each is a number of its own.
+        #[derive(Debug, Default)]
+        pub(crate) struct Tally { $(#[doc = $help] pub(crate) $name: Count),* }
+
+        impl Tally {
+            /// Name, help and value of each.
+            pub(crate) fn series(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$(($series, $help, self.$name.get())),*]
+            }
+        }
+    };
+}
+
+tally! {
+    sessions "udp_sessions_opened" "Conversations of UDP visitors that began"
+    sessions_refused "udp_sessions_refused" "Datagrams dropped because there were as many conversations as may be"
+    datagrams_in "udp_received_datagrams" "Datagrams received from UDP visitors"
+    datagrams_out "udp_sent_datagrams" "Datagrams sent to UDP visitors"
+    datagrams_full "udp_dropped_datagrams" "Datagrams dropped because their conversation had too many bytes waiting"
+    datagrams_lost "udp_unsent_datagrams" "Datagrams that the kernel did not send: too large for the path, or no route"
+    proxied "proxy_granted" "Requests to socks5 and connect listeners that reached their target"
+    proxy_refused "proxy_refused" "Requests to socks5 and connect listeners that were refused or failed"
+}
+
+/// One counter.
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    /// Counts.
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// How many so far.
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
