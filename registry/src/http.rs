@@ -6,9 +6,12 @@
 
 mod api;
 mod checkers;
+mod envelope;
 mod metrics;
 mod nacos;
 mod nacos_admin;
+mod nacos_catalog;
+mod nacos_v2;
 mod params;
 #[cfg(test)]
 mod tests;
@@ -61,6 +64,8 @@ pub fn router(registry: Registry, options: Options) -> Router {
     Router::new()
         .merge(nacos::routes())
         .merge(nacos_admin::routes())
+        .merge(nacos_catalog::routes())
+        .merge(nacos_v2::routes())
         .merge(api::routes())
         .route("/metrics", axum::routing::get(metrics::scrape))
         .fallback(no_such_path)
@@ -72,33 +77,54 @@ pub fn router(registry: Registry, options: Options) -> Router {
         .with_state(app)
 }
 
-/// An answer other than "done": a status and a sentence, as text, which is what Nacos' clients log.
+/// An answer other than "done": a status and a sentence. v1 says the sentence alone, as text, which is what Nacos' clients
+/// log; v2 and v3 put it into an [`envelope`] with a code.
 #[derive(Debug)]
-struct Sorry(StatusCode, String);
+struct Sorry {
+    status: StatusCode,
+    code: u32,
+    text: String,
+}
+
+impl Sorry {
+    fn new(status: StatusCode, text: impl Into<String>) -> Sorry {
+        Sorry { status, code: envelope::code_of(status), text: text.into() }
+    }
+
+    fn with_code(self, code: u32) -> Sorry {
+        Sorry { code, ..self }
+    }
+}
 
 impl IntoResponse for Sorry {
     fn into_response(self) -> Response {
-        (self.0, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], self.1).into_response()
+        (self.status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], self.text).into_response()
     }
 }
 
 impl From<Refusal> for Sorry {
     fn from(refusal: Refusal) -> Sorry {
-        let status = match &refusal {
-            Refusal::Invalid(_)
-            | Refusal::Kind { .. }
-            | Refusal::WrongKind { .. }
-            | Refusal::NoService { .. }
-            | Refusal::ServiceExists { .. }
-            | Refusal::NotEmpty { .. }
-            | Refusal::StillChecked { .. } => StatusCode::BAD_REQUEST,
-            Refusal::NoInstance { .. } => StatusCode::NOT_FOUND,
-            Refusal::OfAgent { .. } | Refusal::StaleSession { .. } => StatusCode::CONFLICT,
-            Refusal::TooMany { .. } => StatusCode::INSUFFICIENT_STORAGE,
-            Refusal::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Refusal::Busy { .. } | Refusal::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+        use envelope::code;
+        let text = refusal.to_string();
+        let bad = |code| (StatusCode::BAD_REQUEST, code);
+        let (status, code) = match &refusal {
+            Refusal::Invalid(invalid) => bad(match invalid.param {
+                "serviceName" => code::SERVICE_NAME,
+                "weight" => code::WEIGHT,
+                _ => code::PARAMETER_VALIDATE,
+            }),
+            Refusal::Kind { .. } | Refusal::WrongKind { .. } => bad(code::INSTANCE),
+            Refusal::NoService { .. } => bad(code::SERVICE_NOT_FOUND),
+            Refusal::ServiceExists { .. } => bad(code::SERVICE_EXISTS),
+            Refusal::NotEmpty { .. } => bad(code::SERVICE_DELETE),
+            Refusal::StillChecked { .. } => bad(code::CHECK_STILL_RUNNING),
+            Refusal::NoInstance { .. } => (StatusCode::NOT_FOUND, code::INSTANCE_NOT_FOUND),
+            Refusal::OfAgent { .. } | Refusal::StaleSession { .. } => (StatusCode::CONFLICT, code::RESOURCE_CONFLICT),
+            Refusal::TooMany { .. } => (StatusCode::INSUFFICIENT_STORAGE, code::SERVER),
+            Refusal::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, code::SERVER),
+            Refusal::Busy { .. } | Refusal::Stopped => (StatusCode::SERVICE_UNAVAILABLE, code::SERVER),
         };
-        Sorry(status, refusal.to_string())
+        Sorry { status, code, text }
     }
 }
 
@@ -111,23 +137,22 @@ impl From<crate::model::Invalid> for Sorry {
 async fn no_such_path(uri: Uri) -> Sorry {
     let path = uri.path();
     let nacos = |what: &str| {
-        let text =
-            format!("{what} is not served here; ringspan speaks Nacos' HTTP v1 naming API. See docs/registry.md");
-        Sorry(StatusCode::NOT_IMPLEMENTED, text)
+        let text = format!("{what} is not served here; ringspan speaks Nacos' naming API. See docs/registry.md");
+        Sorry::new(StatusCode::NOT_IMPLEMENTED, text)
     };
     match path {
-        _ if path.starts_with("/nacos/v1/cs") => nacos("Nacos' configuration management"),
+        _ if path.starts_with("/nacos/") && path.split('/').any(|part| part == "cs") => {
+            nacos("Nacos' configuration management")
+        }
         _ if path.starts_with("/nacos/v1/auth") => {
             nacos("login (there are no accounts yet: connect without a user name)")
         }
-        _ if path.starts_with("/nacos/v2") => nacos("Nacos' HTTP v2 API"),
-        _ if path.starts_with("/nacos/v3") => nacos("Nacos' HTTP v3 API"),
-        _ => Sorry(StatusCode::NOT_FOUND, format!("no such path: {path}. See docs/registry.md")),
+        _ => Sorry::new(StatusCode::NOT_FOUND, format!("no such path: {path}. See docs/registry.md")),
     }
 }
 
 async fn no_such_method(method: Method, uri: Uri) -> Sorry {
-    Sorry(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
+    Sorry::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
 }
 
 /// Refuses a change that a page of some other site asks a visitor's browser for. Such a request carries an `Origin` that
@@ -135,7 +160,7 @@ async fn no_such_method(method: Method, uri: Uri) -> Sorry {
 async fn guard(request: Request, next: Next) -> Response {
     if request.method() != Method::GET && is_foreign(request.headers()) {
         let text = "requests that another site's page makes are refused".to_owned();
-        return Sorry(StatusCode::FORBIDDEN, text).into_response();
+        return Sorry::new(StatusCode::FORBIDDEN, text).into_response();
     }
     next.run(request).await
 }
@@ -155,7 +180,7 @@ async fn limit_time(request: Request, next: Next) -> Response {
                 "no answer within {} s; whether it was done is not known, look before you repeat it",
                 REQUEST_TIME_MAX.as_secs()
             );
-            Sorry(StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+            Sorry::new(StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
     }
 }

@@ -115,7 +115,7 @@ async fn service(
 ) -> Result<Json<Detail>, Sorry> {
     let key = ServiceKey::new(&namespace, &group, &name)?;
     let Some(view) = app.registry.snapshot().service(&key) else {
-        return Err(Sorry(StatusCode::NOT_FOUND, Refusal::NoService { service: key }.to_string()));
+        return Err(Sorry::new(StatusCode::NOT_FOUND, Refusal::NoService { service: key }.to_string()));
     };
     let seen = |i: &InstanceView| {
         let (record, health) = (&i.record, i.health());

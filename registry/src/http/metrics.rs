@@ -71,8 +71,8 @@ pub(super) async fn scrape(State(app): State<App>) -> Response {
             let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, content_type)], body).into_response()
         }
-        Ok(Err(e)) => Sorry(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {e}")).into_response(),
-        Err(e) => Sorry(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {e}")).into_response(),
+        Ok(Err(e)) => Sorry::new(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {e}")).into_response(),
+        Err(e) => Sorry::new(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics: {e}")).into_response(),
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/nacos/v1/ns/instance/beat", put(beat))
 }
 
-async fn register(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+pub(super) async fn register(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
     let instance = Instance {
         weight: params.parse("weight", "a number")?.unwrap_or(WEIGHT_DEFAULT),
         enabled: params.flag("enabled")?.or(params.flag("enable")?).unwrap_or(true),
@@ -34,14 +34,14 @@ async fn register(State(app): State<App>, params: Params) -> Result<&'static str
     Ok("ok")
 }
 
-async fn deregister(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+pub(super) async fn deregister(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
     let (service, id, ephemeral) = (params.service()?, params.instance()?, params.flag("ephemeral")?);
     app.registry.submit(Command::Deregister { service, id, ephemeral }).await?;
     Ok("ok")
 }
 
 /// PUT and PATCH alike change what is named and leave the rest.
-async fn update(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+pub(super) async fn update(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
     let patch = Patch {
         weight: params.parse("weight", "a number")?,
         enabled: params.flag("enabled")?.or(params.flag("enable")?),
@@ -53,7 +53,7 @@ async fn update(State(app): State<App>, params: Params) -> Result<&'static str, 
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Detail {
+pub(super) struct Detail {
     service: String,
     ip: String,
     port: u16,
@@ -66,7 +66,7 @@ struct Detail {
     metadata: BTreeMap<String, String>,
 }
 
-async fn detail(State(app): State<App>, params: Params) -> Result<Json<Detail>, Sorry> {
+pub(super) async fn detail(State(app): State<App>, params: Params) -> Result<Json<Detail>, Sorry> {
     let (service, id) = (params.service()?, params.instance()?);
     let view = app.registry.snapshot().service(&service);
     let Some(instance) = view.as_ref().and_then(|v| v.instance(&id)) else {
@@ -88,7 +88,7 @@ async fn detail(State(app): State<App>, params: Params) -> Result<Json<Detail>, 
 }
 
 /// A service that is not there has no instances; clients subscribe before servers register.
-async fn list(State(app): State<App>, params: Params) -> Result<Json<ServiceInfo>, Sorry> {
+pub(super) async fn list(State(app): State<App>, params: Params) -> Result<Json<ServiceInfo>, Sorry> {
     let service = params.service()?;
     let clusters = params.text("clusters").unwrap_or_default();
     let healthy_only = params.flag("healthyOnly")?.unwrap_or(false);
@@ -112,7 +112,7 @@ struct BeatBody {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct BeatAnswer {
+pub(super) struct BeatAnswer {
     client_beat_interval: u64,
     code: u32,
     light_beat_enabled: bool,
@@ -124,7 +124,7 @@ const BEAT_OK: u32 = 10_200;
 const BEAT_UNKNOWN: u32 = 20_404;
 
 /// A beat with a body registers an instance that is not there; a light one (names only) is told to register.
-async fn beat(State(app): State<App>, params: Params) -> Result<Json<BeatAnswer>, Sorry> {
+pub(super) async fn beat(State(app): State<App>, params: Params) -> Result<Json<BeatAnswer>, Sorry> {
     let full = params.text("beat").map(|text| full_beat(&params, text)).transpose()?;
     let (service, id) = match &full {
         Some((service, instance)) => (service.clone(), instance.id.clone()),
@@ -154,8 +154,9 @@ async fn beat(State(app): State<App>, params: Params) -> Result<Json<BeatAnswer>
 }
 
 fn full_beat(params: &Params, text: &str) -> Result<(ServiceKey, Instance), Sorry> {
-    let body: BeatBody = serde_json::from_str(text)
-        .map_err(|e| Sorry(StatusCode::BAD_REQUEST, format!("Param 'beat' is illegal, it is no beat in JSON: {e}.")))?;
+    let body: BeatBody = serde_json::from_str(text).map_err(|e| {
+        Sorry::new(StatusCode::BAD_REQUEST, format!("Param 'beat' is illegal, it is no beat in JSON: {e}."))
+    })?;
     let service = match (params.text("serviceName"), &body.service_name) {
         (None, Some(name)) => ServiceKey::new(params.namespace(), params.text("groupName").unwrap_or_default(), name)?,
         _ => params.service()?,

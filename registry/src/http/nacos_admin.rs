@@ -1,5 +1,6 @@
 //! Nacos v1, what operators and consoles call: services, clusters, health by hand, the server's own state.
 
+use super::envelope::code;
 use super::params::Params;
 use super::{App, Sorry, checkers};
 use crate::model::{Cluster, GROUP_DEFAULT, Invalid, Metadata, NAMESPACE_DEFAULT, Name, cluster_name};
@@ -36,7 +37,7 @@ async fn ok() -> &'static str {
     "OK"
 }
 
-async fn service_list(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
+pub(super) async fn service_list(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
     let page_no: usize = params.parse("pageNo", "a number from 1")?.unwrap_or(1);
     let page_len = params.parse("pageSize", "a number from 1")?.unwrap_or(20).min(PAGE_LEN_MAX);
     if page_no == 0 || page_len == 0 {
@@ -55,7 +56,7 @@ async fn service(State(app): State<App>, params: Params) -> Result<Json<Value>, 
     let key = params.service()?;
     let Some(view) = app.registry.snapshot().service(&key) else {
         let refusal = crate::table::Refusal::NoService { service: key };
-        return Err(Sorry(StatusCode::NOT_FOUND, refusal.to_string()));
+        return Err(Sorry::new(StatusCode::NOT_FOUND, refusal.to_string()));
     };
     Ok(Json(json!({
         "namespaceId": &**key.namespace(),
@@ -68,7 +69,7 @@ async fn service(State(app): State<App>, params: Params) -> Result<Json<Value>, 
     })))
 }
 
-fn clusters(view: &ServiceView) -> Vec<Value> {
+pub(super) fn clusters(view: &ServiceView) -> Vec<Value> {
     let configured = view.meta.iter().flat_map(|m| m.clusters.keys());
     let names: BTreeSet<_> = view.instances.iter().map(|i| i.record.id.cluster()).chain(configured).collect();
     let of = |name: &Name| view.meta.as_ref().and_then(|m| m.clusters.get(name)).cloned().unwrap_or_default();
@@ -79,11 +80,11 @@ fn clusters(view: &ServiceView) -> Vec<Value> {
     names.into_iter().map(show).collect()
 }
 
-async fn create_service(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+pub(super) async fn create_service(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
     put_service(app, params, true).await
 }
 
-async fn update_service(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+pub(super) async fn update_service(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
     put_service(app, params, false).await
 }
 
@@ -92,7 +93,7 @@ async fn put_service(app: App, params: Params, create: bool) -> Result<&'static 
         let kind = serde_json::from_str::<Value>(selector).ok().and_then(|v| v["type"].as_str().map(str::to_owned));
         if kind.is_none_or(|k| !k.eq_ignore_ascii_case("none")) {
             let text = format!("selector {selector} is not served; only {{\"type\":\"none\"}} is");
-            return Err(Sorry(StatusCode::NOT_IMPLEMENTED, text));
+            return Err(Sorry::new(StatusCode::NOT_IMPLEMENTED, text));
         }
     }
     let command = Command::PutService {
@@ -105,12 +106,12 @@ async fn put_service(app: App, params: Params, create: bool) -> Result<&'static 
     Ok("ok")
 }
 
-async fn delete_service(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+pub(super) async fn delete_service(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
     app.registry.submit(Command::DeleteService { service: params.service()? }).await?;
     Ok("ok")
 }
 
-async fn put_cluster(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+pub(super) async fn put_cluster(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
     params.required("clusterName")?;
     let checker = checkers::read(&params)?;
     let settings = Cluster { checker, metadata: params.metadata("metadata")?.unwrap_or_default() };
@@ -119,9 +120,11 @@ async fn put_cluster(State(app): State<App>, params: Params) -> Result<&'static 
     Ok("ok")
 }
 
-async fn set_health(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+pub(super) async fn set_health(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
     let Some(healthy) = params.flag("healthy")?.or(params.flag("valid")?) else {
-        return Err(Sorry(StatusCode::BAD_REQUEST, "Param 'healthy' is required.".into()));
+        return Err(
+            Sorry::new(StatusCode::BAD_REQUEST, "Param 'healthy' is required.").with_code(code::HEALTHY_MISSING)
+        );
     };
     let command = Command::SetHealth { service: params.service()?, id: params.instance()?, healthy };
     app.registry.submit(command).await?;
@@ -133,11 +136,11 @@ async fn server_health() -> Json<Value> {
 }
 
 /// The checkers that are served.
-async fn all_checkers() -> Json<Value> {
+pub(super) async fn all_checkers() -> Json<Value> {
     Json(checkers::kinds())
 }
 
-async fn operator_metrics(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
+pub(super) async fn operator_metrics(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
     if params.flag("onlyStatus")?.unwrap_or(true) {
         return Ok(Json(json!({ "status": "UP" })));
     }
@@ -145,7 +148,7 @@ async fn operator_metrics(State(app): State<App>, params: Params) -> Result<Json
     Ok(Json(json!({ "status": "UP", "serviceCount": services, "instanceCount": instances })))
 }
 
-async fn server_state() -> Json<Value> {
+pub(super) async fn server_state() -> Json<Value> {
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "standalone_mode": "standalone",

@@ -1,6 +1,7 @@
 //! Parameters as Nacos takes them: from the query or from a form body, for every verb; the query wins.
 //! Promise: what a handler gets is of its type and within the model's limits, or the request is answered with 400.
 
+use super::envelope::code;
 use super::{App, Sorry};
 use crate::model::{CLUSTER_DEFAULT, InstanceId, Invalid, Metadata, ServiceKey};
 use axum::body::Bytes;
@@ -20,7 +21,7 @@ impl FromRequest<App> for Params {
         // A body without a type is taken for a form: some clients send none with PUT and DELETE.
         let is_form = content_type.is_none_or(|t| t.starts_with("application/x-www-form-urlencoded"));
         let body = Bytes::from_request(request, app).await;
-        let body = body.map_err(|e| Sorry(e.status(), format!("the body cannot be read: {}", e.body_text())))?;
+        let body = body.map_err(|e| Sorry::new(e.status(), format!("the body cannot be read: {}", e.body_text())))?;
         let mut params = parse(query.as_bytes())?;
         if is_form {
             params.extend(parse(&body)?);
@@ -33,7 +34,7 @@ impl FromRequest<App> for Params {
 
 fn parse(bytes: &[u8]) -> Result<Vec<(String, String)>, Sorry> {
     serde_urlencoded::from_bytes(bytes)
-        .map_err(|e| Sorry(StatusCode::BAD_REQUEST, format!("the parameters cannot be read: {e}")))
+        .map_err(|e| Sorry::new(StatusCode::BAD_REQUEST, format!("the parameters cannot be read: {e}")))
 }
 
 impl Params {
@@ -44,7 +45,10 @@ impl Params {
 
     /// A parameter that must be there.
     pub(super) fn required(&self, name: &'static str) -> Result<&str, Sorry> {
-        self.text(name).ok_or_else(|| Sorry(StatusCode::BAD_REQUEST, format!("Param '{name}' is required.")))
+        self.text(name).ok_or_else(|| {
+            Sorry::new(StatusCode::BAD_REQUEST, format!("Param '{name}' is required."))
+                .with_code(code::PARAMETER_MISSING)
+        })
     }
 
     /// A number, or whatever else parses.

@@ -1,5 +1,7 @@
 //! The API as its clients meet it: requests to the router, no socket.
 
+mod v2;
+
 use super::*;
 use crate::health::{Health, Reason};
 use crate::model::{InstanceId, ServiceKey};
@@ -158,8 +160,9 @@ async fn bad_requests_are_told_why() {
         ("GET /nacos/v1/ns/service?serviceName=web".into(), 404, "service not found"),
         ("GET /nacos/v1/cs/configs?dataId=x".into(), 501, "configuration"),
         ("POST /nacos/v1/auth/login?username=u&password=p".into(), 501, "without a user name"),
-        ("GET /nacos/v2/ns/instance/list".into(), 501, "v2"),
-        ("GET /nacos/v3/client/ns/instance/list".into(), 501, "v3"),
+        ("GET /nacos/v2/cs/config".into(), 501, "configuration"),
+        ("GET /nacos/v3/client/cs/config".into(), 501, "configuration"),
+        ("GET /nacos/v2/ns/instance/list".into(), 400, "10000"),
         ("GET /nacos/v1/ns/nothing".into(), 404, "no such path"),
         ("GET /".into(), 404, "no such path"),
         (format!("OPTIONS {INSTANCE}"), 405, "does not take OPTIONS"),

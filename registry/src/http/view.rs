@@ -63,7 +63,7 @@ pub(super) fn instance_id(service: &ServiceKey, record: &Instance) -> String {
     format!("{}#{}#{}#{}", record.id.host(), record.id.port(), record.id.cluster(), service.grouped())
 }
 
-fn host(service: &ServiceKey, record: &Instance, healthy: bool) -> Host {
+pub(super) fn host(service: &ServiceKey, record: &Instance, healthy: bool) -> Host {
     let times = BeatTimes::of(&record.metadata);
     let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     Host {
