@@ -655,4 +655,6 @@ fn fresh<K>(owner: Option<K>, window_bytes: u32) -> Stream<K> {
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

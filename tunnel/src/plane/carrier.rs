@@ -13,13 +13,19 @@ use std::time::Duration;
 
 /// A carrier's socket holds unsent about what it sends in this time: a small stream waits that long for what was handed
 /// to the kernel before it, and a worker that is busy elsewhere for that long does not let the link run dry.
-const NOTSENT_TIME: Duration = Duration::from_millis(5);
+const NOTSENT_TIME: Duration = Duration::from_millis(3);
 /// At least this: 26 ms at 10 Mbit/s.
 const NOTSENT_MIN: u32 = 32 << 10;
 /// At most this: beyond it bulk on loopback gains nothing.
 const NOTSENT_MAX: u32 = 512 << 10;
 /// A carrier that moved more than this in a second is busy.
 const BUSY_BYTES: u64 = 256 << 10;
+
+/// What a carrier that sends so many bytes a second may hold unsent, and how long its frames may be.
+pub(crate) fn unsent_bytes(per_second: u64) -> u32 {
+    let bytes = per_second.saturating_mul(NOTSENT_TIME.as_millis() as u64) / 1000;
+    bytes.clamp(NOTSENT_MIN.into(), NOTSENT_MAX.into()) as u32
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -147,7 +153,7 @@ impl Carrier {
     pub(super) fn on_second(&mut self) -> bool {
         let (sent, received) = self.mux.take_traffic();
         self.bytes_last = sent + received;
-        let want = (sent * NOTSENT_TIME.as_millis() as u64 / 1000).clamp(NOTSENT_MIN.into(), NOTSENT_MAX.into()) as u32;
+        let want = unsent_bytes(sent);
         // Only for a change that matters, and an idle carrier keeps what it had: bulk often comes back.
         if sent > BUSY_BYTES && want.abs_diff(self.notsent) > self.notsent / 4 {
             self.notsent = want;

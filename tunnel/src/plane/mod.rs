@@ -16,6 +16,8 @@ mod streams;
 mod tx;
 
 pub(crate) use carrier::Carrier;
+#[cfg(test)]
+pub(crate) use carrier::unsent_bytes;
 use carrier::{Lost, Phase};
 use endpoint::{Endpoint, Stage, dial_reason};
 use pipes::Pipes;
