@@ -166,6 +166,7 @@ impl Sessions {
             for (index, (expose, health)) in session.exposes.iter().zip(&session.health).enumerate() {
                 services.entry(expose.service.as_str()).or_default().push(Backend {
                     agent: *agent,
+                    session: session.generation,
                     index: u16::try_from(index).expect("an agent exposes at most 256 backends"),
                     health: *health,
                     weight: expose.weight,

@@ -24,6 +24,8 @@ const SCHEDULE_MAX: usize = 1 << 15;
 pub struct Backend {
     /// Which agent dials it.
     pub agent: AgentId,
+    /// Which session of the agent has the list that `index` is a place in: the generation of its welcome.
+    pub session: u64,
     /// Its place in the agent's list of exposed backends.
     pub index: u16,
     /// What is known of it.
@@ -193,7 +195,7 @@ mod tests {
     }
 
     fn backend(index: u16, health: Health, weight: u8) -> Backend {
-        Backend { agent: agent((index % 4) as u8), index, health, weight }
+        Backend { agent: agent((index % 4) as u8), session: 1, index, health, weight }
     }
 
     fn picks(routes: &Routes, n: usize) -> Vec<u16> {

@@ -145,6 +145,7 @@ struct Shared {
     health: Mutex<BTreeMap<u16, BackendHealth>>,
     fresh: AtomicBool,
     leaving: AtomicBool,
+    retiring: AtomicBool,
 }
 
 /// An agent that is not running yet: give the residents to the workers, one per seat in order.
@@ -171,6 +172,7 @@ impl Agent {
             health: Mutex::default(),
             fresh: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            retiring: AtomicBool::new(false),
         });
         let options = Arc::new(options);
         let residents = boxes
@@ -198,8 +200,21 @@ pub struct AgentHandle {
 impl AgentHandle {
     /// Takes no new visitors: the bridge is told, and ends each link with its last stream (an [`AgentEvent::Down`]
     /// each). Over when [`Stats::carriers_up`] and [`Stats::streams_open`] are 0, or the caller has waited enough.
+    /// Its residents are [`Done`](ringspan_engine::resident::Next::Done) then.
     pub fn drain(&self) {
         self.shared.leaving.store(true, Ordering::Release);
+        self.wake_all();
+    }
+
+    /// Makes no new connections, and lets go of those that the bridge drains: for a session that a newer one of the
+    /// same agent takes the place of, which the bridge knows best when to do. It is over as after
+    /// [`drain`](AgentHandle::drain).
+    pub fn retire(&self) {
+        self.shared.retiring.store(true, Ordering::Release);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
         for wake in &*self.wakes {
             wake.wake();
         }

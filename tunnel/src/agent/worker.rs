@@ -356,6 +356,14 @@ impl AgentWorker {
     }
 }
 
+impl AgentWorker {
+    /// Nothing is left that could have an event.
+    fn is_over(&self) -> bool {
+        let dialing = self.lines.iter().any(|line| matches!(line.state, State::Dialing { .. }));
+        !dialing && self.plane.is_empty()
+    }
+}
+
 impl Resident for AgentWorker {
     fn on_start(&mut self, cx: &mut Cx<'_>) {
         if self.own.index == 0 {
@@ -378,15 +386,17 @@ impl Resident for AgentWorker {
         if self.shared.leaving.load(Ordering::Acquire) {
             self.leave(cx);
         }
-        let due = if self.stopping || self.leaving { None } else { self.dial_due(cx) };
+        let going = self.leaving || self.shared.retiring.load(Ordering::Acquire);
+        let due = if self.stopping || going { None } else { self.dial_due(cx) };
         let busy = self.plane.turn(cx);
         let busy = self.on_events(cx) || busy;
         self.run_feed(cx);
         if busy || self.plane.has_work() {
             Next::Now
+        } else if (self.stopping || going) && self.is_over() {
+            Next::Done
         } else if self.stopping {
-            let dialing = self.lines.iter().any(|line| matches!(line.state, State::Dialing { .. }));
-            if !dialing && self.plane.is_empty() { Next::Done } else { Next::Event }
+            Next::Event
         } else {
             let tick = self.plane.tick_at();
             Next::At(due.map_or(tick, |due| due.min(tick)))

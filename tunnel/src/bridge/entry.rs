@@ -1,8 +1,8 @@
 //! Who comes to the bridge, and through what: gates, visitors on their way, and connections that the control plane brings.
 
+use super::directory::SessionKey;
 use crate::frame::Reason;
 use crate::hello::ServiceName;
-use crate::identity::AgentId;
 use crate::mux::OpenInfo;
 use crate::plane::Arrival;
 use ringspan_engine::kernel::Socket;
@@ -44,12 +44,14 @@ pub(super) struct Visitor {
     pub(super) gate: Arc<Gate>,
     pub(super) arrival: Arrival,
     pub(super) on_placed: Option<OnPlaced>,
+    /// How often a worker to which it was handed had lost the carrier.
+    pub(super) hops: u8,
 }
 
 impl Visitor {
     /// One that a listener accepted.
     pub(super) fn accepted(socket: Socket, gate: Arc<Gate>) -> Visitor {
-        Visitor { socket, gate, arrival: Arrival::default(), on_placed: None }
+        Visitor { socket, gate, arrival: Arrival::default(), on_placed: None, hops: 0 }
     }
 }
 
@@ -57,13 +59,13 @@ impl From<Entry> for Visitor {
     fn from(entry: Entry) -> Visitor {
         let Entry { socket, gate, visitor, prefix, target, on_placed } = entry;
         let info = OpenInfo { visitor: target.as_ref().and(visitor), target };
-        Visitor { socket, gate, arrival: Arrival { prefix, info, tell: on_placed.is_some() }, on_placed }
+        Visitor { socket, gate, arrival: Arrival { prefix, info, tell: on_placed.is_some() }, on_placed, hops: 0 }
     }
 }
 
 /// A visitor for a backend, on its way to a worker that has a carrier of the agent.
 pub(super) struct Handed {
     pub(super) visitor: Visitor,
-    pub(super) agent: AgentId,
+    pub(super) session: SessionKey,
     pub(super) backend: u16,
 }

@@ -42,11 +42,11 @@ use ringspan_engine::resident::Resident;
 use ringspan_engine::time::Instant;
 use ringspan_engine::worker::Seat;
 use roster::{Order, Roster};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Connections the kernel queues for us while a worker is in the middle of a turn; net.core.somaxconn caps it.
@@ -135,7 +135,9 @@ pub enum BridgeEvent {
         /// Who it says it is, and what it offers.
         applicant: Box<Applicant>,
     },
-    /// The first carrier of an agent's session is up: its backends are in reach, with health unknown.
+    /// The first carrier of an agent's session is up: its backends are in reach, with health unknown. If an older
+    /// session of the agent is there, it comes only when the new one has said how its backends are, and the
+    /// [`Health`](BridgeEvent::Health) right behind it: set routes for both at once, and visitors see no gap.
     AgentUp {
         /// Who.
         agent: AgentId,
@@ -269,6 +271,8 @@ struct Shared {
     turn: AtomicUsize,
     stats: Vec<Arc<WorkerStats>>,
     budget: Arc<Budget>,
+    /// Sessions of these agents below these numbers drain as soon as there are routes for the newer ones.
+    replaced: Mutex<HashMap<AgentId, u64>>,
     ears: Ears,
     /// By worker.
     steps: Vec<Steps>,
@@ -320,6 +324,7 @@ impl Bridge {
             turn: AtomicUsize::new(0),
             stats: seats.iter().map(|_| Arc::default()).collect(),
             budget: Arc::new(Budget::new(options.memory)),
+            replaced: Mutex::default(),
             ears,
             steps: seats.iter().map(|_| Steps::default()).collect(),
         });
@@ -348,8 +353,15 @@ impl BridgeHandle {
     }
 
     /// Where visitors go from now on.
+    ///
+    /// After an [`BridgeEvent::AgentUp`] of an agent that was there already, this is also the word for its older
+    /// sessions to drain: no visitor is sent to the new one before its routes are known, nor to the old one after.
     pub fn set_routes(&self, routes: Arc<Routes>) {
         self.shared.routes.store(routes);
+        let replaced = std::mem::take(&mut *self.shared.replaced.lock().unwrap_or_else(PoisonError::into_inner));
+        for (agent, below) in replaced {
+            self.shared.retire(agent, below, "replaced by a newer session of the same agent");
+        }
     }
 
     /// Brings a visitor. It gets a stream or is refused as if a listener had accepted it; the workers take turns.
@@ -362,7 +374,7 @@ impl BridgeHandle {
         match self.shared.mail[worker].send(Mail::Entry(Box::new(entry.into()))) {
             Ok(()) => Ok(()),
             Err(Full(Mail::Entry(visitor))) => {
-                let Visitor { socket, gate, arrival, on_placed } = *visitor;
+                let Visitor { socket, gate, arrival, on_placed, .. } = *visitor;
                 let (prefix, target) = (arrival.prefix, arrival.info.target);
                 Err(Box::new(Entry { socket, gate, visitor: who, prefix, target, on_placed }))
             }
@@ -516,6 +528,9 @@ impl BridgeEvents {
             match self.roster.on_raw(self.raw.try_recv()?) {
                 None => {}
                 Some(Order::Replace { agent, below }) => {
+                    self.shared.replaced.lock().unwrap_or_else(PoisonError::into_inner).insert(agent, below);
+                }
+                Some(Order::Retire { agent, below }) => {
                     self.shared.retire(agent, below, "replaced by a newer session of the same agent");
                 }
                 Some(Order::Answer { link, payload }) => {

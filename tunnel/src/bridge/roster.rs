@@ -3,13 +3,17 @@
 
 use super::{BridgeEvent, LinkId, Raw};
 use crate::health_feed::{HealthView, Heard};
+use crate::hello::Applicant;
 use crate::identity::AgentId;
 use ringspan_engine::time::Instant;
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 
 #[derive(Default)]
 pub(super) struct Roster {
     agents: HashMap<AgentId, Present>,
+    /// Newer sessions of agents that are there: they take over with their first word on health.
+    coming: HashMap<AgentId, Coming>,
     due: VecDeque<BridgeEvent>,
 }
 
@@ -19,11 +23,19 @@ struct Present {
     health: HealthView,
 }
 
+struct Coming {
+    present: Present,
+    applicant: Box<Applicant>,
+    peer: Option<SocketAddr>,
+}
+
 /// What is to be done about a report.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// The agent's links of sessions before this one get no new visitors.
+    /// The agent's links of sessions before this one get no new visitors, as soon as routes name the newer one.
     Replace { agent: AgentId, below: u64 },
+    /// The same at once: no routes name them.
+    Retire { agent: AgentId, below: u64 },
     /// Send this HEALTH payload.
     Answer { link: LinkId, payload: Vec<u8> },
     /// End this link: it broke the protocol.
@@ -43,32 +55,20 @@ impl Roster {
                 self.due.push_back(event);
                 None
             }
-            Raw::Up { applicant, generation, peer, at } => {
-                let agent = applicant.agent;
-                match self.agents.get_mut(&agent) {
-                    Some(present) if present.generation == generation => {
-                        present.carriers += 1;
-                        let count = present.carriers;
-                        self.due.push_back(BridgeEvent::Carriers { agent, count });
-                        None
-                    }
-                    // A carrier of a session that has been replaced.
-                    Some(present) if present.generation > generation => {
-                        Some(Order::Replace { agent, below: present.generation })
-                    }
-                    older => {
-                        let replaces = older.is_some();
-                        let health = HealthView::new(generation, applicant.exposes.len() as u16, at);
-                        self.agents.insert(agent, Present { generation, carriers: 1, health });
-                        self.due.push_back(BridgeEvent::AgentUp { agent, applicant, generation, peer });
-                        replaces.then_some(Order::Replace { agent, below: generation })
-                    }
-                }
-            }
+            Raw::Up { applicant, generation, peer, at } => self.on_up(applicant, generation, peer, at),
             Raw::Down { agent, generation, reason, detail } => {
+                if let Some(coming) = self.coming.get_mut(&agent).filter(|c| c.present.generation == generation) {
+                    coming.present.carriers -= 1;
+                    if coming.present.carriers == 0 {
+                        self.coming.remove(&agent);
+                    }
+                    return None;
+                }
                 let present = self.agents.get_mut(&agent).filter(|present| present.generation == generation)?;
                 present.carriers -= 1;
                 match present.carriers {
+                    // Nobody is left to wait with: the newer session is what there is.
+                    0 if self.coming.contains_key(&agent) => return self.take_over(agent),
                     0 => {
                         self.agents.remove(&agent);
                         self.due.push_back(BridgeEvent::AgentGone { agent, generation, reason, detail });
@@ -83,6 +83,54 @@ impl Roster {
         }
     }
 
+    fn on_up(
+        &mut self,
+        applicant: Box<Applicant>,
+        generation: u64,
+        peer: Option<SocketAddr>,
+        at: Instant,
+    ) -> Option<Order> {
+        let agent = applicant.agent;
+        if let Some(coming) = self.coming.get_mut(&agent).filter(|c| c.present.generation == generation) {
+            coming.present.carriers += 1;
+            return None;
+        }
+        let newest = self.coming.get(&agent).map_or(0, |coming| coming.present.generation);
+        match self.agents.get_mut(&agent) {
+            Some(present) if present.generation == generation => {
+                present.carriers += 1;
+                let count = present.carriers;
+                self.due.push_back(BridgeEvent::Carriers { agent, count });
+                None
+            }
+            // A carrier of a session that has been replaced, or is about to be.
+            Some(present) if present.generation.max(newest) > generation => {
+                let below = if present.generation > generation { present.generation } else { newest };
+                (present.generation > generation).then_some(Order::Retire { agent, below })
+            }
+            older => {
+                let health = HealthView::new(generation, applicant.exposes.len() as u16, at);
+                let present = Present { generation, carriers: 1, health };
+                if older.is_some() {
+                    self.coming.insert(agent, Coming { present, applicant, peer });
+                } else {
+                    self.agents.insert(agent, present);
+                    self.due.push_back(BridgeEvent::AgentUp { agent, applicant, generation, peer });
+                }
+                None
+            }
+        }
+    }
+
+    /// The newer session of the agent is the agent from now on.
+    fn take_over(&mut self, agent: AgentId) -> Option<Order> {
+        let Coming { present, applicant, peer } = self.coming.remove(&agent)?;
+        let generation = present.generation;
+        self.agents.insert(agent, present);
+        self.due.push_back(BridgeEvent::AgentUp { agent, applicant, generation, peer });
+        Some(Order::Replace { agent, below: generation })
+    }
+
     fn on_health(
         &mut self,
         link: LinkId,
@@ -91,13 +139,21 @@ impl Roster {
         payload: &[u8],
         at: Instant,
     ) -> Option<Order> {
-        let present = self.agents.get_mut(&agent).filter(|present| present.generation == generation)?;
+        let is_coming = self.coming.get(&agent).is_some_and(|c| c.present.generation == generation);
+        let present = if is_coming {
+            self.coming.get_mut(&agent).map(|coming| &mut coming.present)
+        } else {
+            self.agents.get_mut(&agent).filter(|present| present.generation == generation)
+        }?;
         match present.health.on_message(payload, at) {
-            Ok(Heard::Changes(changes)) if !changes.is_empty() => {
-                self.due.push_back(BridgeEvent::Health { agent, generation, changes });
-                None
+            Ok(Heard::Changes(changes)) => {
+                let order = if is_coming { self.take_over(agent) } else { None };
+                if !changes.is_empty() {
+                    self.due.push_back(BridgeEvent::Health { agent, generation, changes });
+                }
+                order
             }
-            Ok(Heard::Changes(_) | Heard::Ignored) => None,
+            Ok(Heard::Ignored) => None,
             Ok(Heard::Gap(payload)) => Some(Order::Answer { link, payload }),
             Err(error) => Some(Order::End { link, detail: error.to_string() }),
         }

@@ -5,6 +5,7 @@
 //! visitor:          route ─▶ a carrier here │ handed to a worker with one │ reset
 //! ```
 
+use super::directory::SessionKey;
 use super::ears::{Ear, Step};
 use super::entry::{Handed, OnPlaced, Visitor};
 use super::{BridgeEvent, BridgeOptions, Decision, Mail, Raw, Shared, Transfer, directory};
@@ -32,6 +33,9 @@ use std::time::Duration;
 const OP_ACCEPT: u8 = OP_ROLE;
 /// Who waits in the queue of a listener that is taken away is taken in; more than this the kernel does not keep.
 const QUEUE_MAX: usize = super::BACKLOG as usize;
+
+/// A visitor whose carrier went while it was on its way is sent on this often.
+const HOPS_MAX: u8 = 3;
 
 /// What one worker of the bridge owns from the start.
 pub(super) struct Own {
@@ -99,8 +103,8 @@ pub(super) struct BridgeWorker {
     /// Guests that have come so far.
     arrivals: u64,
     peers: HashMap<Key, Peer>,
-    /// The same by agent: what visitors are sent to.
-    links: HashMap<AgentId, Vec<Key>>,
+    /// The same by session: what visitors are sent to.
+    links: HashMap<SessionKey, Vec<Key>>,
     /// Whose turn it is for what the control plane brings.
     entry_cursor: Cursor,
     /// Events the control plane had no room for.
@@ -364,12 +368,9 @@ impl BridgeWorker {
         self.plane.resume(cx, key);
         self.stats.carriers_up.add(1);
         self.peers.insert(key, Peer { agent, generation, leaving: false });
-        // Only the newest session of an agent gets visitors: an older one may mean other backends by its numbers.
-        let peers = &self.peers;
-        let links = self.links.entry(agent).or_default();
-        links.retain(|key| peers.get(key).is_some_and(|peer| peer.generation >= generation));
-        links.push(key);
-        directory::gain(&self.shared.directory, agent, generation, self.own.index);
+        // Whether it gets visitors is for the routes to say: they name sessions.
+        self.links.entry((agent, generation)).or_default().push(key);
+        directory::gain(&self.shared.directory, (agent, generation), self.own.index);
         self.tell(Raw::Up { applicant, generation, peer, at: cx.now });
     }
 
@@ -419,13 +420,13 @@ impl BridgeWorker {
 
     /// No visitor is sent to this carrier from now on, by any worker.
     fn unlink(&mut self, key: Key, agent: AgentId, generation: u64) {
-        if let Some(links) = self.links.get_mut(&agent) {
+        if let Some(links) = self.links.get_mut(&(agent, generation)) {
             links.retain(|k| *k != key);
             if links.is_empty() {
-                self.links.remove(&agent);
+                self.links.remove(&(agent, generation));
             }
         }
-        directory::lose(&self.shared.directory, agent, generation, self.own.index);
+        directory::lose(&self.shared.directory, (agent, generation), self.own.index);
     }
 
     /// The carrier goes when its last stream has ended, and gets no new ones.
@@ -484,39 +485,46 @@ impl BridgeWorker {
             Some(listening) => &mut listening.cursor,
             None => &mut self.entry_cursor,
         };
-        let mut tried: Vec<(AgentId, u16)> = Vec::new();
+        let mut tried: Vec<(SessionKey, u16)> = Vec::new();
         let mut why = None;
         loop {
             let picked = routes.pick(gate.service.as_str(), cursor, |b| {
-                let linked = links.contains_key(&b.agent) || directory.worker_of(&b.agent, here).is_some();
-                linked && !tried.contains(&(b.agent, b.index))
+                let linked = links.contains_key(&(b.agent, b.session))
+                    || directory.worker_of(&(b.agent, b.session), here).is_some();
+                linked && !tried.contains(&((b.agent, b.session), b.index))
             });
-            let (agent, backend) = match picked {
-                Ok(backend) => (backend.agent, backend.index),
+            let (session, backend) = match picked {
+                Ok(backend) => ((backend.agent, backend.session), backend.index),
                 Err(NoRoute::NoService) => return self.refuse(visitor, Reason::NoService),
                 Err(NoRoute::NoBackend) => return self.refuse(visitor, why.unwrap_or(Reason::NoBackend)),
             };
-            let given = match carrier_of(links, &self.plane, &agent) {
+            let given = match carrier_of(links, &self.plane, &session) {
                 Some(key) => place(&mut self.plane, &mut self.placing, visitor, key, backend),
-                None => hand_over(&self.shared, here, Box::new(Handed { visitor, agent, backend })),
+                None => hand_over(&self.shared, here, Box::new(Handed { visitor, session, backend })),
             };
             match given {
                 Ok(()) => return,
                 Err((back, reason)) => (visitor, why) = (back, Some(reason)),
             }
-            tried.push((agent, backend));
+            tried.push((session, backend));
         }
     }
 
-    /// A visitor that another worker handed over. It is not handed on: the carrier may have gone meanwhile.
+    /// A visitor that another worker handed over. If the carrier has gone meanwhile, it looks for another way, but not
+    /// for ever.
     fn on_handed(&mut self, handed: Handed) {
-        let Handed { visitor, agent, backend } = handed;
-        let rest = match carrier_of(&self.links, &self.plane, &agent) {
+        let Handed { visitor, session, backend } = handed;
+        let rest = match carrier_of(&self.links, &self.plane, &session) {
             Some(key) => place(&mut self.plane, &mut self.placing, visitor, key, backend),
             None => Err((visitor, Reason::NoBackend)),
         };
-        if let Err((visitor, reason)) = rest {
-            self.refuse(visitor, reason);
+        match rest {
+            Ok(()) => {}
+            Err((mut visitor, _)) if visitor.hops < HOPS_MAX => {
+                visitor.hops += 1;
+                self.on_visitor(None, visitor);
+            }
+            Err((visitor, reason)) => self.refuse(visitor, reason),
         }
     }
 
@@ -657,8 +665,8 @@ impl Resident for BridgeWorker {
 }
 
 /// The agent's least loaded carrier on this worker.
-fn carrier_of(links: &HashMap<AgentId, Vec<Key>>, plane: &Plane, agent: &AgentId) -> Option<Key> {
-    match links.get(agent)?.as_slice() {
+fn carrier_of(links: &HashMap<SessionKey, Vec<Key>>, plane: &Plane, session: &SessionKey) -> Option<Key> {
+    match links.get(session)?.as_slice() {
         [only] => Some(*only),
         several => several.iter().copied().min_by_key(|key| plane.load(*key)),
     }
@@ -672,19 +680,19 @@ fn place(
     carrier: Key,
     backend: u16,
 ) -> Result<(), (Visitor, Reason)> {
-    let Visitor { socket, gate, arrival, on_placed } = visitor;
+    let Visitor { socket, gate, arrival, on_placed, hops } = visitor;
     match plane.add_visitor(socket, carrier, backend, arrival) {
         Ok(endpoint) => {
             placing.extend(on_placed.map(|tell| (endpoint, tell)));
             Ok(())
         }
-        Err((socket, arrival)) => Err((Visitor { socket, gate, arrival, on_placed }, Reason::StreamsMax)),
+        Err((socket, arrival)) => Err((Visitor { socket, gate, arrival, on_placed, hops }, Reason::StreamsMax)),
     }
 }
 
 /// Gives a visitor to a worker that has a carrier of the agent; or back, with the reason.
 fn hand_over(shared: &Shared, here: usize, handed: Box<Handed>) -> Result<(), (Visitor, Reason)> {
-    let Some(worker) = shared.directory.load().worker_of(&handed.agent, here) else {
+    let Some(worker) = shared.directory.load().worker_of(&handed.session, here) else {
         return Err((handed.visitor, Reason::NoBackend));
     };
     match shared.mail[worker].send(Mail::Visitor(handed)) {

@@ -95,7 +95,7 @@ struct Keyring {
     grants: HashMap<TokenId, JoinGrant>,
     agents: HashMap<AgentId, AgentRecord>,
     sessions: HashMap<(AgentId, SessionId), u64>,
-    present: HashMap<AgentId, (Box<Applicant>, Vec<Health>)>,
+    present: HashMap<AgentId, (u64, Box<Applicant>, Vec<Health>)>,
 }
 
 /// A thread that a flag stops.
@@ -246,7 +246,7 @@ fn on_event(keyring: &mut Keyring, journal: &Journal, bridge: &BridgeHandle, eve
         }
         BridgeEvent::AgentUp { agent, applicant, generation, .. } => {
             let health = vec![Health::Unknown; applicant.exposes.len()];
-            keyring.present.insert(agent, (applicant, health));
+            keyring.present.insert(agent, (generation, applicant, health));
             journal.note(format!("up {agent} generation {generation}"));
         }
         BridgeEvent::AgentGone { agent, reason, detail, .. } => {
@@ -256,7 +256,7 @@ fn on_event(keyring: &mut Keyring, journal: &Journal, bridge: &BridgeHandle, eve
         }
         BridgeEvent::Health { agent, changes, .. } => {
             for change in changes {
-                if let Some((_, health)) = keyring.present.get_mut(&agent) {
+                if let Some((.., health)) = keyring.present.get_mut(&agent) {
                     health[usize::from(change.backend)] = change.after.health;
                 }
                 // The routes first: who waits for the line may visit at once.
@@ -271,9 +271,9 @@ fn on_event(keyring: &mut Keyring, journal: &Journal, bridge: &BridgeHandle, eve
 
 fn publish(keyring: &Keyring, bridge: &BridgeHandle) {
     let mut services: HashMap<&str, Vec<Place>> = HashMap::new();
-    for (agent, (applicant, health)) in &keyring.present {
+    for (agent, (session, applicant, health)) in &keyring.present {
         for ((index, expose), health) in (0u16..).zip(&applicant.exposes).zip(health) {
-            let place = Place { agent: *agent, index, health: *health, weight: expose.weight };
+            let place = Place { agent: *agent, session: *session, index, health: *health, weight: expose.weight };
             services.entry(expose.service.as_str()).or_default().push(place);
         }
     }

@@ -205,8 +205,10 @@ impl Office {
             }
             BridgeEvent::AgentUp { agent, applicant, generation, .. } => {
                 let unknown = vec![Health::Unknown; applicant.exposes.len()];
-                self.agents.insert(agent, (generation, applicant.exposes, unknown));
-                self.publish();
+                // A newer session says at once how its backends are: until then visitors go where they went.
+                if self.agents.insert(agent, (generation, applicant.exposes, unknown)).is_none() {
+                    self.publish();
+                }
                 self.log.add(format!("up {agent}"));
             }
             BridgeEvent::AgentGone { agent, generation, reason, detail } => {
@@ -244,9 +246,10 @@ impl Office {
 
     fn publish(&self) {
         let mut services: HashMap<String, Vec<Backend>> = HashMap::new();
-        for (&agent, (_, exposes, health)) in &self.agents {
+        for (&agent, (session, exposes, health)) in &self.agents {
             for (index, expose) in exposes.iter().enumerate() {
-                let backend = Backend { agent, index: index as u16, health: health[index], weight: 1 };
+                let backend =
+                    Backend { agent, session: *session, index: index as u16, health: health[index], weight: 1 };
                 services.entry(expose.service.as_str().to_owned()).or_default().push(backend);
             }
         }
@@ -286,7 +289,17 @@ impl BridgeRig {
 
     /// An agent that connects to another address, and is not waited for.
     pub(crate) fn agent_via(&self, shape: Shape, bridge: SocketAddr, backends: &[(&str, SocketAddr)]) -> AgentRig {
-        let identity = AgentKey::generate(AgentName::try_from("test".to_owned()).unwrap());
+        self.agent_as(AgentKey::generate(AgentName::try_from("test".to_owned()).unwrap()), shape, bridge, backends)
+    }
+
+    /// The same with this identity.
+    pub(crate) fn agent_as(
+        &self,
+        identity: AgentKey,
+        shape: Shape,
+        bridge: SocketAddr,
+        backends: &[(&str, SocketAddr)],
+    ) -> AgentRig {
         let id = identity.id();
         let exposes = backends
             .iter()
