@@ -4,14 +4,10 @@
 //! beside them: how much later is the answer? From when it was due, so that one that waits makes the next one late too.
 
 use crate::probe::Common;
-use crate::process::{self, Failure};
+use crate::process::Failure;
 use crate::report::{Goal, Section};
-use crate::roles::{Found, Plan, Way};
+use crate::roles::{Plan, Way, echo_once, in_a_child};
 use crate::stage::{AUTO, AUTO_TLS, FRP, MUX, NOBODY, RATHOLE, Running, Stage, Who, until_ready};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
-use std::time::Duration;
 
 /// What to run.
 #[derive(clap::Args, Debug)]
@@ -71,7 +67,7 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Vec<Section>, Failure>
             let folder = stage.scratch(name)?;
             let running = stage.start(contender, backend, folder.path())?;
             let ask = || {
-                until_ready(name, || once(running.entry))?;
+                until_ready(name, || echo_once(running.entry))?;
                 let stalled = beside_a_stalled_one(&running, seconds)?;
                 Ok::<_, Failure>((stalled, beside_bulk(&running, seconds)?))
             };
@@ -90,23 +86,15 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Vec<Section>, Failure>
     Ok(vec![stalled, small])
 }
 
-fn crowd(plan: &Plan) -> Result<Found, Failure> {
-    let plan_arg = serde_json::to_string(plan).expect("plain figures make JSON");
-    let own = process::own_program().to_string_lossy().into_owned();
-    let args = ["-s", "KILL", "120", &own, "child", "crowd", &plan_arg];
-    let finished = process::run("crowd", process::command(Path::new("timeout"), &args, None), &[0])?;
-    serde_json::from_str(finished.stdout.trim()).map_err(|e| format!("the crowd printed no result: {e}"))
-}
-
 fn beside_a_stalled_one(running: &Running, seconds: f64) -> Result<[f64; 7], Failure> {
     let mut figures = Vec::new();
     let mut broken = 0;
     for way in [Way::Down, Way::Up] {
-        let plan = Plan { entry: running.entry, way, busy: BUSY, stalled: 0, askers: 0, seconds };
+        let plan = Plan { entry: running.entry, way, busy: BUSY, stalled: 0, askers: 0, warm_up: 1.0, seconds };
         // Before and after: what drifts meanwhile is nobody's fault.
-        let before = crowd(&plan)?;
-        let beside = crowd(&Plan { stalled: 1, ..plan.clone() })?;
-        let after = crowd(&plan)?;
+        let before = in_a_child(&plan)?;
+        let beside = in_a_child(&Plan { stalled: 1, ..plan.clone() })?;
+        let after = in_a_child(&plan)?;
         let alone = (before.gbit_per_s(seconds) + after.gbit_per_s(seconds)) / 2.0;
         figures.extend([alone, beside.gbit_per_s(seconds) / alone, beside.least_share()]);
         broken += before.broken + beside.broken + after.broken;
@@ -117,20 +105,11 @@ fn beside_a_stalled_one(running: &Running, seconds: f64) -> Result<[f64; 7], Fai
 
 fn beside_bulk(running: &Running, seconds: f64) -> Result<[f64; 6], Failure> {
     let entry = running.entry;
-    let plan = Plan { entry, way: Way::Down, busy: 0, stalled: 0, askers: ASKERS, seconds: seconds * 2.0 };
-    let alone = crowd(&plan)?;
-    let loaded = crowd(&Plan { busy: BULK, ..plan.clone() })?;
+    let plan =
+        Plan { entry, way: Way::Down, busy: 0, stalled: 0, askers: ASKERS, warm_up: 1.0, seconds: seconds * 2.0 };
+    let alone = in_a_child(&plan)?;
+    let loaded = in_a_child(&Plan { busy: BULK, ..plan.clone() })?;
     let [p50, p99, p50_loaded, p99_loaded] =
         [alone.p50_us, alone.p99_us, loaded.p50_us, loaded.p99_us].map(|us| us as f64);
     Ok([p50, p99, p50_loaded, p99_loaded, p99_loaded / p99.max(1.0), loaded.gbit_per_s(plan.seconds)])
-}
-
-fn once(entry: SocketAddr) -> Result<(), Failure> {
-    let ask = || {
-        let mut stream = TcpStream::connect_timeout(&entry, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        stream.write_all(b"Ex")?;
-        stream.read_exact(&mut [0])
-    };
-    ask().map_err(|e: std::io::Error| e.to_string())
 }

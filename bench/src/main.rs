@@ -17,6 +17,7 @@ mod load;
 mod machine;
 mod million;
 mod nacos12068;
+mod outage;
 mod peers;
 mod probe;
 mod process;
@@ -27,7 +28,9 @@ mod roles;
 mod soak;
 mod stage;
 mod visitor;
+mod wan;
 mod watch;
+mod wire;
 mod world;
 mod wrk;
 
@@ -91,6 +94,10 @@ enum Command {
     Idle(idle::Args),
     /// Does a visitor suffer from one who never reads, or from bulk beside it?
     Fairness(fairness::Args),
+    /// Does the tunnel fill 100 Mbit/s at a round trip of 200 ms, beside no tunnel on the same wire?
+    Wan(wan::Args),
+    /// How soon is a silent cut noticed, and how soon is all well after it?
+    Outage(outage::Args),
     /// Does it hold at full speed on a bad network, every byte checked, and does nothing grow?
     Soak(soak::Args),
     /// Does everything come back from kill -9, in any order, under load?
@@ -114,6 +121,7 @@ enum Child {
     Hold { connect: SocketAddr, count: usize },
     Vault { listen: SocketAddr },
     Herd { bridge: SocketAddr, token: String, count: usize },
+    Wire { nature: String },
     World { plan: String },
     Prober { task: String },
     Churn { task: String },
@@ -138,6 +146,7 @@ fn child(child: Child) -> Result<(), Failure> {
         Child::Hold { connect, count } => roles::hold(connect, count),
         Child::Vault { listen } => soak::vault::serve(listen),
         Child::Herd { bridge, token, count } => soak::run_herd(bridge, &token, count),
+        Child::Wire { nature } => wire::serve(serde_json::from_str(&nature).map_err(|e| format!("wire: nature: {e}"))?),
         Child::World { plan } => {
             let plan = serde_json::from_str(&plan).map_err(|e| format!("world: plan: {e}"))?;
             world::serve(&plan)
@@ -171,6 +180,8 @@ fn scenario(cli: &Cli, common: &Common) -> Result<Vec<Section>, Failure> {
         Command::Http(args) => relay::http(args, common),
         Command::Idle(args) => Ok(vec![idle::run(args, common)?]),
         Command::Fairness(args) => fairness::run(args, common),
+        Command::Wan(args) => wan::run(args, common),
+        Command::Outage(args) => Ok(vec![outage::run(args, common)?]),
         Command::Soak(args) => soak::run(args, common),
         Command::Chaos(args) => Ok(vec![chaos::run(args, common)?]),
         Command::Garbage(args) => Ok(vec![garbage::run(args, common)?]),
@@ -205,7 +216,7 @@ fn run(cli: &Cli) -> Result<bool, Failure> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Command::Probe(_) = cli.command {
+    if let Command::Probe(_) | Command::Wan(_) | Command::Outage(_) = cli.command {
         probe::enter_own_namespace();
     }
     let outcome = match cli.command {

@@ -2,6 +2,7 @@
 //! Promise: nothing here uses the project's crates; what is measured and shaken is what is shipped.
 
 use crate::process::{self, Failure, Finished, Process};
+use crate::wire::command_in;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -119,6 +120,8 @@ pub(crate) struct Tunnel {
     pub(crate) carrier: Option<Carrier>,
     /// What new tokens tell agents to dial, if not the link's own address.
     pub(crate) via: Option<SocketAddr>,
+    /// The process whose network namespace the agents run in; none: ours.
+    pub(crate) agents_in: Option<u32>,
     /// More lines of the agents' `[link]`.
     pub(crate) agent_link: String,
 }
@@ -140,6 +143,9 @@ impl Tunnel {
         let tls = if tls { "auto" } else { "off" };
         let mut text =
             format!("data_dir = {data:?}\n[http]\nlisten = \"{http}\"\n[link]\nlisten = \"{link}\"\ntls = \"{tls}\"\n");
+        if !link.ip().is_loopback() && tls == "off" {
+            text += "insecure = true\n";
+        }
         for service in services {
             text += &format!(
                 "[[listener]]\nname = \"{0}\"\ntype = \"tcp\"\nlisten = \"{1}\"\nservice = \"{0}\"\n",
@@ -156,6 +162,7 @@ impl Tunnel {
             services: services.to_vec(),
             carrier: None,
             via: None,
+            agents_in: None,
             agent_link: String::new(),
         })
     }
@@ -233,7 +240,11 @@ impl Tunnel {
     /// It cannot be started.
     pub(crate) fn start_agent(&self, name: &str) -> Result<Process, Failure> {
         let config = self.path(&format!("{name}.toml"));
-        let command = process::command(&self.program, &["agent", "--config", &config], self.core);
+        let args = ["agent", "--config", &config];
+        let command = match self.agents_in {
+            None => process::command(&self.program, &args, self.core),
+            Some(pid) => command_in(pid, &self.program, &args),
+        };
         Process::start(name, command, &self.folder)
     }
 

@@ -4,11 +4,12 @@
 //! Promise: each is a process of its own (hidden `child` commands), on blocking sockets and a thread for each stream:
 //! plain, and not ours. Nothing here runs longer than its plan says; the backend ends with its parent.
 
-use crate::process::Failure;
+use crate::process::{self, Failure};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -86,7 +87,9 @@ pub(crate) struct Plan {
     pub(crate) stalled: usize,
     /// Kept streams with a small request each every [`ASK_EVERY`].
     pub(crate) askers: u32,
-    /// How long it is measured, after a second to get going.
+    /// Seconds to get going.
+    pub(crate) warm_up: f64,
+    /// How long it is measured after that.
     pub(crate) seconds: f64,
 }
 
@@ -156,7 +159,7 @@ pub(crate) fn crowd(plan: &Plan) -> Result<Found, Failure> {
             .zip(asking)
             .map(|(n, s)| scope.spawn(move || ask(s, ASK_EVERY / plan.askers * n, begin, end)))
             .collect();
-        thread::sleep(Duration::from_secs(1));
+        thread::sleep(Duration::from_secs_f64(plan.warm_up));
         begin.store(true, Ordering::Relaxed);
         thread::sleep(Duration::from_secs_f64(plan.seconds));
         end.store(true, Ordering::Relaxed);
@@ -179,6 +182,32 @@ pub(crate) fn crowd(plan: &Plan) -> Result<Found, Failure> {
         [found.p50_us, found.p99_us] = [0.5, 0.99].map(|quantile| times.value_at_quantile(quantile));
         Ok(found)
     })
+}
+
+/// A crowd in a process of its own, so that its threads are nobody's account.
+///
+/// # Errors
+/// It fails, or does not end.
+pub(crate) fn in_a_child(plan: &Plan) -> Result<Found, Failure> {
+    let plan = serde_json::to_string(plan).expect("plain figures make JSON");
+    let own = process::own_program().to_string_lossy().into_owned();
+    let args = ["-s", "KILL", "180", &own, "child", "crowd", &plan];
+    let finished = process::run("crowd", process::command(Path::new("timeout"), &args, None), &[0])?;
+    serde_json::from_str(finished.stdout.trim()).map_err(|e| format!("the crowd printed no result: {e}"))
+}
+
+/// One byte there and back.
+///
+/// # Errors
+/// It does not come.
+pub(crate) fn echo_once(entry: SocketAddr) -> Result<(), Failure> {
+    let ask = || {
+        let mut stream = TcpStream::connect_timeout(&entry, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"Ex")?;
+        stream.read_exact(&mut [0])
+    };
+    ask().map_err(|e: io::Error| e.to_string())
 }
 
 /// Moves bytes until the end; those between beginning and end count.
@@ -255,7 +284,7 @@ mod tests {
             thread::yield_now();
         }
         for way in [Way::Down, Way::Up] {
-            let plan = Plan { entry, way, busy: 2, stalled: 1, askers: 2, seconds: 0.2 };
+            let plan = Plan { entry, way, busy: 2, stalled: 1, askers: 2, warm_up: 0.05, seconds: 0.2 };
             let found = crowd(&plan).expect("the backend is there");
             assert_eq!((found.bytes.len(), found.broken), (2, 0));
             assert!(found.bytes.iter().all(|&n| n > 0) && found.asked > 0 && found.p99_us >= found.p50_us);

@@ -50,10 +50,11 @@ pub(crate) struct Args {
 const REST_EVERY: Duration = Duration::from_secs(60);
 /// Until what the last visitors left behind has gone: closing sockets, a pool that shrinks.
 const REST: Duration = Duration::from_secs(5);
-/// A process may have this many descriptors more than at its first rest, pipes among them: probe sockets that happen to
-/// be open, a pool that happened to be larger.
+/// A process may have this many descriptors that are no pipes more than at its first rest: probe sockets that happen to be
+/// open, a pool of carriers that happens to be larger.
 const DESCRIPTORS_SLACK: f64 = 16.0;
-const PIPES_SLACK: f64 = 16.0;
+/// Pipes are kept for the next stream: at most this many for each worker, two descriptors each.
+const PIPE_ENDS_MAX: usize = 2 * 64;
 /// And this much more memory: buffers sized by their busiest moment.
 const MIB_SLACK: f64 = 16.0;
 /// What a bridge at rest may take of a core, in percent.
@@ -241,14 +242,16 @@ fn judge(world: &World, crowd: &Crowd, vault: &Process, seed: u64, minutes: f64)
     section.hold("streams with wrong bytes or left hanging", violations.len() as f64, Goal::AtMost(0.0));
     section.hold("streams good", count(&tally.good) as f64, Goal::AtLeast(1.0));
     for (name, (first, last)) in &world.sizes {
+        let others = |size: &Size| size.descriptors - size.pipes;
         let grown = [
-            ("descriptors", last.descriptors - first.descriptors, DESCRIPTORS_SLACK),
-            ("pipes", last.pipes - first.pipes, PIPES_SLACK),
+            ("descriptors that are no pipes", others(last) - others(first), DESCRIPTORS_SLACK),
             ("MiB", last.mib - first.mib, MIB_SLACK),
         ];
         for (what, more, slack) in grown {
             section.hold(&format!("{name}, {what} more than at its first rest"), more, Goal::AtMost(slack));
         }
+        let pool = PIPE_ENDS_MAX * thread::available_parallelism().map_or(1, usize::from);
+        section.hold(&format!("{name}, pipes' ends at its last rest"), last.pipes, Goal::AtMost(pool as f64));
     }
     section
 }
