@@ -203,6 +203,12 @@ fn on_change(sessions: &mut Sessions, event: BridgeEvent, tales: &mut Vec<Tale>)
             tracing::debug!(%agent, count, "carriers");
             None
         }
+        BridgeEvent::Ejected { agent, backend, reason, length } => {
+            let expose = sessions.backend(agent, backend);
+            let (service, address) = expose.map(|e| (e.service.as_str(), e.address.as_str())).unzip();
+            tracing::warn!(service, address, %agent, %reason, ?length, "backend ejected: visitors go to others");
+            None
+        }
         BridgeEvent::VisitorsRefused { listener, reason, count } => {
             tracing::warn!(listener, %reason, count, why = reason.sentence(), "visitors refused");
             None

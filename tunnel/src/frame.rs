@@ -149,6 +149,18 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// Whether it says of a stream that its backend has not been reached, so that another may be tried.
+    pub const fn is_unreached(self) -> bool {
+        self.is_dial() || matches!(self, Self::UnknownBackend | Self::StreamsMax | Self::NoBackend | Self::HandoverFull)
+    }
+
+    /// Whether it says that the link ended under a stream: nobody knows whether the backend was reached.
+    pub const fn is_link(self) -> bool {
+        matches!(self, Self::LinkLost | Self::Silent | Self::Stopping | Self::Disconnected | Self::Protocol)
+    }
+}
+
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())

@@ -23,6 +23,7 @@ pub mod keys;
 pub mod memory;
 pub mod moving;
 pub mod mux;
+pub mod outliers;
 mod plane;
 mod private_file;
 pub mod routes;

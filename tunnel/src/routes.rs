@@ -8,6 +8,7 @@
 //! it), worked out once per snapshot, so that a pick is an index and an addition. Pure; nothing here locks.
 
 use crate::identity::AgentId;
+use crate::outliers::Place;
 use ringspan_engine::health::Health;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,6 +36,11 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// Which one.
+    pub fn place(&self) -> Place {
+        ((self.agent, self.session), self.index)
+    }
+
     fn takes_visitors(&self) -> bool {
         self.weight > 0 && matches!(self.health, Health::Up)
     }
@@ -143,6 +149,13 @@ impl Routes {
     /// The backends of a service, in the order they were given; `None` if there is no such service.
     pub fn backends(&self, service: &str) -> Option<&[Backend]> {
         self.services.get(service).map(|service| service.backends.as_slice())
+    }
+
+    /// The healthy backends of the services that this one belongs to.
+    pub fn peers_of(&self, place: &Place) -> Vec<Place> {
+        let of = |service: &&Service| service.backends.iter().any(|b| b.place() == *place);
+        let backends = self.services.values().filter(of).flat_map(|service| &service.backends);
+        backends.filter(|b| b.takes_visitors()).map(Backend::place).collect()
     }
 
     /// Every service with its backends, in no order.

@@ -93,6 +93,10 @@ stats! {
     handovers
     /// Visitors closed without a stream.
     visitors_refused
+    /// Times a visitor whose backend was not reached was sent to another
+    visitors_retried
+    /// Times a backend was given no visitors for a while
+    ejections
     /// Link connections refused or dropped before they were up.
     handshakes_failed
     /// Dials of backends that failed.

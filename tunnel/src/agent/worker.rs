@@ -349,7 +349,7 @@ impl AgentWorker {
                         self.plane.answer(cx, endpoint, Err(Reason::DialLocal));
                     }
                 }
-                Event::StreamReset { .. } | Event::Moved { .. } | Event::Placed { .. } => {}
+                Event::StreamReset { .. } | Event::Moved { .. } | Event::Placed { .. } | Event::Bounced(_) => {}
             }
         }
         any

@@ -4,8 +4,11 @@ use super::directory::SessionKey;
 use crate::frame::Reason;
 use crate::hello::ServiceName;
 use crate::mux::OpenInfo;
+use crate::outliers::Place;
 use crate::plane::Arrival;
 use ringspan_engine::kernel::Socket;
+use ringspan_engine::time::Instant;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -38,20 +41,57 @@ pub struct Entry {
     pub on_placed: Option<OnPlaced>,
 }
 
+/// What is known of a visitor until its backend is reached: enough to find it another.
+pub(crate) struct Ticket {
+    pub(super) gate: Arc<Gate>,
+    /// Who it is.
+    pub(super) visitor: Option<SocketAddr>,
+    pub(super) on_placed: Option<OnPlaced>,
+    /// Where it was sent last.
+    pub(super) at: Option<Place>,
+    /// Backends that could not be reached for it.
+    pub(super) tried: Vec<Place>,
+    /// How often it has been sent to a backend.
+    pub(super) sent: u8,
+    /// When it was first; `None`: it has not been.
+    pub(super) since: Option<Instant>,
+    /// Whether what it said may be said again although nobody knows whether it was heard.
+    pub(crate) resend: bool,
+    /// Whether [`Event::Placed`](crate::plane::Event::Placed) is wanted.
+    pub(crate) wants_news: bool,
+}
+
+impl Ticket {
+    fn new(gate: Arc<Gate>, visitor: Option<SocketAddr>, on_placed: Option<OnPlaced>) -> Box<Ticket> {
+        let wants_news = on_placed.is_some();
+        let (at, tried, since) = (None, Vec::new(), None);
+        Box::new(Ticket { gate, visitor, on_placed, at, tried, sent: 0, since, resend: false, wants_news })
+    }
+
+    /// Whether the agent is to say at once that the backend is reached.
+    pub(crate) fn asks(&self) -> bool {
+        self.on_placed.is_some()
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ticket { gate, visitor, sent, .. } = self;
+        f.debug_struct("Ticket").field("gate", gate).field("visitor", visitor).field("sent", sent).finish()
+    }
+}
+
 /// A visitor on its way to a carrier, perhaps on another worker.
 pub(super) struct Visitor {
     pub(super) socket: Socket,
-    pub(super) gate: Arc<Gate>,
     pub(super) arrival: Arrival,
-    pub(super) on_placed: Option<OnPlaced>,
-    /// How often a worker to which it was handed had lost the carrier.
-    pub(super) hops: u8,
+    pub(super) ticket: Box<Ticket>,
 }
 
 impl Visitor {
     /// One that a listener accepted.
     pub(super) fn accepted(socket: Socket, gate: Arc<Gate>) -> Visitor {
-        Visitor { socket, gate, arrival: Arrival::default(), on_placed: None, hops: 0 }
+        Visitor { socket, arrival: Arrival::default(), ticket: Ticket::new(gate, None, None) }
     }
 }
 
@@ -59,7 +99,8 @@ impl From<Entry> for Visitor {
     fn from(entry: Entry) -> Visitor {
         let Entry { socket, gate, visitor, prefix, target, on_placed } = entry;
         let info = OpenInfo { visitor: target.as_ref().and(visitor), target };
-        Visitor { socket, gate, arrival: Arrival { prefix, info, tell: on_placed.is_some() }, on_placed, hops: 0 }
+        let ticket = Ticket::new(gate, visitor, on_placed);
+        Visitor { socket, arrival: Arrival { prefix, header: Vec::new(), info, tell: ticket.asks() }, ticket }
     }
 }
 

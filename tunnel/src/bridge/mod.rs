@@ -25,6 +25,7 @@ use crate::health_feed::Change;
 use crate::hello::{Applicant, Refusal, Welcome};
 use crate::identity::AgentId;
 use crate::memory::{Budget, MemoryLimits};
+use crate::outliers::Outliers;
 use crate::plane::Carrier;
 use crate::routes::Routes;
 use crate::slots::Key;
@@ -34,6 +35,7 @@ use arc_swap::ArcSwap;
 use directory::Directory;
 pub use ears::{Closing, Inherited};
 use ears::{Ears, Step, Steps};
+pub(crate) use entry::Ticket;
 pub use entry::{Entry, Gate, OnPlaced};
 use entry::{Handed, Visitor};
 use ringspan_engine::kernel::Socket;
@@ -184,6 +186,17 @@ pub enum BridgeEvent {
         /// Why.
         reason: Reason,
     },
+    /// A backend gets no visitors of this bridge for a while: it could not be reached for some of them.
+    Ejected {
+        /// Who.
+        agent: AgentId,
+        /// The backend's place in what the agent exposes.
+        backend: u16,
+        /// Why.
+        reason: Reason,
+        /// For how long.
+        length: Duration,
+    },
     /// Visitors were reset without a stream in the last second.
     VisitorsRefused {
         /// The listener's name.
@@ -266,6 +279,7 @@ enum Raw {
 struct Shared {
     routes: ArcSwap<Routes>,
     directory: ArcSwap<Directory>,
+    outliers: ArcSwap<Outliers>,
     mail: Vec<Sender<Mail>>,
     /// Whose turn it is to take what the control plane brings.
     turn: AtomicUsize,
@@ -320,6 +334,7 @@ impl Bridge {
         let shared = Arc::new(Shared {
             routes: ArcSwap::from_pointee(Routes::default()),
             directory: ArcSwap::default(),
+            outliers: ArcSwap::default(),
             mail,
             turn: AtomicUsize::new(0),
             stats: seats.iter().map(|_| Arc::default()).collect(),
@@ -370,13 +385,13 @@ impl BridgeHandle {
     /// The entry back: the worker has [`MAIL_MAX`] letters waiting.
     pub fn admit(&self, entry: Entry) -> Result<(), Box<Entry>> {
         let worker = self.shared.turn.fetch_add(1, Ordering::Relaxed) % self.shared.mail.len();
-        let who = entry.visitor;
         match self.shared.mail[worker].send(Mail::Entry(Box::new(entry.into()))) {
             Ok(()) => Ok(()),
             Err(Full(Mail::Entry(visitor))) => {
-                let Visitor { socket, gate, arrival, on_placed, .. } = *visitor;
-                let (prefix, target) = (arrival.prefix, arrival.info.target);
-                Err(Box::new(Entry { socket, gate, visitor: who, prefix, target, on_placed }))
+                let Visitor { socket, arrival, ticket } = *visitor;
+                let (prefix, target, ticket) = (arrival.prefix, arrival.info.target, *ticket);
+                let (gate, on_placed) = (ticket.gate, ticket.on_placed);
+                Err(Box::new(Entry { socket, gate, visitor: ticket.visitor, prefix, target, on_placed }))
             }
             Err(Full(_)) => unreachable!("a mailbox gives back what it was given"),
         }

@@ -7,15 +7,16 @@
 
 use super::directory::SessionKey;
 use super::ears::{Ear, Step};
-use super::entry::{Handed, OnPlaced, Visitor};
+use super::entry::{Handed, Ticket, Visitor};
 use super::{BridgeEvent, BridgeOptions, Decision, Mail, Raw, Shared, Transfer, directory};
 use crate::frame::{Kind, Reason};
 use crate::hello::{self, Applicant, BridgeHello, BridgeStep, VERSIONS};
 use crate::identity::AgentId;
 use crate::keys;
 use crate::mux::{Limits, Side};
-use crate::plane::{Event, OP_ROLE, Plane, TICK, hello_kind, tame};
-use crate::routes::{Cursor, NoRoute};
+use crate::outliers::{EjectPolicy, Outliers, Place};
+use crate::plane::{Bounced, Event, OP_ROLE, Plane, TICK, hello_kind, tame};
+use crate::routes::{Backend, Cursor, NoRoute};
 use crate::slots::Key;
 use crate::stats::WorkerStats;
 use crate::tls::{Binding, ServerTls, Tls};
@@ -34,8 +35,10 @@ const OP_ACCEPT: u8 = OP_ROLE;
 /// Who waits in the queue of a listener that is taken away is taken in; more than this the kernel does not keep.
 const QUEUE_MAX: usize = super::BACKLOG as usize;
 
-/// A visitor whose carrier went while it was on its way is sent on this often.
-const HOPS_MAX: u8 = 3;
+/// A visitor is sent to this many backends at most, one after the other.
+const SENT_MAX: u8 = 4;
+/// And is sent to no other one after this: whoever waits longer has mostly gone. Two dials that nobody answers.
+const PLACING_MAX: Duration = Duration::from_secs(15);
 
 /// What one worker of the bridge owns from the start.
 pub(super) struct Own {
@@ -110,8 +113,6 @@ pub(super) struct BridgeWorker {
     /// Events the control plane had no room for.
     unsent: VecDeque<Raw>,
     refused: HashMap<(String, Reason), u64>,
-    /// Who waits to hear whether a visitor's backend is reached.
-    placing: HashMap<Key, OnPlaced>,
     failed: HashMap<Reason, (u64, String)>,
     /// Accepts that ended (no descriptors) and are tried again.
     rearm: Vec<u32>,
@@ -144,7 +145,6 @@ impl BridgeWorker {
             entry_cursor: Cursor::starting_at(index),
             unsent: VecDeque::new(),
             refused: HashMap::new(),
-            placing: HashMap::new(),
             failed: HashMap::new(),
             rearm: Vec::new(),
             report_at: Instant::ZERO,
@@ -181,13 +181,13 @@ impl BridgeWorker {
                     let peer = socket.peer_addr().ok();
                     self.on_link(cx, socket, peer);
                 }
-                Some(gate) => self.on_visitor(Some(index), Visitor::accepted(socket, gate)),
+                Some(gate) => self.on_visitor(cx.now, Some(index), Visitor::accepted(socket, gate), None),
             },
             Err(errno) => {
                 listening.armed = false;
                 let held = self.hold && listening.ear.gate.is_some();
                 if listening.end != End::Open {
-                    self.close(index);
+                    self.close(cx.now, index);
                 } else if errno == Errno::CANCELED {
                     // Held for a moment only.
                     self.accept(cx, index);
@@ -245,13 +245,13 @@ impl BridgeWorker {
                 // Closed when the accept has come home.
                 cx.io.cancel(cx.token(OP_ACCEPT, 0, index));
             } else {
-                self.close(index);
+                self.close(cx.now, index);
             }
         }
     }
 
     /// The last of a listening socket, whose accept is home.
-    fn close(&mut self, index: u32) {
+    fn close(&mut self, now: Instant, index: u32) {
         let listening = &self.listening[&index];
         if listening.end == End::Close
             && let Some(gate) = listening.ear.gate.clone()
@@ -259,7 +259,7 @@ impl BridgeWorker {
             let waiting: Vec<Socket> =
                 (0..QUEUE_MAX).map_while(|_| listening.ear.socket.accept_now().ok().flatten()).collect();
             for socket in waiting {
-                self.on_visitor(Some(index), Visitor::accepted(socket, gate.clone()));
+                self.on_visitor(now, Some(index), Visitor::accepted(socket, gate.clone()), None);
             }
         }
         self.listening.remove(&index);
@@ -476,55 +476,120 @@ impl BridgeWorker {
 
     // Visitors.
 
-    /// Finds a backend for a visitor, on this worker if possible.
-    fn on_visitor(&mut self, listener: Option<u32>, mut visitor: Visitor) {
+    /// Finds a backend for a visitor, on this worker if possible. `why`: what it is told if there is none left.
+    fn on_visitor(&mut self, now: Instant, listener: Option<u32>, mut visitor: Visitor, mut why: Option<Reason>) {
         let (routes, directory) = (self.shared.routes.load_full(), self.shared.directory.load_full());
+        let outliers = self.shared.outliers.load_full();
         let (here, links) = (self.own.index, &self.links);
-        let gate = visitor.gate.clone();
+        let gate = visitor.ticket.gate.clone();
         let cursor = match listener.and_then(|index| self.listening.get_mut(&index)) {
             Some(listening) => &mut listening.cursor,
             None => &mut self.entry_cursor,
         };
-        let mut tried: Vec<(SessionKey, u16)> = Vec::new();
-        let mut why = None;
+        visitor.ticket.since.get_or_insert(now);
         loop {
-            let picked = routes.pick(gate.service.as_str(), cursor, |b| {
-                let linked = links.contains_key(&(b.agent, b.session))
-                    || directory.worker_of(&(b.agent, b.session), here).is_some();
-                linked && !tried.contains(&((b.agent, b.session), b.index))
-            });
+            let tried = &visitor.ticket.tried;
+            let usable = |b: &Backend| {
+                let session = (b.agent, b.session);
+                let linked = links.contains_key(&session) || directory.worker_of(&session, here).is_some();
+                linked && !tried.contains(&(session, b.index))
+            };
+            let service = gate.service.as_str();
+            let mut picked = routes.pick(service, cursor, |b| usable(b) && !outliers.is_ejected(&((b.agent, b.session), b.index), now));
+            if picked == Err(NoRoute::NoBackend) && !outliers.is_empty() {
+                // Better one that failed a moment ago than none.
+                picked = routes.pick(service, cursor, usable);
+            }
             let (session, backend) = match picked {
                 Ok(backend) => ((backend.agent, backend.session), backend.index),
-                Err(NoRoute::NoService) => return self.refuse(visitor, Reason::NoService),
+                Err(NoRoute::NoService) => return self.refuse(visitor, why.unwrap_or(Reason::NoService)),
                 Err(NoRoute::NoBackend) => return self.refuse(visitor, why.unwrap_or(Reason::NoBackend)),
             };
+            visitor.ticket.wants_news |= outliers.knows(&(session, backend));
             let given = match carrier_of(links, &self.plane, &session) {
-                Some(key) => place(&mut self.plane, &mut self.placing, visitor, key, backend),
+                Some(key) => place(&mut self.plane, now, visitor, key, (session, backend)),
                 None => hand_over(&self.shared, here, Box::new(Handed { visitor, session, backend })),
             };
             match given {
                 Ok(()) => return,
                 Err((back, reason)) => (visitor, why) = (back, Some(reason)),
             }
-            tried.push((session, backend));
+            visitor.ticket.tried.push((session, backend));
         }
     }
 
-    /// A visitor that another worker handed over. If the carrier has gone meanwhile, it looks for another way, but not
-    /// for ever.
-    fn on_handed(&mut self, handed: Handed) {
+    /// A visitor that another worker handed over. If the carrier has gone meanwhile it is sent on like one that came
+    /// back.
+    fn on_handed(&mut self, now: Instant, handed: Handed) {
         let Handed { visitor, session, backend } = handed;
         let rest = match carrier_of(&self.links, &self.plane, &session) {
-            Some(key) => place(&mut self.plane, &mut self.placing, visitor, key, backend),
+            Some(key) => place(&mut self.plane, now, visitor, key, (session, backend)),
             None => Err((visitor, Reason::NoBackend)),
         };
-        match rest {
-            Ok(()) => {}
-            Err((mut visitor, _)) if visitor.hops < HOPS_MAX => {
-                visitor.hops += 1;
-                self.on_visitor(None, visitor);
-            }
-            Err((visitor, reason)) => self.refuse(visitor, reason),
+        if let Err((mut visitor, reason)) = rest {
+            visitor.ticket.sent = visitor.ticket.sent.saturating_add(1);
+            self.send_on(now, visitor, reason);
+        }
+    }
+
+    /// A visitor whose backend was not reached.
+    fn on_bounced(&mut self, now: Instant, bounced: Bounced) {
+        let Bounced { socket, arrival, mut ticket, reason } = bounced;
+        // Whether a target that the visitor chose can be reached is no matter of the backend's.
+        let is_final = arrival.info.target.is_some() && reason.is_dial();
+        if reason.is_unreached() {
+            ticket.tried.extend(ticket.at);
+        }
+        let visitor = Visitor { socket, arrival, ticket };
+        if is_final || self.stopping {
+            self.refuse(visitor, reason);
+        } else {
+            self.send_on(now, visitor, reason);
+        }
+    }
+
+    /// Tries another backend, unless it has been enough.
+    fn send_on(&mut self, now: Instant, visitor: Visitor, reason: Reason) {
+        let Ticket { sent, since, .. } = &*visitor.ticket;
+        if *sent >= SENT_MAX || since.is_some_and(|since| now.since(since) >= PLACING_MAX) {
+            return self.refuse(visitor, reason);
+        }
+        self.stats.visitors_retried.add(1);
+        self.on_visitor(now, None, visitor, Some(reason));
+    }
+
+    /// A visitor's backend was reached, or the visitor is over before it was.
+    fn on_placed(&mut self, now: Instant, mut ticket: Box<Ticket>, result: Result<(), Reason>) {
+        if let Some(place) = ticket.at
+            && result.is_ok()
+            && self.shared.outliers.load().knows(&place)
+        {
+            self.shared.outliers.rcu(|old| {
+                let mut new = Outliers::clone(old);
+                new.on_success(now, &place);
+                new
+            });
+        }
+        if let Some(tell) = ticket.on_placed.take() {
+            tell(result);
+        }
+    }
+
+    /// A stream ended before any sign of its backend.
+    fn on_failure(&mut self, now: Instant, key: Key, backend: u16, reason: Reason) {
+        let Some(session) = self.peers.get(&key).map(|peer| (peer.agent, peer.generation)) else { return };
+        let routes = self.shared.routes.load_full();
+        let (place, agent) = ((session, backend), session.0);
+        let peers = routes.peers_of(&place);
+        let mut length = None;
+        self.shared.outliers.rcu(|old| {
+            let mut new = Outliers::clone(old);
+            length = new.on_failure(now, place, reason, &EjectPolicy::default(), &peers);
+            new
+        });
+        if let Some(length) = length {
+            self.stats.ejections.add(1);
+            self.tell(Raw::Event(BridgeEvent::Ejected { agent, backend, reason, length }));
         }
     }
 
@@ -532,8 +597,8 @@ impl BridgeWorker {
         let _ = visitor.socket.reset_on_close();
         self.stats.visitors_refused.add(1);
         self.stats.count(reason);
-        *self.refused.entry((visitor.gate.name.clone(), reason)).or_default() += 1;
-        if let Some(tell) = visitor.on_placed {
+        *self.refused.entry((visitor.ticket.gate.name.clone(), reason)).or_default() += 1;
+        if let Some(tell) = visitor.ticket.on_placed {
             tell(Err(reason));
         }
     }
@@ -545,10 +610,10 @@ impl BridgeWorker {
             match mail {
                 Mail::Decide { key, decision } => self.on_decision(cx, key, &decision),
                 Mail::Entry(visitor) if self.stopping => self.refuse(*visitor, Reason::Stopping),
-                Mail::Entry(visitor) => self.on_visitor(None, *visitor),
+                Mail::Entry(visitor) => self.on_visitor(cx.now, None, *visitor, None),
                 Mail::Link { socket, .. } if self.stopping || self.leaving => drop(socket),
                 Mail::Link { socket, peer } => self.on_link(cx, socket, peer),
-                Mail::Visitor(handed) => self.on_handed(*handed),
+                Mail::Visitor(handed) => self.on_handed(cx.now, *handed),
                 Mail::Health { key, payload } => self.plane.send(key, Kind::Health, 0, payload),
                 Mail::End { key, detail } => self.plane.dismiss(cx, key, Reason::Protocol, &detail),
                 Mail::Carrier(transfer) => self.on_transfer(cx, *transfer),
@@ -578,18 +643,20 @@ impl BridgeWorker {
                 Event::Control { carrier, payload, .. } => self.on_health(cx, carrier, payload),
                 Event::Lost { carrier, reason, detail } => self.on_lost(carrier, reason, detail),
                 Event::Moved { carrier, body, to } => self.on_moved(carrier, body, to),
-                Event::StreamReset { carrier, backend, reason } if reason.is_dial() => {
-                    if let Some(peer) = self.peers.get(&carrier) {
+                Event::StreamReset { carrier, backend, reason, early } => {
+                    if let Some(peer) = self.peers.get(&carrier)
+                        && reason.is_dial()
+                    {
                         let agent = peer.agent;
                         self.tell(Raw::Event(BridgeEvent::DialFailed { agent, backend, reason }));
                     }
-                }
-                Event::Placed { endpoint, result } => {
-                    if let Some(tell) = self.placing.remove(&endpoint) {
-                        tell(result);
+                    if early && (reason.is_dial() || reason == Reason::SocketReset) {
+                        self.on_failure(cx.now, carrier, backend, reason);
                     }
                 }
-                Event::StreamReset { .. } | Event::DialFailed { .. } | Event::Asked { .. } => {}
+                Event::Placed { ticket, result } => self.on_placed(cx.now, ticket, result),
+                Event::Bounced(bounced) => self.on_bounced(cx.now, *bounced),
+                Event::DialFailed { .. } | Event::Asked { .. } => {}
             }
         }
         any
@@ -675,19 +742,17 @@ fn carrier_of(links: &HashMap<SessionKey, Vec<Key>>, plane: &Plane, session: &Se
 /// Gives a visitor a stream on that carrier; or back, with the reason.
 fn place(
     plane: &mut Plane,
-    placing: &mut HashMap<Key, OnPlaced>,
+    now: Instant,
     visitor: Visitor,
     carrier: Key,
-    backend: u16,
+    backend: Place,
 ) -> Result<(), (Visitor, Reason)> {
-    let Visitor { socket, gate, arrival, on_placed, hops } = visitor;
-    match plane.add_visitor(socket, carrier, backend, arrival) {
-        Ok(endpoint) => {
-            placing.extend(on_placed.map(|tell| (endpoint, tell)));
-            Ok(())
-        }
-        Err((socket, arrival)) => Err((Visitor { socket, gate, arrival, on_placed, hops }, Reason::StreamsMax)),
-    }
+    let Visitor { socket, arrival, mut ticket } = visitor;
+    ticket.sent = ticket.sent.saturating_add(1);
+    ticket.at = Some(backend);
+    plane
+        .add_visitor(now, socket, (carrier, backend.1), arrival, ticket)
+        .map_err(|(socket, arrival, ticket)| (Visitor { socket, arrival, ticket }, Reason::StreamsMax))
 }
 
 /// Gives a visitor to a worker that has a carrier of the agent; or back, with the reason.

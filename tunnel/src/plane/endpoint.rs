@@ -7,6 +7,8 @@
 //! ```
 
 use super::pipes::Pipes;
+use super::unplaced::Unplaced;
+use crate::frame::Reason;
 use crate::slots::Key;
 use ringspan_engine::io::Errno;
 use ringspan_engine::kernel::{Pipe, Shutdown, Socket};
@@ -27,6 +29,8 @@ pub(super) enum Stage {
     Open,
     /// No longer anybody's: waits for its operations to come home, then the socket is closed.
     Closing,
+    /// The same, then the socket goes back to the role: its backend was not reached.
+    Leaving(Reason),
 }
 
 #[derive(Debug)]
@@ -76,8 +80,10 @@ pub(super) struct Endpoint {
     nodelay: bool,
     /// Bytes that go to the link before the socket's own.
     pub(super) prefix: Vec<u8>,
-    /// Bridge: somebody waits to hear whether the backend is reached. Agent: the bridge does.
+    /// Agent: the bridge waits to hear whether the backend is reached.
     pub(super) tell: bool,
+    /// Bridge: nothing says yet that the backend is reached.
+    pub(super) unplaced: Option<Box<Unplaced>>,
 }
 
 impl Endpoint {
@@ -100,6 +106,7 @@ impl Endpoint {
             nodelay: false,
             prefix: Vec::new(),
             tell: false,
+            unplaced: None,
         }
     }
 
@@ -116,7 +123,7 @@ impl Endpoint {
 
     /// Whether it is still somebody's.
     pub(super) fn is_live(&self) -> bool {
-        self.stage != Stage::Closing
+        !matches!(self.stage, Stage::Closing | Stage::Leaving(_))
     }
 
     pub(super) fn held_bytes(&self) -> usize {
@@ -277,8 +284,7 @@ pub(super) fn or_nothing(result: io::Result<usize>) -> io::Result<usize> {
 }
 
 /// What a failed dial means to the other side.
-pub(super) fn dial_reason(errno: Errno) -> crate::frame::Reason {
-    use crate::frame::Reason;
+pub(super) fn dial_reason(errno: Errno) -> Reason {
     use ringspan_engine::outcome::Code;
     match Code::of_connect(errno) {
         Code::L4Refused | Code::L4Reset => Reason::DialRefused,

@@ -14,6 +14,7 @@ mod pipes;
 mod rx;
 mod streams;
 mod tx;
+mod unplaced;
 
 pub(crate) use carrier::Carrier;
 #[cfg(test)]
@@ -21,7 +22,10 @@ pub(crate) use carrier::unsent_bytes;
 use carrier::{Lost, Phase};
 use endpoint::{Endpoint, Stage, dial_reason};
 use pipes::Pipes;
+use unplaced::Unplaced;
+pub(crate) use unplaced::{Arrival, Bounced};
 
+use crate::bridge::Ticket;
 use crate::frame::{Kind, Reason};
 use crate::hello;
 use crate::memory::Budget;
@@ -34,6 +38,7 @@ use ringspan_engine::kernel::Socket;
 use ringspan_engine::resident::Cx;
 use ringspan_engine::time::Instant;
 use ringspan_engine::token::Token;
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -72,14 +77,17 @@ pub(crate) enum Event {
     Control { carrier: Key, kind: Kind, aux: u16, payload: Vec<u8> },
     /// The carrier is gone, and its streams with it.
     Lost { carrier: Key, reason: Reason, detail: String },
-    /// The peer ended a stream to this backend for that reason.
-    StreamReset { carrier: Key, backend: u16, reason: Reason },
+    /// The peer ended a stream to this backend for that reason; `early`: before any sign that it was reached,
+    /// and the backend's fault if anybody's.
+    StreamReset { carrier: Key, backend: u16, reason: Reason, early: bool },
     /// We could not reach this backend.
     DialFailed { backend: u16, reason: Reason },
     /// Agent: the control plane is to give a connected socket with [`Plane::answer`].
     Asked { endpoint: Key, backend: u16, info: OpenInfo },
-    /// Bridge: whether the backend of a visitor that asked was reached. Comes exactly once.
-    Placed { endpoint: Key, result: Result<(), Reason> },
+    /// Bridge: whether a visitor's backend was reached. Of a ticket that wants news exactly once, unless it bounces.
+    Placed { ticket: Box<Ticket>, result: Result<(), Reason> },
+    /// Bridge: a visitor whose backend was not reached.
+    Bounced(Box<Bounced>),
     /// A carrier that was asked to move has left this worker.
     Moved { carrier: Key, body: Box<Carrier>, to: usize },
 }
@@ -97,15 +105,6 @@ impl From<SocketAddr> for Backend {
     fn from(address: SocketAddr) -> Backend {
         Backend::Tcp(address)
     }
-}
-
-/// What goes to the backend before a visitor's own bytes, and what else is said of it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Arrival {
-    pub(crate) prefix: Vec<u8>,
-    pub(crate) info: OpenInfo,
-    /// Whether [`Event::Placed`] is wanted.
-    pub(crate) tell: bool,
 }
 
 /// See the module.
@@ -128,6 +127,8 @@ pub(crate) struct Plane {
     backends: Vec<Backend>,
     dial_max: Duration,
     moving: Vec<(Key, usize)>,
+    /// Visitors whose backends have given no sign yet, and when to ask for one, in order.
+    signs: VecDeque<(Instant, Key)>,
 }
 
 impl Plane {
@@ -153,6 +154,7 @@ impl Plane {
             backends,
             dial_max,
             moving: Vec::new(),
+            signs: VecDeque::new(),
         }
     }
 
@@ -277,34 +279,44 @@ impl Plane {
         self.lose(cx, key, Lost { reason, detail: sentence.into() });
     }
 
-    /// Gives a visitor a stream to the backend. Returns what [`Event::Placed`] will name.
+    /// Gives a visitor a stream to the backend.
     ///
     /// # Errors
     /// The visitor back, if the carrier is full or gone.
     pub(crate) fn add_visitor(
         &mut self,
+        now: Instant,
         socket: Socket,
-        key: Key,
-        backend: u16,
+        (key, backend): (Key, u16),
         arrival: Arrival,
-    ) -> Result<Key, (Socket, Arrival)> {
+        ticket: Box<Ticket>,
+    ) -> Result<(), (Socket, Arrival, Box<Ticket>)> {
         let Some(c) = self.carriers.get_mut(key).filter(|c| c.phase == Phase::Up && !c.draining) else {
-            return Err((socket, arrival));
+            return Err((socket, arrival, ticket));
         };
         let endpoint = self.endpoints.insert(Endpoint::new(Some(socket), key, backend, Stage::Open).with_nodelay());
         let e = self.endpoints.get_mut(endpoint).expect("just inserted");
         let Some(id) = c.mux.open_with(endpoint, backend, arrival.tell, &arrival.info) else {
             let socket = e.socket.take().expect("it came with one");
             self.endpoints.remove(endpoint);
-            return Err((socket, arrival));
+            return Err((socket, arrival, ticket));
         };
         // A visitor usually speaks at once: its first bytes are looked for in this very turn, and ride with the OPEN.
         c.mux.source_ready(id);
-        (e.stream, e.prefix, e.tell) = (id, arrival.prefix, arrival.tell);
+        let Arrival { prefix, mut header, info, tell } = arrival;
+        e.stream = id;
+        e.unplaced = Some(Unplaced::new(&prefix, info, tell, ticket));
+        e.prefix = if header.is_empty() {
+            prefix
+        } else {
+            header.extend_from_slice(&prefix);
+            header
+        };
         self.stats.streams_total.add(1);
         self.stats.streams_open.add(1);
+        self.expect_sign(endpoint, now);
         self.queue(key);
-        Ok(endpoint)
+        Ok(())
     }
 
     fn queue(&mut self, key: Key) {
@@ -339,7 +351,7 @@ impl Plane {
                     OP_WRITE => e.armed.write = false,
                     _ => e.armed.dial = false,
                 }
-                if e.stage == Stage::Closing {
+                if !e.is_live() {
                     self.reap_endpoint(key);
                     return;
                 }
@@ -390,6 +402,7 @@ impl Plane {
     }
 
     fn on_tick(&mut self, cx: &mut Cx<'_>) {
+        self.ask_for_signs(cx.now);
         for key in self.carriers.keys() {
             let Some(c) = self.carriers.get_mut(key) else { continue };
             let busy = c.on_second();
@@ -430,11 +443,12 @@ impl Plane {
         if let Some((pipe, _)) = c.out_pipe.take() {
             self.pipes.drop_waiting(pipe);
         }
+        // Before its visitors come back: they are not to be sent there again.
+        self.events.push(Event::Lost { carrier: key, reason: lost.reason, detail: lost.detail });
         for endpoint in mux.owners() {
             self.stats.count(lost.reason);
-            self.abort(cx, endpoint, lost.reason);
+            self.turn_away(cx, endpoint, lost.reason);
         }
-        self.events.push(Event::Lost { carrier: key, reason: lost.reason, detail: lost.detail });
         self.close_carrier(cx, key);
     }
 

@@ -299,14 +299,16 @@ impl Plane {
             Input::Open { id, aux, len, tell } => {
                 c.reading = Reading::Open { id, backend: aux, tell, left: len as usize };
             }
-            Input::Opened { owner } => self.on_placed(owner),
+            Input::Opened { owner } if self.side == Side::Opener => self.on_placed(owner),
+            Input::Opened { owner } => self.on_asked_for_sign(owner),
             Input::Moved { .. } | Input::Spare { .. } => {}
             Input::Reset { owner, reason } => {
                 if let Some(e) = self.endpoints.get(owner) {
-                    let backend = e.backend;
+                    let (backend, early) =
+                        (e.backend, e.unplaced.as_ref().is_some_and(|unplaced| unplaced.is_telling()));
                     self.stats.count(reason);
-                    self.events.push(Event::StreamReset { carrier: key, backend, reason });
-                    self.abort(cx, owner, reason);
+                    self.events.push(Event::StreamReset { carrier: key, backend, reason, early });
+                    self.turn_away(cx, owner, reason);
                 }
             }
             Input::Control { kind, aux, len: 0 } => {

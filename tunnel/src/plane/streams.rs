@@ -4,7 +4,7 @@
 use super::endpoint::{Armed, Endpoint, Stage};
 use super::{Backend, Event, OP_DIAL, OP_READ, OP_WRITE, Plane, dialer};
 use crate::frame::Reason;
-use crate::mux::{OpenInfo, Side};
+use crate::mux::OpenInfo;
 use crate::slots::Key;
 use ringspan_engine::io::{Interest, Op};
 use ringspan_engine::kernel::Socket;
@@ -164,26 +164,21 @@ impl Plane {
             if let Some(socket) = &e.socket {
                 let _ = socket.reset_on_close();
             }
-            if std::mem::take(&mut e.tell) && self.side == Side::Opener {
-                self.events.push(Event::Placed { endpoint: key, result: Err(reason) });
+            if let Some(unplaced) = e.unplaced.take() {
+                self.events.push(Event::Placed { ticket: unplaced.into_ticket(), result: Err(reason) });
             }
         }
         self.close_endpoint(cx, key);
     }
 
-    /// Bridge: the backend of the endpoint's stream was reached.
-    pub(super) fn on_placed(&mut self, key: Key) {
-        if let Some(e) = self.endpoints.get_mut(key)
-            && std::mem::take(&mut e.tell)
-        {
-            self.events.push(Event::Placed { endpoint: key, result: Ok(()) });
-        }
+    pub(super) fn close_endpoint(&mut self, cx: &mut Cx<'_>, key: Key) {
+        self.close_as(cx, key, Stage::Closing);
     }
 
-    pub(super) fn close_endpoint(&mut self, cx: &mut Cx<'_>, key: Key) {
-        let Some(e) = self.endpoints.get_mut(key).filter(|e| e.stage != Stage::Closing) else { return };
+    pub(super) fn close_as(&mut self, cx: &mut Cx<'_>, key: Key, stage: Stage) {
+        let Some(e) = self.endpoints.get_mut(key).filter(|e| e.is_live()) else { return };
         let held = e.forget(&mut self.pipes);
-        e.stage = Stage::Closing;
+        e.stage = stage;
         let armed_now = e.armed;
         self.on_held(held, 0);
         self.stats.streams_open.sub(1);
@@ -197,7 +192,7 @@ impl Plane {
 
     pub(super) fn reap_endpoint(&mut self, key: Key) {
         if self.endpoints.get(key).is_some_and(|e| !e.armed.any()) {
-            self.endpoints.remove(key);
+            self.on_home(key);
         }
     }
 }

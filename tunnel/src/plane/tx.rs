@@ -93,7 +93,7 @@ impl Plane {
                 }
                 Some(Output::Data { id, owner, len_max }) => {
                     let ready = self.endpoints.get(owner).filter(|e| e.stage == Stage::Open && !e.read_ended);
-                    let Some(splices) = ready.map(|e| e.splices && e.prefix.is_empty()) else {
+                    let Some(splices) = ready.map(|e| e.splices && e.prefix.is_empty() && e.unplaced.is_none()) else {
                         c.mux.dry(id);
                         continue;
                     };
@@ -126,18 +126,29 @@ impl Plane {
     ) {
         let (Some(c), Some(e)) = (self.carriers.get_mut(key), self.endpoints.get_mut(owner)) else { return };
         let at = *len + HEADER_BYTES;
-        let ask = (len_max as usize).min(COPY_BYTES).min(scratch.len() - at);
+        let mut ask = (len_max as usize).min(COPY_BYTES).min(scratch.len() - at);
         if !e.prefix.is_empty() {
             let n = e.prefix.len().min(ask);
             scratch[at..at + n].copy_from_slice(&e.prefix[..n]);
             e.prefix.drain(..n);
             e.prefix.shrink_to_fit();
+            if let Some(unplaced) = &mut e.unplaced {
+                unplaced.on_said();
+            }
             let header = c.mux.sent(id, n as u32, false, true);
             put(scratch, len, &header);
             *len += n;
             self.stats.frames_sent.add(1);
             self.stats.bytes_to_link.add(n as u64);
             return;
+        }
+        if let Some(unplaced) = &e.unplaced {
+            ask = ask.min(unplaced.room());
+            if ask == 0 {
+                // Read on when there is a sign.
+                c.mux.dry(id);
+                return self.ask_for_sign(owner);
+            }
         }
         match e.open_socket().recv(&mut scratch[at..at + ask]) {
             Ok(0) => {
@@ -147,6 +158,9 @@ impl Plane {
                 self.on_read_end(cx, owner);
             }
             Ok(n) => {
+                if let Some(unplaced) = &mut e.unplaced {
+                    unplaced.keep(&scratch[at..at + n]);
+                }
                 let header = c.mux.sent(id, n as u32, false, n == ask);
                 put(scratch, len, &header);
                 *len += n;

@@ -231,6 +231,9 @@ impl Office {
             }
             BridgeEvent::Carriers { agent, count } => self.log.add(format!("carriers {agent} {count}")),
             BridgeEvent::DialFailed { backend, reason, .. } => self.log.add(format!("dial failed {backend} {reason}")),
+            BridgeEvent::Ejected { agent, backend, reason, .. } => {
+                self.log.add(format!("ejected {agent} {backend} {reason}"));
+            }
             BridgeEvent::VisitorsRefused { listener, reason, count } => {
                 for _ in 0..count {
                     self.log.add(format!("refused {listener} {reason}"));
