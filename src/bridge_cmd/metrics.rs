@@ -40,8 +40,16 @@ fn write(mut encoder: DescriptorEncoder<'_>, stats: &Stats, doors: &Tally) -> fm
         ("tunnel_link_writes", "System calls that wrote to links", stats.link_writes),
         ("tunnel_handovers", "Visitors handed to another worker", stats.handovers),
         ("tunnel_visitors_refused", "Visitors reset without a stream", stats.visitors_refused),
-        ("tunnel_visitors_retried", "Times a visitor whose backend was not reached was sent to another", stats.visitors_retried),
-        ("tunnel_ejections", "Times a backend that visitors could not reach was given none for a while", stats.ejections),
+        (
+            "tunnel_visitors_retried",
+            "Times a visitor whose backend was not reached was sent to another",
+            stats.visitors_retried,
+        ),
+        (
+            "tunnel_ejections",
+            "Times a backend that visitors could not reach was given none for a while",
+            stats.ejections,
+        ),
         ("tunnel_handshakes_failed", "Connections to the link port that never came up", stats.handshakes_failed),
     ];
     for (name, help, value) in counters {
