@@ -4,9 +4,13 @@
 mod common;
 
 use common::doors::Place;
-use common::{PATIENCE, raise_nofile, until};
+use common::world::Nginx;
+use common::{PATIENCE, parts, raise_nofile, run_with, until};
 use std::collections::HashSet;
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -179,4 +183,206 @@ fn a_refused_backend_comes_back() {
         back.recv(&mut buffer).ok().map(|n| buffer[..n].to_vec())
     });
     assert!(HashSet::from([b"2".to_vec(), b"lost".to_vec()]).contains(&told));
+}
+
+/// A server that speaks first, and then says back what it hears.
+fn parrot() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let _ = stream.write_all(b"HELLO");
+                let mut reader = stream.try_clone().expect("a descriptor");
+                let _ = std::io::copy(&mut reader, &mut stream);
+                let _ = stream.shutdown(std::net::Shutdown::Write);
+            });
+        }
+    });
+    address
+}
+
+fn closed_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port()
+}
+
+fn connect(to: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(to).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("it has one");
+    stream
+}
+
+/// Asks a SOCKS server without a login: the code of its reply, and the connection.
+fn socks(to: SocketAddr, host: &str, port: u16) -> (u8, TcpStream) {
+    let mut stream = connect(to);
+    stream.write_all(&[5, 1, 0]).expect("it reads");
+    let mut method = [0; 2];
+    stream.read_exact(&mut method).expect("it answers");
+    assert_eq!(method, [5, 0]);
+    let request = [&[5, 1, 0, 3, host.len() as u8], host.as_bytes(), &port.to_be_bytes()].concat();
+    stream.write_all(&request).expect("it reads");
+    let mut reply = [0; 10];
+    stream.read_exact(&mut reply).expect("it answers");
+    (reply[1], stream)
+}
+
+/// The status of an answer to CONNECT.
+fn http_connect(to: SocketAddr, request: &str) -> String {
+    let mut stream = connect(to);
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let (mut answer, mut byte) = (String::new(), [0]);
+    while !answer.ends_with("\r\n") {
+        stream.read_exact(&mut byte).expect("it answers");
+        answer.push(byte[0].into());
+    }
+    answer.trim().to_owned()
+}
+
+/// What both kinds of proxy answer, and why: reached, refused, denied by the agent, by the address behind a name, by the
+/// listener; without a backend; without a login.
+#[test]
+fn proxies_say_the_true_reason() {
+    let (parrot, closed, secret) = (parrot(), closed_port(), TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    let secret = secret.local_addr().expect("bound").port();
+    let open = parrot.port();
+    let place = Place::start(
+        "[[listener]]\nname = \"socks\"\ntype = \"socks5\"\nauth = \"none\"\nlisten = \"127.0.0.1:0\"\nservice = \"net\"\n\
+         [[listener]]\nname = \"narrow\"\ntype = \"socks5\"\nauth = \"none\"\nallow = [\"*.lan:*\"]\nlisten = \"127.0.0.1:0\"\nservice = \"net\"\n\
+         [[listener]]\nname = \"nobody\"\ntype = \"socks5\"\nauth = \"none\"\nlisten = \"127.0.0.1:0\"\nservice = \"nobody\"\n\
+         [[listener]]\nname = \"http\"\ntype = \"connect\"\nusers = [\"alice:se:cret\"]\nlisten = \"127.0.0.1:0\"\nservice = \"net\"\n",
+        &format!(
+            "[[expose]]\nservice = \"net\"\ntype = \"proxy\"\n\
+             allow = [\"127.0.0.1:{open},{closed}\", \"localhost:{secret}\", \"*.invalid:80\"]\n"
+        ),
+    );
+    let (to, http) = (place.listener("socks"), place.listener("http"));
+    let login = "Proxy-Authorization: Basic YWxpY2U6c2U6Y3JldA==\r\n";
+    for (host, port, code, status) in [
+        ("127.0.0.1", open, 0, "200"),
+        ("localhost", open, 0, "200"),
+        ("127.0.0.1", closed, 5, "502"),
+        // The name is on the list; what it means is not.
+        ("localhost", secret, 2, "403"),
+        ("127.0.0.1", secret, 2, "403"),
+        ("127.0.0.2", open, 2, "403"),
+        ("elsewhere.lan", 81, 2, "403"),
+        ("127.1", open, 4, "400"),
+    ] {
+        assert_eq!(socks(to, host, port).0, code, "{host}:{port}");
+        let answer = http_connect(http, &format!("CONNECT {host}:{port} HTTP/1.1\r\n{login}\r\n"));
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{host}:{port}: {answer}");
+    }
+    assert_eq!(socks(to, "nowhere.invalid", 80).0, 4);
+    assert_eq!(socks(place.listener("narrow"), "127.0.0.1", open).0, 2);
+    assert_eq!(socks(place.listener("nobody"), "127.0.0.1", open).0, 1);
+    let stranger = http_connect(http, &format!("CONNECT 127.0.0.1:{open} HTTP/1.1\r\n\r\n"));
+    assert!(stranger.contains(" 407 "), "{stranger}");
+    assert!(http_connect(http, "GET / HTTP/1.1\r\n\r\n").contains(" 405 "));
+    place.bridge.wait_line(&["proxy: refused", "target_denied"]);
+    place.agent.wait_line(&["proxy: not connected", "target_denied"]);
+}
+
+/// The reply comes before the first word of a target that speaks first, and what the visitor said too early arrives.
+#[test]
+fn the_reply_comes_first() {
+    let parrot = parrot();
+    let place = Place::start(
+        "[[listener]]\nname = \"socks\"\ntype = \"socks5\"\nauth = \"none\"\nlisten = \"127.0.0.1:0\"\nservice = \"net\"\n",
+        "[[expose]]\nservice = \"net\"\ntype = \"proxy\"\nallow = [\"127.0.0.1:*\"]\n",
+    );
+    for round in 0..100 {
+        let mut stream = connect(place.listener("socks"));
+        let port = parrot.port().to_be_bytes();
+        // All at once: greeting, request, and words for the target.
+        let all = [&[5, 1, 0, 5, 1, 0, 1, 127, 0, 0, 1][..], &port, format!("early {round}").as_bytes()].concat();
+        stream.write_all(&all).expect("it reads");
+        stream.shutdown(std::net::Shutdown::Write).expect("it is open");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("a clean end");
+        let wanted =
+            [&[5, 0, 5, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"HELLO", format!("early {round}").as_bytes()].concat();
+        assert_eq!(answer, wanted);
+    }
+}
+
+/// curl, through SOCKS and CONNECT, with a login and names that the agent looks up.
+#[test]
+fn curl_goes_through_both() {
+    let nginx = Nginx::start("n");
+    let place = Place::start(
+        "[[listener]]\nname = \"socks\"\ntype = \"socks5\"\nusers = [\"alice:secret\"]\nlisten = \"127.0.0.1:0\"\nservice = \"net\"\n\
+         [[listener]]\nname = \"http\"\ntype = \"connect\"\nusers = [\"alice:secret\"]\nlisten = \"127.0.0.1:0\"\nservice = \"net\"\n",
+        &format!(
+            "[[expose]]\nservice = \"net\"\ntype = \"proxy\"\nallow = [\"127.0.0.0/8:{}\"]\n",
+            nginx.address.port()
+        ),
+    );
+    let curl = |proxy: &str, more: &[&str]| {
+        let url = format!("http://localhost:{}/", nginx.address.port());
+        let mut args = vec!["-s", "-S", "--max-time", "30", "-x", proxy];
+        args.extend(more);
+        args.push(&url);
+        parts(&run_with(&mut place.command("curl", &args), ""))
+    };
+    let (socks, http) = (place.listener("socks"), place.listener("http"));
+    assert_eq!(curl(&format!("socks5h://alice:secret@{socks}"), &[]), (0, "n".into(), String::new()));
+    assert_eq!(curl(&format!("http://alice:secret@{http}"), &["-p"]), (0, "n".into(), String::new()));
+    assert_ne!(curl(&format!("socks5h://alice:wrong@{socks}"), &[]).0, 0);
+    let (code, _, err) = curl(&format!("http://alice:wrong@{http}"), &["-p"]);
+    assert!(code != 0 && err.contains("407"), "{err}");
+}
+
+/// An nginx that listens at a path.
+fn nginx_at(folder: &Path, path: &Path) -> Child {
+    let at = folder.display();
+    let config = format!(
+        "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;\nevents {{ }}\n\
+         http {{ access_log off; client_body_temp_path {at}/b; proxy_temp_path {at}/p;\n\
+         fastcgi_temp_path {at}/f; uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\n\
+         server {{ listen unix:{}; location / {{ return 200 \"by path\"; }} }} }}\n",
+        path.display()
+    );
+    std::fs::write(folder.join("nginx.conf"), config).expect("written");
+    let debian = Path::new("/usr/sbin/nginx");
+    let program = if debian.exists() { debian } else { Path::new("nginx") };
+    let mut command = Command::new(program);
+    command.arg("-p").arg(folder).args(["-e", "error.log", "-c", "nginx.conf"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("nginx is installed: scripts/setup")
+}
+
+/// From a path to a path: a listener's socket at the bridge, an nginx's at the agent, which is checked and comes back.
+#[test]
+fn unix_sockets_at_both_ends() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("n.sock");
+    let mut nginx = nginx_at(folder.path(), &path);
+    until("nginx to listen", || std::os::unix::net::UnixStream::connect(&path).ok());
+    let place = Place::start(
+        "[[listener]]\nname = \"at\"\ntype = \"tcp\"\nlisten = \"unix:web.sock\"\nservice = \"web\"\n",
+        &format!(
+            "[[expose]]\nservice = \"web\"\naddress = \"unix:{}\"\ncheck = {{ interval = \"100ms\" }}\n",
+            path.display()
+        ),
+    );
+    let curl = || {
+        let args = ["-s", "-S", "--max-time", "30", "--unix-socket", "web.sock", "http://any/"];
+        parts(&run_with(&mut place.command("curl", &args), ""))
+    };
+    assert_eq!(curl(), (0, "by path".into(), String::new()));
+    nginx.kill().expect("it runs");
+    nginx.wait().expect("it ends");
+    place.bridge.wait_line(&["backend down", "L4CON"]);
+    assert_ne!(curl().0, 0);
+    std::fs::remove_file(&path).expect("it was left behind");
+    let mut nginx = nginx_at(folder.path(), &path);
+    until("visitors to be answered", || (curl().0 == 0).then_some(()));
+    nginx.kill().expect("it runs");
+    nginx.wait().expect("it ends");
+    // A clean end takes the file along; after a hard one the next bridge replaces it.
+    let socket = place.folder.path().join("web.sock");
+    assert!(socket.exists());
+    place.bridge.signal("TERM");
+    until("the file to go", || (!socket.exists()).then_some(()));
 }

@@ -162,6 +162,7 @@ impl AgentServer {
     /// Serves until the bridge refuses us for good, or a worker dies.
     pub(crate) async fn serve(&mut self) -> Failure {
         self.check_backends().await;
+        self.backends.check(&self.exposes);
         let mut watch = tokio::time::interval(WATCH);
         let resolver = self.start_resolver();
         let failure = loop {
@@ -194,12 +195,13 @@ impl AgentServer {
     async fn check_backends(&self) {
         let probes = self.engine.probes();
         for (key, expose) in self.exposes.iter().enumerate() {
-            let (Some(address), false) = (expose.backend.address(), matches!(expose.check.ask, Check::None)) else {
+            if matches!(expose.check.ask, Check::None) {
                 // Nobody asks it: it is as well as we are.
                 let up = BackendHealth { health: Health::Up, code: None, since: monotonic_now(), rtt_us: None };
                 self.handle.set_health(key as u16, up);
                 continue;
-            };
+            }
+            let Some(address) = expose.backend.address() else { continue };
             let mut target = Target {
                 address,
                 check: expose.check.ask.clone(),

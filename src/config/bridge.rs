@@ -1,6 +1,6 @@
 //! bridge.toml: its keys, their ranges and defaults. The table for people is docs/configuration.md.
 
-use super::doors::{Door, Keys, check_door};
+use super::doors::{Door, Keys, check_door, unix_path};
 use super::{Document, Error, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
 use ringspan_tunnel::address::Address;
@@ -65,7 +65,7 @@ pub(crate) enum Tls {
 pub(crate) struct Listener {
     /// For logs and metrics.
     pub(crate) name: String,
-    /// The public address.
+    /// The public address; 0.0.0.0:0 of one that listens at a path.
     pub(crate) listen: SocketAddr,
     /// Whose backends get the visitors.
     pub(crate) service: String,
@@ -151,6 +151,10 @@ struct RawListener {
     service: Spanned<String>,
     idle_timeout: Option<Spanned<String>>,
     sessions_max: Option<Spanned<i64>>,
+    auth: Option<Spanned<String>>,
+    users: Option<Spanned<Vec<Spanned<String>>>>,
+    allow: Option<Spanned<Vec<Spanned<String>>>>,
+    mode: Option<Spanned<String>>,
 }
 
 /// Checks a whole document.
@@ -180,9 +184,21 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         if !names.insert(name.clone()) {
             return Err(doc.wrong(listener.name.span(), "another listener has this name", "a name of its own"));
         }
-        let keys = Keys { idle_timeout: listener.idle_timeout.as_ref(), sessions_max: listener.sessions_max.as_ref() };
-        let door = check_door(doc, &listener.r#type, keys)?;
-        let listen = doc.value(&listener.listen, unit::address, "\"0.0.0.0:8080\"")?;
+        let keys = Keys {
+            idle_timeout: listener.idle_timeout.as_ref(),
+            sessions_max: listener.sessions_max.as_ref(),
+            auth: listener.auth.as_ref(),
+            users: listener.users.as_ref(),
+            allow: listener.allow.as_ref(),
+            mode: listener.mode.as_ref(),
+        };
+        let path = unix_path(doc, &listener.listen)?;
+        let is_unix = path.is_some();
+        let door = check_door(doc, &listener.r#type, path, keys)?;
+        let listen = match is_unix {
+            true => SocketAddr::from(([0, 0, 0, 0], 0)),
+            false => doc.value(&listener.listen, unit::address, "\"0.0.0.0:8080\"")?,
+        };
         let transport = if let Door::Udp(_) = door { Transport::Udp } else { Transport::Tcp };
         taken.take(transport, listen, &format!("listener {name:?}"), Some(&listener.listen))?;
         let service = doc.value(&listener.service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;

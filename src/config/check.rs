@@ -82,7 +82,8 @@ pub(super) fn check_check(doc: &Document, raw: Option<&RawCheck>, backend: &Back
     let kind = match (&raw.r#type, backend) {
         (Some(kind), _) => kind.get_ref().as_str(),
         (None, Backend::Tcp(_)) => "tcp",
-        (None, Backend::Udp(_)) => "none",
+        (None, Backend::Unix(_)) => "tcp",
+        (None, Backend::Udp(_) | Backend::Proxy(_)) => "none",
     };
     if let Some(at) = &raw.r#type {
         let known = ["tcp", "http", "https", "tls", "mysql", "expect", "udp", "none"].contains(&kind);
@@ -92,6 +93,13 @@ pub(super) fn check_check(doc: &Document, raw: Option<&RawCheck>, backend: &Back
         if let (Backend::Udp(_), true) = (backend, !matches!(kind, "udp" | "none")) {
             let problem = "the backend is no TCP server";
             return Err(doc.wrong(at.span(), problem, "\"udp\", with what to send and what to expect, or \"none\""));
+        }
+        if let (Backend::Unix(_), false) = (backend, matches!(kind, "tcp" | "none")) {
+            let problem = "a socket at a path is only connected to";
+            return Err(doc.wrong(at.span(), problem, "\"tcp\" or \"none\""));
+        }
+        if let (Backend::Proxy(_), true) = (backend, kind != "none") {
+            return Err(doc.wrong(at.span(), "a proxy is nothing that can be asked", "\"none\""));
         }
     }
     fits(doc, raw, kind)?;
@@ -223,7 +231,8 @@ fn ask(doc: &Document, raw: &RawCheck, kind: &str, backend: &Backend) -> Result<
         "udp" => said().map(|(send, expect)| Kind::Udp { send, expect, is_silence_good: is(&raw.silence_good) })?,
         _ => Kind::Tcp,
     };
-    let Some(address) = backend.address() else { return Ok(EngineCheck::None) };
+    // The engine knows no paths: who exposes one checks it.
+    let Some(address) = backend.address() else { return Ok(EngineCheck::Tcp(Mode::Graceful)) };
     let written =
         Written { text: backend.to_string(), host: Host::Address(address.ip()), port: address.port(), kind: asked };
     let made = checks::check(&written, &settings(doc, raw)?);

@@ -1,6 +1,9 @@
 //! What a `[[listener]]` of bridge.toml speaks, beyond plain TCP: its keys, ranges and defaults.
 
 use super::{Document, Error, unit};
+use crate::doors::proxy::allow::{Allow, RULES_MAX, Rule};
+use crate::doors::proxy::users::Users;
+use std::path::PathBuf;
 use std::time::Duration;
 use toml::Spanned;
 
@@ -12,6 +15,39 @@ pub(crate) enum Door {
     Tcp,
     /// Datagrams.
     Udp(UdpListener),
+    /// Whoever comes says where to.
+    Proxy(ProxyListener),
+    /// As `Tcp`, at a path of this machine.
+    Unix(UnixListener),
+}
+
+/// How a visitor of a proxy says where to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Greeting {
+    /// SOCKS 5.
+    Socks5,
+    /// HTTP CONNECT.
+    Connect,
+}
+
+/// Whoever comes says where to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ProxyListener {
+    /// In which language.
+    pub(crate) greeting: Greeting,
+    /// Who may; `None`: everybody, because the file says so.
+    pub(crate) users: Option<Users>,
+    /// Where to; `None`: the agent decides alone.
+    pub(crate) allow: Option<Allow>,
+}
+
+/// A socket in the file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UnixListener {
+    /// Where.
+    pub(crate) path: PathBuf,
+    /// Who may connect, as chmod(1) says it: it takes the right to write. Default 0660.
+    pub(crate) mode: u32,
 }
 
 /// Conversations of one UDP listener.
@@ -41,36 +77,144 @@ impl Default for UdpListener {
 pub(super) struct Keys<'a> {
     pub(super) idle_timeout: Option<&'a Spanned<String>>,
     pub(super) sessions_max: Option<&'a Spanned<i64>>,
+    pub(super) auth: Option<&'a Spanned<String>>,
+    pub(super) users: Option<&'a Spanned<Vec<Spanned<String>>>>,
+    pub(super) allow: Option<&'a Spanned<Vec<Spanned<String>>>>,
+    pub(super) mode: Option<&'a Spanned<String>>,
 }
 
 /// The types there are.
-const TYPES: &str = "\"tcp\" or \"udp\"";
+const TYPES: &str = "\"tcp\", \"udp\", \"socks5\" or \"connect\"";
+
+/// What a Unix path begins with.
+const UNIX: &str = "unix:";
+/// Longest path of a Unix socket, with the few bytes that its first name is longer: 108 bytes and a 0 (unix(7)).
+const PATH_BYTES_MAX: usize = 100;
+
+/// The path, if a listener's or a backend's address is one.
+pub(super) fn unix_path(doc: &Document, raw: &Spanned<String>) -> Result<Option<PathBuf>, Error> {
+    let Some(text) = raw.get_ref().strip_prefix(UNIX) else { return Ok(None) };
+    let read = |_: &str| match text.len() {
+        0 => Err("there is no path".to_owned()),
+        n if n > PATH_BYTES_MAX => Err(format!("a path of a socket has at most {PATH_BYTES_MAX} bytes")),
+        _ => Ok(doc.path_of(text)),
+    };
+    doc.value(raw, read, "\"unix:/run/app.sock\"").map(Some)
+}
 
 /// Checks what a listener of this type says.
-pub(super) fn check_door(doc: &Document, kind: &Spanned<String>, keys: Keys<'_>) -> Result<Door, Error> {
-    let door = match kind.get_ref().as_str() {
-        "tcp" => Door::Tcp,
-        "udp" => {
-            let mut udp = UdpListener::default();
-            if let Some(raw) = keys.idle_timeout {
-                let read = |text: &str| unit::duration_within(text, Duration::from_secs(1), Duration::from_secs(3600));
-                udp.idle_timeout = doc.value(raw, read, "\"1s\" to \"1h\"")?;
-            }
-            if let Some(raw) = keys.sessions_max {
-                udp.sessions_max = doc.number(raw, 1..=65_000)? as usize;
-            }
-            Door::Udp(udp)
+pub(super) fn check_door(
+    doc: &Document,
+    kind: &Spanned<String>,
+    path: Option<PathBuf>,
+    keys: Keys<'_>,
+) -> Result<Door, Error> {
+    let word = kind.get_ref().as_str();
+    fits(doc, kind, path.is_some(), &keys)?;
+    Ok(match (word, path) {
+        ("tcp", None) => Door::Tcp,
+        ("tcp", Some(path)) => Door::Unix(UnixListener { path, mode: mode(doc, keys.mode)? }),
+        ("udp", None) => Door::Udp(udp(doc, &keys)?),
+        ("socks5", None) => Door::Proxy(proxy(doc, kind, Greeting::Socks5, &keys)?),
+        ("connect", None) => Door::Proxy(proxy(doc, kind, Greeting::Connect, &keys)?),
+        ("udp" | "socks5" | "connect", Some(_)) => {
+            return Err(doc.wrong(kind.span(), "a listener at a path is of type \"tcp\"", "\"tcp\""));
         }
         _ => return doc.value(kind, |_| Err("no such type of listener".into()), TYPES),
-    };
-    let is_udp = matches!(door, Door::Udp(_));
-    for (key, span) in
-        [("idle_timeout", keys.idle_timeout.map(Spanned::span)), ("sessions_max", keys.sessions_max.map(Spanned::span))]
-    {
-        if let (Some(span), false) = (span, is_udp) {
-            let problem = format!("{key} is not of a listener of type {:?}", kind.get_ref());
-            return Err(doc.wrong(span, problem, "remove it, or type = \"udp\""));
+    })
+}
+
+/// A key that is not of this type is a mistake.
+fn fits(doc: &Document, kind: &Spanned<String>, is_unix: bool, keys: &Keys<'_>) -> Result<(), Error> {
+    let word = kind.get_ref().as_str();
+    let proxy = ["socks5", "connect"].contains(&word);
+    let rows = [
+        ("idle_timeout", keys.idle_timeout.map(Spanned::span), word == "udp", "type = \"udp\""),
+        ("sessions_max", keys.sessions_max.map(Spanned::span), word == "udp", "type = \"udp\""),
+        ("auth", keys.auth.map(Spanned::span), proxy, "type = \"socks5\" or \"connect\""),
+        ("users", keys.users.map(Spanned::span), proxy, "type = \"socks5\" or \"connect\""),
+        ("allow", keys.allow.map(Spanned::span), proxy, "type = \"socks5\" or \"connect\""),
+        ("mode", keys.mode.map(Spanned::span), is_unix, "listen = \"unix:...\""),
+    ];
+    for (key, span, is_its, of) in rows {
+        if let (Some(span), false) = (span, is_its) {
+            let problem = format!("{key} is not of this listener");
+            return Err(doc.wrong_secret(span, problem, &format!("remove it, or {of}")));
         }
     }
-    Ok(door)
+    Ok(())
+}
+
+fn udp(doc: &Document, keys: &Keys<'_>) -> Result<UdpListener, Error> {
+    let mut udp = UdpListener::default();
+    if let Some(raw) = keys.idle_timeout {
+        let read = |text: &str| unit::duration_within(text, Duration::from_secs(1), Duration::from_secs(3600));
+        udp.idle_timeout = doc.value(raw, read, "\"1s\" to \"1h\"")?;
+    }
+    if let Some(raw) = keys.sessions_max {
+        udp.sessions_max = doc.number(raw, 1..=65_000)? as usize;
+    }
+    Ok(udp)
+}
+
+fn mode(doc: &Document, raw: Option<&Spanned<String>>) -> Result<u32, Error> {
+    let read = |text: &str| match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("it is no mode of a file".to_owned()),
+    };
+    raw.map_or(Ok(0o660), |raw| doc.value(raw, read, "\"0660\""))
+}
+
+fn proxy(doc: &Document, kind: &Spanned<String>, greeting: Greeting, keys: &Keys<'_>) -> Result<ProxyListener, Error> {
+    let is_open = match keys.auth {
+        None => false,
+        Some(raw) => {
+            let read = |text: &str| match text {
+                "none" => Ok(true),
+                "users" => Ok(false),
+                _ => Err("no such way".to_owned()),
+            };
+            doc.value(raw, read, "\"users\" or \"none\"")?
+        }
+    };
+    let users = match (keys.users.filter(|raw| !raw.get_ref().is_empty()), is_open) {
+        (None, true) => None,
+        (Some(raw), false) => {
+            let pairs = raw.get_ref().iter().map(|raw| {
+                let text = doc.secret(raw)?;
+                let pair = text
+                    .split_once(':')
+                    .filter(|(user, password)| (1..=255).contains(&user.len()) && (1..=255).contains(&password.len()));
+                let pair = pair.map(|(user, password)| (user.to_owned(), password.to_owned()));
+                pair.ok_or_else(|| {
+                    let problem = "it is no user and password of 1 to 255 bytes";
+                    doc.wrong_secret(raw.span(), problem, "\"alice:${ALICE_PASSWORD}\"")
+                })
+            });
+            Some(Users::new(pairs.collect::<Result<_, _>>()?))
+        }
+        (Some(raw), true) => {
+            return Err(doc.wrong_secret(raw.span(), "auth = \"none\" is there, too", "one of the two"));
+        }
+        (None, false) => {
+            let problem = "a proxy that everybody may use is a way in for everybody";
+            return Err(doc.wrong(
+                kind.span(),
+                problem,
+                "users = [\"alice:${PASSWORD}\"]; or auth = \"none\" if it is meant",
+            ));
+        }
+    };
+    let allow = keys.allow.map(|raw| check_allow(doc, raw)).transpose()?;
+    Ok(ProxyListener { greeting, users, allow })
+}
+
+/// Reads an allow-list.
+pub(super) fn check_allow(doc: &Document, raw: &Spanned<Vec<Spanned<String>>>) -> Result<Allow, Error> {
+    if raw.get_ref().len() > RULES_MAX {
+        return Err(doc.wrong(raw.span(), format!("more than {RULES_MAX} rules"), "fewer, wider ones"));
+    }
+    let example = "\"10.0.0.0/8:80,443\", \"db.lan:5432\", \"*.lan:8000-8999\" or \"*:443\"";
+    let rules = raw.get_ref().iter().map(|raw| doc.value(raw, |text| text.parse::<Rule>(), example));
+    Ok(Allow::new(rules.collect::<Result<_, _>>()?))
 }

@@ -1,10 +1,14 @@
 //! `[[expose]]` of agent.toml: one backend, how it is reached and how it is checked.
 
 use super::check::{Check, RawCheck, check_check};
+use super::doors::{check_allow, unix_path};
 use super::{Document, Error, unit};
+use crate::doors::proxy::allow::Allow;
 use serde::Deserialize;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 use toml::Spanned;
 
 /// Bytes of datagrams from a UDP backend that wait for the link, per conversation: four of the largest, or a burst of
@@ -29,6 +33,10 @@ pub(crate) enum Backend {
     Tcp(SocketAddr),
     /// A UDP socket for each visitor's conversation.
     Udp(SocketAddr),
+    /// A connection to a socket of this machine's file system for each visitor.
+    Unix(PathBuf),
+    /// Where the visitor wants to, if the list has it.
+    Proxy(Arc<Allow>),
 }
 
 impl Backend {
@@ -36,6 +44,7 @@ impl Backend {
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         match self {
             Backend::Tcp(address) | Backend::Udp(address) => Some(*address),
+            Backend::Unix(_) | Backend::Proxy(_) => None,
         }
     }
 }
@@ -51,6 +60,8 @@ impl fmt::Display for Backend {
         match self {
             Backend::Tcp(address) => write!(f, "{address}"),
             Backend::Udp(address) => write!(f, "udp://{address}"),
+            Backend::Unix(path) => write!(f, "unix:{}", path.display()),
+            Backend::Proxy(_) => write!(f, "proxy"),
         }
     }
 }
@@ -60,33 +71,63 @@ impl fmt::Display for Backend {
 pub(super) struct RawExpose {
     service: Spanned<String>,
     r#type: Option<Spanned<String>>,
-    address: Spanned<String>,
+    address: Option<Spanned<String>>,
+    allow: Option<Spanned<Vec<Spanned<String>>>>,
     check: Option<RawCheck>,
 }
 
 /// Checks one; `known` are those before it.
 pub(super) fn check_expose(doc: &Document, raw: &RawExpose, known: &[Expose]) -> Result<Expose, Error> {
     let service = doc.value(&raw.service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;
-    let is_udp = match &raw.r#type {
-        None => false,
-        Some(kind) => {
-            let read = |text: &str| match text {
-                "tcp" => Ok(false),
-                "udp" => Ok(true),
-                _ => Err("no such type of backend".to_owned()),
-            };
-            doc.value(kind, read, "\"tcp\" or \"udp\"")?
-        }
-    };
-    let address = doc.value(&raw.address, unit::address, "\"127.0.0.1:8081\"")?;
-    if address.port() == 0 {
-        return Err(doc.wrong(raw.address.span(), "nothing can listen on port 0", "the backend's port"));
-    }
-    let backend = if is_udp { Backend::Udp(address) } else { Backend::Tcp(address) };
+    let backend = backend(doc, raw)?;
+    let at = raw.address.as_ref().or(raw.r#type.as_ref()).map_or(0..0, Spanned::span);
     if known.iter().any(|e| e.service == service && e.backend == backend) {
         let problem = format!("service {service:?} has this backend already");
-        return Err(doc.wrong(raw.address.span(), problem, "another address, or remove one of the two"));
+        return Err(doc.wrong(at, problem, "another address, or remove one of the two"));
     }
     let check = check_check(doc, raw.check.as_ref(), &backend)?;
     Ok(Expose { service, backend, check })
+}
+
+/// The types there are.
+const TYPES: &str = "\"tcp\", \"udp\", \"unix\" or \"proxy\"";
+
+fn backend(doc: &Document, raw: &RawExpose) -> Result<Backend, Error> {
+    let kind = raw.r#type.as_ref().map(|kind| kind.get_ref().as_str());
+    let span = raw.r#type.as_ref().map_or_else(|| raw.service.span(), Spanned::span);
+    if let (Some(allow), false) = (&raw.allow, kind == Some("proxy")) {
+        return Err(doc.wrong(allow.span(), "only a proxy is asked where to", "type = \"proxy\""));
+    }
+    if kind == Some("proxy") {
+        if let Some(address) = &raw.address {
+            return Err(doc.wrong(address.span(), "a proxy has no address of its own", "remove it"));
+        }
+        let Some(allow) = &raw.allow else {
+            let problem = "where may it go? Nothing is allowed that allow does not say";
+            return Err(doc.wrong(span, problem, "allow = [\"10.0.0.0/8:80,443\", \"*.lan:5432\"]"));
+        };
+        return Ok(Backend::Proxy(Arc::new(check_allow(doc, allow)?)));
+    }
+    let Some(address) = &raw.address else {
+        return Err(doc.wrong(raw.service.span(), "its backend has no address", "address = \"127.0.0.1:8081\""));
+    };
+    let path = unix_path(doc, address)?;
+    Ok(match (kind, path) {
+        (None | Some("unix"), Some(path)) => Backend::Unix(path),
+        (Some("unix"), None) => {
+            return Err(doc.wrong(address.span(), "it is no path of a socket", "\"unix:/run/app.sock\""));
+        }
+        (None | Some("tcp"), None) => Backend::Tcp(internet(doc, address)?),
+        (Some("udp"), None) => Backend::Udp(internet(doc, address)?),
+        (Some("tcp" | "udp"), Some(_)) => return Err(doc.wrong(span, "the address is a path", "\"unix\"")),
+        (Some(_), _) => return Err(doc.wrong(span, "no such type of backend", TYPES)),
+    })
+}
+
+fn internet(doc: &Document, raw: &Spanned<String>) -> Result<SocketAddr, Error> {
+    let address = doc.value(raw, unit::address, "\"127.0.0.1:8081\"")?;
+    if address.port() == 0 {
+        return Err(doc.wrong(raw.span(), "nothing can listen on port 0", "the backend's port"));
+    }
+    Ok(address)
 }

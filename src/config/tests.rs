@@ -91,7 +91,7 @@ fn bridge_errors() {
         (
             "type = \"tcp\"",
             "type = \"sctp\"",
-            "bridge.toml:9: [[listener]] type = \"sctp\": no such type of listener. Try: \"tcp\" or \"udp\"",
+            "bridge.toml:9: [[listener]] type = \"sctp\": no such type of listener. Try: \"tcp\", \"udp\", \"socks5\" or \"connect\"",
         ),
         (
             "name = \"web\"",

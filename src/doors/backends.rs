@@ -1,19 +1,23 @@
 //! The agent's backends that the plane does not dial by itself: each time it asks, a connected socket, or why there is
 //! none. Promise: every question is answered once, and a backend that is slow to answer holds up no other.
 
-use super::tally::Tally;
-use super::udp;
+use super::proxy::allow::Target;
+use super::proxy::dial::dial;
+use super::tally::{Few, Tally};
+use super::{udp, unix};
 use crate::config::expose::{Backend, Expose};
+use ringspan_engine::check::Check;
 use ringspan_tunnel::agent::{AgentHandle, AskId, Backend as Way};
 use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::mux::OpenInfo;
 use std::sync::Arc;
+use tokio::task::JoinSet;
 
 /// How the plane reaches a backend.
 pub(crate) fn way(backend: &Backend) -> Way {
     match backend {
         Backend::Tcp(address) => Way::Tcp(*address),
-        Backend::Udp(_) => Way::Ask,
+        Backend::Udp(_) | Backend::Unix(_) | Backend::Proxy(_) => Way::Ask,
     }
 }
 
@@ -24,30 +28,61 @@ pub(crate) struct Backends {
     tally: Arc<Tally>,
     /// What was said of it already: dropped, unsent.
     told: (u64, u64),
+    denied: Arc<Few>,
+    checks: JoinSet<()>,
 }
 
 impl Backends {
     /// Of these, in their order.
     pub(crate) fn new(handle: AgentHandle, exposes: &[Expose]) -> Backends {
-        Backends {
-            handle,
-            list: exposes.iter().map(|e| e.backend.clone()).collect(),
-            tally: Arc::default(),
-            told: (0, 0),
+        let list = exposes.iter().map(|e| e.backend.clone()).collect();
+        let (tally, denied) = (Arc::default(), Arc::default());
+        Backends { handle, list, tally, told: (0, 0), denied, checks: JoinSet::new() }
+    }
+
+    /// Checks those that the engine cannot check, until this is dropped. Needs a runtime.
+    pub(crate) fn check(&mut self, exposes: &[Expose]) {
+        for (number, expose) in exposes.iter().enumerate() {
+            if let (Backend::Unix(path), false) = (&expose.backend, matches!(expose.check.ask, Check::None)) {
+                let (policy, handle) = (expose.check.policy, self.handle.clone());
+                self.checks.spawn(unix::check(path.clone(), policy, number as u16, handle));
+            }
         }
     }
 
-    /// Answers one question. Needs a runtime.
-    pub(crate) fn on_ask(&self, ask: AskId, backend: u16, _info: OpenInfo) {
+    /// Answers one question, now or later. Needs a runtime.
+    pub(crate) fn on_ask(&self, ask: AskId, backend: u16, info: OpenInfo) {
+        let handle = self.handle.clone();
         match self.list.get(usize::from(backend)) {
             Some(Backend::Udp(to)) => match udp::backend::connect(*to, self.tally.clone()) {
                 Ok((socket, carry)) => {
                     tokio::spawn(carry);
-                    self.handle.answer(ask, Ok(socket));
+                    handle.answer(ask, Ok(socket));
                 }
-                Err(reason) => self.handle.answer(ask, Err(reason)),
+                Err(reason) => handle.answer(ask, Err(reason)),
             },
-            Some(Backend::Tcp(_)) | None => self.handle.answer(ask, Err(Reason::UnknownBackend)),
+            Some(Backend::Unix(path)) => {
+                let path = path.clone();
+                tokio::spawn(async move { handle.answer(ask, unix::dial(&path).await) });
+            }
+            Some(Backend::Proxy(allow)) => {
+                let (allow, denied) = (allow.clone(), self.denied.clone());
+                tokio::spawn(async move {
+                    let target = info.target.as_deref().map(str::parse::<Target>);
+                    let answer = match &target {
+                        Some(Ok(target)) => dial(&allow, target).await,
+                        Some(Err(_)) | None => Err(Reason::TargetDenied),
+                    };
+                    if let Err(reason) = &answer
+                        && let Some(unsaid) = denied.one_more()
+                    {
+                        let (target, visitor) = (target.and_then(Result::ok).map(|t| t.to_string()), info.visitor);
+                        tracing::warn!(target, ?visitor, %reason, unsaid, "proxy: not connected");
+                    }
+                    handle.answer(ask, answer);
+                });
+            }
+            Some(Backend::Tcp(_)) | None => handle.answer(ask, Err(Reason::UnknownBackend)),
         }
     }
 

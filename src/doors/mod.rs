@@ -7,18 +7,23 @@
 //! visitor's own socket; where every byte has to be looked at, one end of a pair whose other end the door pumps.
 
 pub(crate) mod backends;
+mod listening;
+pub(crate) mod proxy;
 pub(crate) mod tally;
 pub(crate) mod udp;
+pub(crate) mod unix;
 
 use crate::Failure;
 use crate::config::bridge::Listener;
 use crate::config::doors::Door as Kind;
+use proxy::ProxyListener;
 use ringspan_tunnel::bridge::{BridgeHandle, Gate};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tally::Tally;
 use udp::listener::UdpListener;
+use unix::UnixListener;
 
 /// The bridge's doors that are open. Dropping one closes it.
 pub(crate) struct Doors {
@@ -29,6 +34,9 @@ pub(crate) struct Doors {
 
 enum Door {
     Udp(UdpListener),
+    Proxy(ProxyListener),
+    /// Kept for its end.
+    Unix(#[expect(dead_code, reason = "it listens while it lives")] UnixListener),
 }
 
 impl Doors {
@@ -63,22 +71,38 @@ impl Doors {
         let gate = gate(listener)?;
         let busy = |error: io::Error| {
             let key = format!("[[listener]] {:?} listen", listener.name);
-            Failure::Run(crate::bridge_cmd::cannot_listen(&key, listener.listen, &error))
+            Failure::Run(match &listener.door {
+                Kind::Unix(unix) => format!("{key} = \"unix:{}\": {error}", unix.path.display()),
+                _ => crate::bridge_cmd::cannot_listen(&key, listener.listen, &error),
+            })
         };
+        let (handle, tally) = (self.handle.clone(), self.tally.clone());
         Ok(match &listener.door {
             Kind::Tcp => None,
             Kind::Udp(config) => {
-                let (handle, tally) = (self.handle.clone(), self.tally.clone());
-                Some(Door::Udp(UdpListener::start(listener.listen, *config, gate, handle, tally).map_err(busy)?))
+                let door = UdpListener::start(listener.listen, *config, gate, handle, tally);
+                Some(Door::Udp(door.map_err(busy)?))
+            }
+            Kind::Proxy(config) => {
+                let door = ProxyListener::start(listener.listen, config.clone(), gate, handle, tally);
+                Some(Door::Proxy(door.map_err(busy)?))
+            }
+            Kind::Unix(config) => {
+                let door = UnixListener::start(&config.path, config.mode, gate, handle);
+                Some(Door::Unix(door.map_err(busy)?))
             }
         })
     }
 
-    /// Names and addresses of those that are open, with the real port where 0 was asked for.
+    /// Names and addresses of those that are open and have one, with the real port where 0 was asked for.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
-        self.open.iter().map(|(listener, door)| {
-            let Door::Udp(udp) = door;
-            (listener.name.as_str(), udp.address())
+        self.open.iter().filter_map(|(listener, door)| {
+            let address = match door {
+                Door::Udp(udp) => udp.address(),
+                Door::Proxy(proxy) => proxy.address(),
+                Door::Unix(_) => return None,
+            };
+            Some((listener.name.as_str(), address))
         })
     }
 

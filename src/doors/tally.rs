@@ -1,6 +1,8 @@
 //! What the doors count, for /metrics and for a line in the log when something is lost.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 macro_rules! tally {
     ($($name:ident $series:literal $help:literal)*) => {
@@ -41,5 +43,36 @@ impl Count {
     /// How many so far.
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Lines of the log about what strangers do: a few a second, then only their number.
+#[derive(Debug, Default)]
+pub(crate) struct Few(Mutex<FewState>);
+
+#[derive(Debug, Default)]
+struct FewState {
+    since: Option<Instant>,
+    said: u32,
+    unsaid: u64,
+}
+
+impl Few {
+    /// Lines a second.
+    const MAX: u32 = 10;
+
+    /// Whether there is room for one more line, and how many had none since the last.
+    pub(crate) fn one_more(&self) -> Option<u64> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if state.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
+            (state.since, state.said) = (Some(now), 0);
+        }
+        if state.said >= Few::MAX {
+            state.unsaid += 1;
+            return None;
+        }
+        state.said += 1;
+        Some(std::mem::take(&mut state.unsaid))
     }
 }

@@ -140,6 +140,8 @@ reasons! {
     TotalTime       26 "total_time"       "The connection lasted as long as the limit allows."
     ProxyHeader     27 "proxy_header"     "The PROXY header is missing, late or wrong, or comes from who is not trusted."
     VisitorsMax     28 "visitors_max"     "More different visitors at once than the table of their limits has room for."
+    TargetDenied    29 "target_denied"    "The agent does not go there: the target is not on its allow-list."
+    TargetUnknown   30 "target_unknown"   "The target's name has no address where the agent is."
 }
 
 impl Reason {

@@ -75,8 +75,7 @@ impl Outliers {
 
     /// Whether it is to get no visitors now, unless there is nobody else.
     pub fn is_ejected(&self, place: &Place, now: Instant) -> bool {
-        !self.is_empty()
-            && self.records.get(place).and_then(|record| record.until).is_some_and(|until| now < until)
+        !self.is_empty() && self.records.get(place).and_then(|record| record.until).is_some_and(|until| now < until)
     }
 
     /// A visitor did not reach it. `peers`: the service's healthy backends, this one among them. Returns how long it is

@@ -47,6 +47,8 @@ pub(crate) struct Ticket {
     /// Who it is.
     pub(super) visitor: Option<SocketAddr>,
     pub(super) on_placed: Option<OnPlaced>,
+    /// Written to it when its backend is reached, before the backend's bytes. A few: the socket has room.
+    pub(crate) greeting: Option<Box<[u8]>>,
     /// Where it was sent last.
     pub(super) at: Option<Place>,
     /// Backends that could not be reached for it.
@@ -65,7 +67,8 @@ impl Ticket {
     fn new(gate: Arc<Gate>, visitor: Option<SocketAddr>, on_placed: Option<OnPlaced>) -> Box<Ticket> {
         let wants_news = on_placed.is_some();
         let (at, tried, since) = (None, Vec::new(), None);
-        Box::new(Ticket { gate, visitor, on_placed, at, tried, sent: 0, since, resend: false, wants_news })
+        let greeting = None;
+        Box::new(Ticket { gate, visitor, on_placed, greeting, at, tried, sent: 0, since, resend: false, wants_news })
     }
 
     /// Whether the agent is to say at once that the backend is reached.

@@ -384,8 +384,20 @@ impl BridgeHandle {
     /// # Errors
     /// The entry back: the worker has [`MAIL_MAX`] letters waiting.
     pub fn admit(&self, entry: Entry) -> Result<(), Box<Entry>> {
+        self.admit_greeted(entry, Vec::new())
+    }
+
+    /// As [`admit`](BridgeHandle::admit), and `greeting` is written to the visitor when its backend is reached, before the
+    /// backend's first byte: the last word of a handshake that says whether it was. At most a few hundred bytes; only
+    /// with an `on_placed`.
+    ///
+    /// # Errors
+    /// As [`admit`](BridgeHandle::admit).
+    pub fn admit_greeted(&self, entry: Entry, greeting: Vec<u8>) -> Result<(), Box<Entry>> {
         let worker = self.shared.turn.fetch_add(1, Ordering::Relaxed) % self.shared.mail.len();
-        match self.shared.mail[worker].send(Mail::Entry(Box::new(entry.into()))) {
+        let mut visitor = Visitor::from(entry);
+        visitor.ticket.greeting = (!greeting.is_empty()).then(|| greeting.into());
+        match self.shared.mail[worker].send(Mail::Entry(Box::new(visitor))) {
             Ok(()) => Ok(()),
             Err(Full(Mail::Entry(visitor))) => {
                 let Visitor { socket, arrival, ticket } = *visitor;

@@ -495,7 +495,8 @@ impl BridgeWorker {
                 linked && !tried.contains(&(session, b.index))
             };
             let service = gate.service.as_str();
-            let mut picked = routes.pick(service, cursor, |b| usable(b) && !outliers.is_ejected(&((b.agent, b.session), b.index), now));
+            let mut picked = routes
+                .pick(service, cursor, |b| usable(b) && !outliers.is_ejected(&((b.agent, b.session), b.index), now));
             if picked == Err(NoRoute::NoBackend) && !outliers.is_empty() {
                 // Better one that failed a moment ago than none.
                 picked = routes.pick(service, cursor, usable);

@@ -101,7 +101,12 @@ impl Unplaced {
 impl Plane {
     /// Bridge: the backend of the endpoint's stream was reached.
     pub(super) fn on_placed(&mut self, key: Key) {
-        let Some(unplaced) = self.endpoints.get_mut(key).and_then(|e| e.unplaced.take()) else { return };
+        let Some(e) = self.endpoints.get_mut(key) else { return };
+        let Some(mut unplaced) = e.unplaced.take() else { return };
+        if let (Some(greeting), Some(socket)) = (unplaced.ticket.greeting.take(), &e.socket) {
+            // The first bytes of a fresh socket: it has room. One that is broken shows at the next operation.
+            let _ = socket.send(&greeting, false);
+        }
         let was_full = unplaced.room() == 0;
         if unplaced.ticket.wants_news {
             self.events.push(Event::Placed { ticket: unplaced.ticket, result: Ok(()) });

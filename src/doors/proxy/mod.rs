@@ -1,0 +1,234 @@
+//! Proxies into the agent's network: listeners that ask where to, agents that decide whether and connect.
+//!
+//! ```text
+//! visitor ─SOCKS5 | CONNECT─▶ listener (bridge) ─OPEN {target}─▶ agent: allow-list, look-up, allow-list, connect
+//!         ◀── reply, then the target's bytes, spliced ──────────┘
+//! ```
+//! Promises: the reply is written before the target's first byte and after the target was reached, with the true reason
+//! when it was not; nobody who has not said where to holds more than a few KiB for 10 s; the visitor's own socket goes to
+//! the data path, nothing is copied here.
+
+pub(crate) mod allow;
+pub(crate) mod connect;
+pub(crate) mod dial;
+pub(crate) mod socks;
+pub(crate) mod users;
+
+use super::listening::{self, linger_away};
+use super::tally::{Few, Tally};
+use crate::config::doors::{Greeting, ProxyListener as Config};
+use allow::Target;
+use connect::{Answer, Connect, ESTABLISHED};
+use ringspan_engine::kernel::Socket;
+use ringspan_tunnel::bridge::{BridgeHandle, Entry, Gate};
+use ringspan_tunnel::frame::Reason;
+use socks::{Reply, Socks, reply};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
+
+/// From accept to the end of the handshake: as long as an agent has for its own.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Handshakes at once, per listener: at 10 KiB each. The next visitors wait in the kernel's queue.
+const HANDSHAKES_MAX: usize = 1024;
+/// One read of a handshake.
+const READ_BYTES: usize = 2048;
+
+/// What a handshake wants next.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Send this, then bring more.
+    More { send: Vec<u8> },
+    /// Send this; the visitor wants to go there, and these bytes of it are for the target.
+    Done { send: Vec<u8>, target: Target, rest: Vec<u8> },
+    /// Send this and close.
+    Failed { send: Vec<u8>, why: Why },
+}
+
+/// Why a handshake failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Who it is was not said, or is not known.
+    Login,
+    /// What was said makes no sense.
+    Protocol(&'static str),
+}
+
+impl Why {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Why::Login => "the login is missing or wrong",
+            Why::Protocol(why) => why,
+        }
+    }
+}
+
+/// A listener that runs until it is dropped.
+#[derive(Debug)]
+pub(crate) struct ProxyListener {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    gate: Arc<Gate>,
+    config: Config,
+    handle: BridgeHandle,
+    tally: Arc<Tally>,
+    told: Few,
+}
+
+impl ProxyListener {
+    /// Binds and starts. Needs a runtime.
+    pub(crate) fn start(
+        address: SocketAddr,
+        config: Config,
+        gate: Arc<Gate>,
+        handle: BridgeHandle,
+        tally: Arc<Tally>,
+    ) -> io::Result<ProxyListener> {
+        let listener = listening::tcp(address)?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared { gate, config, handle, tally, told: Few::default() });
+        Ok(ProxyListener { address, task: tokio::spawn(accept(listener, shared)) })
+    }
+
+    /// Where visitors connect, with the real port if 0 was asked for.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for ProxyListener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    shared.serve(stream, peer).await;
+                    drop(place);
+                });
+            }
+            Err(error) => listening::pause(&shared.gate.name, &error).await,
+        }
+    }
+}
+
+impl Shared {
+    async fn serve(&self, mut stream: TcpStream, peer: SocketAddr) {
+        let (target, rest) = match tokio::time::timeout(HANDSHAKE_MAX, self.handshake(&mut stream)).await {
+            Ok(Ok(Ok(asked))) => asked,
+            Ok(Ok(Err((send, why)))) => {
+                self.refused(peer, None, why.as_str());
+                return linger_away(stream, &send).await;
+            }
+            Ok(Err(_)) => return,
+            Err(_) => return self.refused(peer, None, "the handshake was not done in time"),
+        };
+        if self.config.allow.as_ref().is_some_and(|allow| !allow.may_ask(&target)) {
+            self.refused(peer, Some(&target), "the listener's allow-list does not have it");
+            return linger_away(stream, &self.answer(Reason::TargetDenied)).await;
+        }
+        match self.enter(stream, peer, &target, rest).await {
+            Ok(()) => self.tally.proxied.add(1),
+            Err((stream, reason)) => {
+                self.refused(peer, Some(&target), reason.as_str());
+                if let Some(stream) = stream {
+                    linger_away(stream, &self.answer(reason)).await;
+                }
+            }
+        }
+    }
+
+    /// Where the visitor wants to go; or what to tell it, and why.
+    async fn handshake(&self, stream: &mut TcpStream) -> io::Result<Result<(Target, Vec<u8>), (Vec<u8>, Why)>> {
+        let users = self.config.users.as_ref();
+        let (mut socks, mut connect) = (Socks::new(users), Connect::new(users));
+        let mut buffer = [0; READ_BYTES];
+        loop {
+            let n = stream.read(&mut buffer).await?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let step = match self.config.greeting {
+                Greeting::Socks5 => socks.on_bytes(&buffer[..n]),
+                Greeting::Connect => connect.on_bytes(&buffer[..n]),
+            };
+            match step {
+                Step::More { send } => stream.write_all(&send).await?,
+                Step::Done { send, target, rest } => {
+                    stream.write_all(&send).await?;
+                    return Ok(Ok((target, rest)));
+                }
+                Step::Failed { send, why } => return Ok(Err((send, why))),
+            }
+        }
+    }
+
+    /// Gives the visitor to the data path and waits until its target is reached; if it is not, the visitor comes back.
+    async fn enter(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        target: &Target,
+        rest: Vec<u8>,
+    ) -> Result<(), (Option<TcpStream>, Reason)> {
+        let local = |_: io::Error| (None, Reason::DialLocal);
+        let stream = stream.into_std().map_err(local)?;
+        // A second descriptor of the same connection: what is left to us if the first is refused.
+        let ours = stream.try_clone().map_err(local)?;
+        let (tell, told) = oneshot::channel();
+        let entry = Entry {
+            socket: Socket::from_owned(stream.into()),
+            gate: self.gate.clone(),
+            visitor: Some(peer),
+            prefix: rest,
+            target: Some(target.to_string()),
+            on_placed: Some(Box::new(move |result| {
+                // Nobody waits any more: the listener is gone.
+                let _ = tell.send(result);
+            })),
+        };
+        let greeting = match self.config.greeting {
+            Greeting::Socks5 => reply(Reply::Succeeded).to_vec(),
+            Greeting::Connect => ESTABLISHED.to_vec(),
+        };
+        let result = match self.handle.admit_greeted(entry, greeting) {
+            Ok(()) => told.await.unwrap_or(Err(Reason::Stopping)),
+            Err(_) => Err(Reason::HandoverFull),
+        };
+        result.map_err(|reason| {
+            // The data path has marked it to be reset; but there is something to say first.
+            let _ = socket2::SockRef::from(&ours).set_linger(None);
+            (TcpStream::from_std(ours).ok(), reason)
+        })
+    }
+
+    fn answer(&self, reason: Reason) -> Vec<u8> {
+        match self.config.greeting {
+            Greeting::Socks5 => reply(Reply::of(reason)).to_vec(),
+            Greeting::Connect => Answer::of(reason).with(reason.as_str()),
+        }
+    }
+
+    fn refused(&self, visitor: SocketAddr, target: Option<&Target>, why: &str) {
+        self.tally.proxy_refused.add(1);
+        if let Some(unsaid) = self.told.one_more() {
+            let (listener, target) = (&self.gate.name, target.map(ToString::to_string));
+            tracing::warn!(listener, %visitor, target, why, unsaid, "proxy: refused");
+        }
+    }
+}
