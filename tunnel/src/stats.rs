@@ -65,6 +65,8 @@ macro_rules! stats {
 stats! {
     /// Gauge: carriers that passed the handshake.
     carriers_up
+    /// Carriers whose TLS records the kernel makes.
+    carriers_ktls
     /// Gauge: link connections still in the handshake.
     handshakes_open
     /// Streams opened.

@@ -40,6 +40,12 @@ pub mod record {
 /// description.
 pub const CLOSE_NOTIFY: [u8; 2] = [1, 0];
 
+/// Whether recv or splice stopped because the next record is no application data: [`Socket::receive_record`] reads it.
+/// recv says EIO, splice EINVAL (net/tls/tls_sw.c).
+pub fn is_other_record(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
+}
+
 /// Most plaintext in one record (RFC 8446 §5.1).
 pub const RECORD_BYTES_MAX: usize = 16 << 10;
 

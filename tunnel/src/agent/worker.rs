@@ -341,6 +341,11 @@ impl AgentWorker {
                     let worker = self.own.index;
                     self.tell_feed(cx, Mail::Heard { worker, key: carrier, payload });
                 }
+                Event::Worn { carrier } => {
+                    const WORN: &str = "the TLS keys of this connection have encrypted most of what they may";
+                    self.plane.say_draining(carrier, WORN);
+                    self.on_draining(cx, carrier, WORN.into());
+                }
                 Event::Lost { carrier, reason, detail } => self.on_lost(cx, carrier, reason, detail),
                 Event::DialFailed { backend, reason } => self.tell(AgentEvent::DialFailed { backend, reason }),
                 Event::Asked { endpoint, backend, info } => {

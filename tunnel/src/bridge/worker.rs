@@ -40,6 +40,9 @@ const SENT_MAX: u8 = 4;
 /// And is sent to no other one after this: whoever waits longer has mostly gone. Two dials that nobody answers.
 const PLACING_MAX: Duration = Duration::from_secs(15);
 
+/// Said to an agent whose carrier needs a successor.
+const WORN: &str = "the TLS keys of this connection have encrypted most of what they may";
+
 /// What one worker of the bridge owns from the start.
 pub(super) struct Own {
     pub(super) index: usize,
@@ -642,6 +645,11 @@ impl BridgeWorker {
                     self.plane.drop_carrier(cx, carrier, Reason::of(aux), detail);
                 }
                 Event::Control { carrier, payload, .. } => self.on_health(cx, carrier, payload),
+                Event::Worn { carrier } => {
+                    tracing::info!("a carrier's TLS keys have done most of what they may: it is replaced");
+                    self.plane.say_draining(carrier, WORN);
+                    self.retire(carrier);
+                }
                 Event::Lost { carrier, reason, detail } => self.on_lost(carrier, reason, detail),
                 Event::Moved { carrier, body, to } => self.on_moved(carrier, body, to),
                 Event::StreamReset { carrier, backend, reason, early } => {

@@ -5,7 +5,7 @@
 use crate::frame::{HEADER_BYTES, Kind, Reason, Violation};
 use crate::mux::Mux;
 use crate::slots::Key;
-use crate::tls::{Tls, TlsError};
+use crate::tls::{Tls, TlsError, Wear};
 use ringspan_engine::kernel::{Pipe, Socket};
 use ringspan_engine::time::Instant;
 use std::io;
@@ -71,8 +71,19 @@ pub(crate) struct Carrier {
     pub(super) socket: Socket,
     /// `None` only while the mover that holds it runs.
     pub(super) tls: Option<Tls>,
-    /// No cipher: its bytes may bypass user space.
+    /// The socket carries plaintext: there is no cipher, or the kernel has the keys.
     pub(super) plain: bool,
+    /// Payloads may be spliced into the socket.
+    pub(super) splice_out: bool,
+    /// Payloads may be spliced out of the socket.
+    pub(super) splice_in: bool,
+    /// The kernel makes TLS records of what is written: see [`offload`](super::offload).
+    pub(super) records: bool,
+    /// Whether the kernel gets the keys is decided.
+    pub(super) offload_settled: bool,
+    /// What the keys have done, each way.
+    pub(super) wear_in: Wear,
+    pub(super) wear_out: Wear,
     pub(super) mux: Mux<Key>,
     pub(super) phase: Phase,
     pub(super) reading: Reading,
@@ -114,6 +125,12 @@ impl Carrier {
         Carrier {
             socket,
             plain: tls.is_plain(),
+            splice_out: tls.is_plain(),
+            splice_in: tls.is_plain(),
+            records: false,
+            offload_settled: tls.is_plain(),
+            wear_in: Wear::default(),
+            wear_out: Wear::default(),
             tls: Some(tls),
             mux,
             phase: Phase::Hello,

@@ -10,6 +10,7 @@
 
 mod carrier;
 mod endpoint;
+mod offload;
 mod pipes;
 mod rx;
 mod streams;
@@ -75,6 +76,8 @@ pub(crate) enum Event {
     Ready { carrier: Key, binding: Binding },
     /// A whole control payload came. Before the carrier is up, nothing more is read until [`Plane::resume`].
     Control { carrier: Key, kind: Kind, aux: u16, payload: Vec<u8> },
+    /// The carrier's keys have encrypted most of what they may: it needs a successor. Comes once for each direction.
+    Worn { carrier: Key },
     /// The carrier is gone, and its streams with it.
     Lost { carrier: Key, reason: Reason, detail: String },
     /// The peer ended a stream to this backend for that reason; `early`: before any sign that it was reached,
@@ -276,6 +279,9 @@ impl Plane {
     pub(crate) fn dismiss(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason, sentence: &str) {
         self.send(key, Kind::Goaway, reason as u16, sentence.as_bytes().to_vec());
         self.tx(cx, key);
+        if let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.wants_tx() && !c.write_armed) {
+            c.say_goodbye();
+        }
         self.lose(cx, key, Lost { reason, detail: sentence.into() });
     }
 
@@ -404,6 +410,7 @@ impl Plane {
     fn on_tick(&mut self, cx: &mut Cx<'_>) {
         self.ask_for_signs(cx.now);
         for key in self.carriers.keys() {
+            self.look_at_wear(key);
             let Some(c) = self.carriers.get_mut(key) else { continue };
             let busy = c.on_second();
             match c.phase {

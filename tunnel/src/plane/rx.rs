@@ -7,17 +7,18 @@
 //! dead stream    its bytes are discarded in the kernel
 //! ```
 //! The switch costs nothing: whoever stands inside a large payload splices the rest of it, and after one such frame the
-//! next header is read alone. A carrier with TLS always copies.
+//! next header is read alone. A carrier whose records are made in user space always copies.
 
 use super::carrier::{Carrier, Lost, Phase, Reading};
 use super::endpoint::Endpoint;
+use super::offload::received;
 use super::{Event, OP_CARRIER_READ, Plane};
 use crate::frame::{HEADER_BYTES, Header, Kind, Reason, Violation};
 use crate::mux::{Input, OpenInfo, Side};
 use crate::slots::Key;
 use ringspan_engine::io::{Interest, Op};
 use ringspan_engine::resident::Cx;
-use std::io::{self, ErrorKind};
+use std::io;
 
 /// A payload, or the rest of one, is spliced from this size on. Below it two splice(2) cost more than one recv and one
 /// send of the same bytes (HAProxy splices from 4 KiB, levee from 16, Go's break-even is 32 to 64).
@@ -42,7 +43,7 @@ impl Plane {
         };
         let plain = c.plain;
         let result = if plain { self.rx_plain(cx, key) } else { self.rx_tls(cx, key) };
-        if let Err(lost) = result {
+        if let Err(lost) = result.and_then(|()| self.try_offload(key)) {
             self.lose(cx, key, lost);
         }
     }
@@ -68,7 +69,7 @@ impl Plane {
                     None => {
                         let c = self.carriers.get_mut(key).expect("it was there a moment ago");
                         let ask = left.min(scratch.len());
-                        (received(c.socket.recv(&mut scratch[..ask]))?, ask)
+                        (c.recv(&mut scratch[..ask])?, ask)
                     }
                 },
                 Read::Discard(left) => {
@@ -85,9 +86,9 @@ impl Plane {
                 }
                 Read::Head => {
                     let ask = HEADER_BYTES - c.head_len;
-                    (received(c.socket.recv(&mut scratch[..ask]))?, ask)
+                    (c.recv(&mut scratch[..ask])?, ask)
                 }
-                Read::Buffer => (received(c.socket.recv(scratch))?, scratch.len()),
+                Read::Buffer => (c.recv(scratch)?, scratch.len()),
             };
             let Some(n) = n else {
                 self.wait_readable(cx, key);
@@ -117,7 +118,7 @@ impl Plane {
             return Ok(Some(0));
         }
         let Some(pipe) = self.pipes.take() else { return Ok(None) };
-        let n = match received(pipe.fill(&c.socket, left)) {
+        let n = match c.splice_from(&pipe, left) {
             Ok(Some(n)) => n,
             Ok(None) => {
                 self.pipes.put(pipe);
@@ -178,6 +179,9 @@ impl Plane {
             self.announce(key, tls.binding());
             if let Err(lost) = outcome.and(parsed) {
                 break Err(lost);
+            }
+            if tls.peer_closed() {
+                break Err(Lost::end());
             }
             budget = budget.saturating_sub(n);
             if n < ask {
@@ -367,20 +371,11 @@ impl Plane {
 impl Carrier {
     fn next_read(&self) -> Read {
         match self.reading {
-            Reading::Head if self.bulk => Read::Head,
-            Reading::Data { left, .. } if left >= SPLICE_BYTES_MIN => Read::Splice(left),
-            Reading::Discard { left } if left >= SPLICE_BYTES_MIN => Read::Discard(left),
+            Reading::Head if self.bulk && self.splice_in => Read::Head,
+            Reading::Data { left, .. } if left >= SPLICE_BYTES_MIN && self.splice_in => Read::Splice(left),
+            // The kernel has decrypted them already; MSG_TRUNC is not for such sockets.
+            Reading::Discard { left } if left >= SPLICE_BYTES_MIN && !self.records => Read::Discard(left),
             _ => Read::Buffer,
         }
-    }
-}
-
-/// `None`: nothing there now. The end of a carrier's stream is always a loss.
-fn received(result: io::Result<usize>) -> Result<Option<usize>, Lost> {
-    match result {
-        Ok(0) => Err(Lost::end()),
-        Ok(n) => Ok(Some(n)),
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }

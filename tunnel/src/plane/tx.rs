@@ -44,10 +44,13 @@ impl Plane {
         let mut scratch = std::mem::take(&mut self.scratch);
         let result = self.tx_from(cx, key, &mut scratch);
         self.scratch = scratch;
-        match result {
-            Ok(Sent::All) => {}
-            Ok(Sent::Blocked) => self.wait_writable(cx, key),
-            Err(lost) => self.lose(cx, key, lost),
+        let result = match result {
+            Ok(Sent::All) => self.try_offload(key),
+            Ok(Sent::Blocked) => return self.wait_writable(cx, key),
+            Err(lost) => Err(lost),
+        };
+        if let Err(lost) = result {
+            self.lose(cx, key, lost);
         }
     }
 
@@ -57,10 +60,15 @@ impl Plane {
             return Ok(Sent::Blocked);
         }
         if let Some((pipe, left)) = c.out_pipe.take() {
+            let before = left;
             match drain(&pipe, &c.socket, left) {
-                Ok(0) => self.pipes.put_waiting(pipe),
+                Ok(0) => {
+                    self.pipes.put_waiting(pipe);
+                    c.wrote(before)?;
+                }
                 Ok(left) => {
                     c.out_pipe = Some((pipe, left));
+                    c.wrote(before - left)?;
                     return Ok(Sent::Blocked);
                 }
                 Err(error) => {
@@ -98,7 +106,7 @@ impl Plane {
                         continue;
                     };
                     if splices
-                        && c.plain
+                        && c.splice_out
                         && let Some(pipe) = self.pipes.take()
                     {
                         let moved = self.tx_splice(cx, key, (id, owner, len_max), pipe, scratch, &mut len)?;
@@ -172,7 +180,7 @@ impl Plane {
                 } else if ask == COPY_BYTES {
                     e.streak += 1;
                     if e.streak >= STREAK {
-                        (e.splices, e.streak) = (c.plain, 0);
+                        (e.splices, e.streak) = (c.splice_out, 0);
                     }
                 }
             }
@@ -246,6 +254,7 @@ impl Plane {
             }
         }
         let blocked = c.out_pipe.is_some() || !c.out.is_empty();
+        c.wrote(batch.len() + n - c.out_pipe.as_ref().map_or(0, |(_, left)| *left))?;
         if n < len_max as usize {
             self.arm_read(cx, owner);
         }
@@ -282,6 +291,7 @@ impl Carrier {
         }
         stats.link_writes.add(1);
         let n = or_nothing(self.socket.send(batch, false))?;
+        self.wrote(n)?;
         if n == batch.len() {
             return Ok(Sent::All);
         }
@@ -300,6 +310,7 @@ impl Carrier {
             if n == 0 {
                 return Ok(Sent::Blocked);
             }
+            self.wrote(n)?;
             self.out_at += n;
         }
         self.forget_out();

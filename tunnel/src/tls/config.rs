@@ -5,6 +5,7 @@
 //! it knows the key (the fingerprint in its token), and the handshake signature proves that the peer holds it.
 
 use super::exporter::Tap;
+use super::offload::permit;
 use super::session::{ClientSession, ServerSession};
 use super::{Tls, TlsError};
 use crate::fingerprint::Fingerprint;
@@ -46,6 +47,7 @@ fn crypto() -> Arc<CryptoProvider> {
 pub struct ServerTls {
     config: Arc<ServerConfig>,
     fingerprint: Fingerprint,
+    ktls: bool,
 }
 
 /// Why the bridge has no TLS.
@@ -145,7 +147,14 @@ impl ServerTls {
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        Ok(ServerTls { config: Arc::new(config), fingerprint })
+        // For the kernel, which makes the records where it can: see `offload`.
+        config.enable_secret_extraction = true;
+        Ok(ServerTls { config: Arc::new(config), fingerprint, ktls: true })
+    }
+
+    /// Whether the kernel may be given the keys of a connection, where it can use them. Default true.
+    pub fn with_ktls(self, ktls: bool) -> ServerTls {
+        ServerTls { ktls, ..self }
     }
 
     /// What agents pin.
@@ -162,7 +171,7 @@ impl ServerTls {
         let mut config = ServerConfig::clone(&self.config);
         config.key_log = tap.clone();
         let connection = UnbufferedServerConnection::new(Arc::new(config)).map_err(TlsError::of)?;
-        Ok(Tls::server(ServerSession::new(connection, tap)))
+        Ok(Tls::server(ServerSession::new(connection, tap, permit(self.ktls))))
     }
 }
 
@@ -170,6 +179,7 @@ impl ServerTls {
 #[derive(Clone, Debug)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
+    ktls: bool,
 }
 
 impl ClientTls {
@@ -185,7 +195,13 @@ impl ClientTls {
             .with_no_client_auth();
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.resumption = Resumption::disabled();
-        ClientTls { config: Arc::new(config) }
+        config.enable_secret_extraction = true;
+        ClientTls { config: Arc::new(config), ktls: true }
+    }
+
+    /// Whether the kernel may be given the keys of a connection, where it can use them. Default true.
+    pub fn with_ktls(self, ktls: bool) -> ClientTls {
+        ClientTls { ktls, ..self }
     }
 
     /// The client side of one new connection. `host` is sent as SNI if it is a name; it plays no part in the trust.
@@ -200,7 +216,7 @@ impl ClientTls {
         let name = ServerName::try_from(host.to_owned())
             .unwrap_or_else(|_| ServerName::try_from("ringspan-bridge").expect("a plain ASCII name"));
         let connection = UnbufferedClientConnection::new(Arc::new(config), name).map_err(TlsError::of)?;
-        let mut session = ClientSession::new(connection, tap);
+        let mut session = ClientSession::new(connection, tap, permit(self.ktls));
         session.start()?;
         Ok(Tls::client(session))
     }

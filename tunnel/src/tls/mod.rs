@@ -17,14 +17,18 @@
 mod buffer;
 mod config;
 mod exporter;
+mod offload;
 mod session;
+mod wear;
 
 use crate::fingerprint::Fingerprint;
 use buffer::Buffer;
 pub use config::{ClientTls, ServerTls, ServerTlsError};
 pub use exporter::{BINDING_BYTES, Binding};
-use session::{ClientSession, ServerSession};
+pub use offload::{Offload, Refused};
+use session::{ClientSession, ServerSession, Session};
 use std::fmt;
+pub(crate) use wear::Wear;
 
 /// Most bytes that [`Tls::receive_space`] offers at once: four full records, one system call.
 pub const RECEIVE_BYTES: usize = 64 * 1024;
@@ -44,6 +48,8 @@ enum Kind {
     Plain(Plain),
     Server(Box<ServerSession>),
     Client(Box<ClientSession>),
+    /// The kernel has the keys: nothing passes through here any more. The channel binding stays.
+    Kernel(Option<Binding>),
 }
 
 /// The buffers of a link without TLS.
@@ -53,10 +59,11 @@ struct Plain {
     outgoing: Buffer,
 }
 
-/// Calls the same method on either kind of session.
+/// Calls the same method on either kind of session; where the kernel has the keys, there is nothing.
 macro_rules! each {
-    ($tls:expr, $plain:ident => $on_plain:expr, $session:ident => $on_session:expr) => {
+    ($tls:expr, $plain:ident => $on_plain:expr, $session:ident => $on_session:expr, $on_kernel:expr) => {
         match $tls {
+            Kind::Kernel(_) => $on_kernel,
             Kind::Plain($plain) => $on_plain,
             Kind::Server($session) => $on_session,
             Kind::Client($session) => $on_session,
@@ -89,7 +96,7 @@ impl Tls {
             let space = plain.incoming.spare(RECEIVE_BYTES);
             let room = space.len().min(RECEIVE_BYTES);
             &mut space[..room]
-        }, session => session.receive_space())
+        }, session => session.receive_space(), &mut [])
     }
 
     /// The first `n` bytes of [`receive_space`](Tls::receive_space) have been received. Look at
@@ -98,17 +105,17 @@ impl Tls {
     /// # Errors
     /// The peer broke TLS, is not who it should be, or sent an alert: send what is left in `outgoing`, then close.
     pub fn on_received(&mut self, n: usize) -> Result<(), TlsError> {
-        each!(&mut self.kind, plain => { plain.incoming.fill(n); Ok(()) }, session => session.on_received(n))
+        each!(&mut self.kind, plain => { plain.incoming.fill(n); Ok(()) }, session => session.on_received(n), Ok(()))
     }
 
     /// What the peer wrote and nobody has consumed, in order.
     pub fn plaintext(&self) -> &[u8] {
-        each!(&self.kind, plain => plain.incoming.filled(), session => session.plaintext())
+        each!(&self.kind, plain => plain.incoming.filled(), session => session.plaintext(), &[])
     }
 
     /// The first `n` bytes of [`plaintext`](Tls::plaintext) are done with.
     pub fn consume(&mut self, n: usize) {
-        each!(&mut self.kind, plain => plain.incoming.consume(n), session => session.consume(n));
+        each!(&mut self.kind, plain => plain.incoming.consume(n), session => session.consume(n), ());
     }
 
     /// Takes as much of `bytes` as [`OUTGOING_BYTES_MAX`] allows and returns how much; 0 while shaking hands. One call
@@ -121,45 +128,55 @@ impl Tls {
             let n = bytes.len().min(OUTGOING_BYTES_MAX.saturating_sub(plain.outgoing.len()));
             plain.outgoing.push(&bytes[..n]);
             Ok(n)
-        }, session => session.write(bytes))
+        }, session => session.write(bytes), Ok(0))
     }
 
     /// What to send to the peer, in order.
     pub fn outgoing(&self) -> &[u8] {
-        each!(&self.kind, plain => plain.outgoing.filled(), session => session.outgoing())
+        each!(&self.kind, plain => plain.outgoing.filled(), session => session.outgoing(), &[])
     }
 
     /// The first `n` bytes of [`outgoing`](Tls::outgoing) have been sent.
     pub fn on_sent(&mut self, n: usize) {
-        each!(&mut self.kind, plain => plain.outgoing.consume(n), session => session.on_sent(n));
+        each!(&mut self.kind, plain => plain.outgoing.consume(n), session => session.on_sent(n), ());
     }
 
     /// Whether plaintext cannot flow yet. Never for a plain link.
     pub fn is_handshaking(&self) -> bool {
-        each!(&self.kind, _plain => false, session => session.is_handshaking())
+        each!(&self.kind, _plain => false, session => session.is_handshaking(), false)
     }
 
-    /// Whether this is a link without TLS: only then may bytes bypass it (splice), and only while
-    /// [`plaintext`](Tls::plaintext) and [`outgoing`](Tls::outgoing) are empty.
+    /// Whether the socket itself carries plaintext: a link without TLS, or one whose keys the kernel has. Only then may
+    /// bytes bypass this value, and only while [`plaintext`](Tls::plaintext) and [`outgoing`](Tls::outgoing) are empty.
     pub fn is_plain(&self) -> bool {
-        matches!(self.kind, Kind::Plain(_))
+        matches!(self.kind, Kind::Plain(_) | Kind::Kernel(_))
+    }
+
+    /// Whether bytes are protected on the way, by whomever.
+    pub fn is_encrypted(&self) -> bool {
+        !matches!(self.kind, Kind::Plain(_))
     }
 
     /// Whether the peer has said that it will write no more (close_notify). Never for a plain link: there the socket's
     /// end says it.
     pub fn peer_closed(&self) -> bool {
-        each!(&self.kind, _plain => false, session => session.peer_closed())
+        each!(&self.kind, _plain => false, session => session.peer_closed(), false)
     }
 
     /// The channel binding (RFC 9266): the same at both ends and on no other connection. `None` while shaking hands;
     /// [`Binding::NONE`] for a plain link.
     pub fn binding(&self) -> Option<Binding> {
-        each!(&self.kind, _plain => Some(Binding::NONE), session => session.binding())
+        match &self.kind {
+            Kind::Plain(_) => Some(Binding::NONE),
+            Kind::Server(session) => session.binding(),
+            Kind::Client(session) => session.binding(),
+            Kind::Kernel(binding) => *binding,
+        }
     }
 
     /// Says goodbye (close_notify): send what is in [`outgoing`](Tls::outgoing), then shut the socket.
     pub fn close(&mut self) {
-        each!(&mut self.kind, _plain => {}, session => session.close());
+        each!(&mut self.kind, _plain => {}, session => session.close(), ());
     }
 
     /// Gives the memory of empty buffers back: for a link that has been idle for a while. They come back by
@@ -168,7 +185,7 @@ impl Tls {
         each!(&mut self.kind, plain => {
             plain.incoming.release_if_empty();
             plain.outgoing.release_if_empty();
-        }, session => session.release_idle());
+        }, session => session.release_idle(), ());
     }
 }
 
@@ -178,6 +195,7 @@ impl fmt::Debug for Tls {
             Kind::Plain(_) => "Plain",
             Kind::Server(_) => "Server",
             Kind::Client(_) => "Client",
+            Kind::Kernel(_) => "Kernel",
         };
         f.debug_struct(kind)
             .field("handshaking", &self.is_handshaking())

@@ -10,10 +10,12 @@
 
 use super::buffer::Buffer;
 use super::exporter::{Binding, Tap};
+use super::offload::Permit;
 use super::{OUTGOING_BYTES_MAX, PLAINTEXT_BYTES_HIGH, RECEIVE_BYTES, TlsError};
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
+use rustls::{CipherSuite, ExtractedSecrets};
 use std::sync::Arc;
 
 /// A handshake message may have 64 KiB in TLS, and rustls joins its pieces in our memory; a partial record comes on
@@ -41,6 +43,10 @@ pub(super) trait Connection {
     fn handshaking(&self) -> bool;
     /// Whether rustls has a message of its own to send.
     fn has_queued(&self) -> bool;
+    /// What was agreed on.
+    fn suite(&self) -> Option<CipherSuite>;
+    /// The keys in force and how many records they have seen.
+    fn into_secrets(self) -> Result<ExtractedSecrets, rustls::Error>;
 }
 
 impl Connection for UnbufferedServerConnection {
@@ -53,6 +59,13 @@ impl Connection for UnbufferedServerConnection {
     }
     fn has_queued(&self) -> bool {
         self.wants_write()
+    }
+    fn suite(&self) -> Option<CipherSuite> {
+        self.negotiated_cipher_suite().map(|suite| suite.suite())
+    }
+    fn into_secrets(self) -> Result<ExtractedSecrets, rustls::Error> {
+        // What is left of rustls could only follow key updates, which the kernel could not.
+        self.dangerous_into_kernel_connection().map(|(secrets, _)| secrets)
     }
 }
 
@@ -67,12 +80,20 @@ impl Connection for UnbufferedClientConnection {
     fn has_queued(&self) -> bool {
         self.wants_write()
     }
+    fn suite(&self) -> Option<CipherSuite> {
+        self.negotiated_cipher_suite().map(|suite| suite.suite())
+    }
+    fn into_secrets(self) -> Result<ExtractedSecrets, rustls::Error> {
+        // What is left of rustls could only follow key updates, which the kernel could not.
+        self.dangerous_into_kernel_connection().map(|(secrets, _)| secrets)
+    }
 }
 
 /// A connection of either kind and its three buffers.
 pub(super) struct Session<C> {
     connection: C,
     tap: Arc<Tap>,
+    permit: Permit,
     incoming: Buffer,
     plaintext: Buffer,
     outgoing: Buffer,
@@ -93,10 +114,11 @@ enum Want<'a> {
 }
 
 impl<C: Connection> Session<C> {
-    pub(super) fn new(connection: C, tap: Arc<Tap>) -> Session<C> {
+    pub(super) fn new(connection: C, tap: Arc<Tap>, permit: Permit) -> Session<C> {
         Session {
             connection,
             tap,
+            permit,
             incoming: Buffer::default(),
             plaintext: Buffer::default(),
             outgoing: Buffer::default(),
@@ -272,6 +294,27 @@ impl<C: Connection> Session<C> {
 
     pub(super) fn binding(&self) -> Option<Binding> {
         if self.connection.handshaking() { None } else { self.tap.binding() }
+    }
+
+    /// Whether the kernel may have it.
+    pub(super) fn permit(&self) -> &Permit {
+        &self.permit
+    }
+
+    pub(super) fn suite(&self) -> Option<CipherSuite> {
+        self.connection.suite()
+    }
+
+    /// Whether both directions stand between two records, and nothing of them is here.
+    pub(super) fn is_quiet(&self) -> bool {
+        let empty = self.incoming.len() == 0 && self.plaintext.len() == 0 && self.outgoing.len() == 0;
+        let idle = !self.connection.handshaking() && !self.connection.has_queued();
+        empty && idle && !self.peer_closed && self.failed.is_none()
+    }
+
+    /// What the kernel needs to go on from here. Only while [`is_quiet`](Session::is_quiet).
+    pub(super) fn into_secrets(self) -> Result<ExtractedSecrets, rustls::Error> {
+        self.connection.into_secrets()
     }
 
     pub(super) fn release_idle(&mut self) {

@@ -309,6 +309,58 @@ fn strangers_are_refused() {
     assert!(bridge.receive_space().len() <= 16 * 1024);
 }
 
+/// Over a real socket, which the kernel gets if it can: only when nothing is on its way, and where it cannot, the reason
+/// is said and the connection goes on as if nobody had asked. Whoever encrypts, the other end reads it.
+#[test]
+fn the_kernel_gets_a_quiet_connection() {
+    use ringspan_engine::kernel::{Socket, ktls};
+    let (_folder, server) = server();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let there = listener.accept().unwrap().0;
+    let (here, there) = (Socket::from_owned(here.into()), Socket::from_owned(there.into()));
+    assert_eq!(Tls::plain().hand_to_kernel(&here), Err(Refused::Never("no TLS".into())));
+    let mut agent = ClientTls::pinned(server.fingerprint()).connect("x").unwrap();
+    let mut bridge = server.accept().unwrap();
+    let off = server.clone().with_ktls(false);
+    assert_eq!(off.accept().unwrap().hand_to_kernel(&here), Err(Refused::Never("ktls = \"off\"".into())));
+    if ktls::look().is_ok() {
+        assert_eq!(agent.hand_to_kernel(&here), Err(Refused::NotNow), "in the handshake");
+    }
+    shake_hands(&mut agent, &mut bridge, usize::MAX).unwrap();
+    bridge.write(b"before").unwrap();
+    if ktls::look().is_ok() {
+        assert_eq!(bridge.hand_to_kernel(&there), Err(Refused::NotNow), "something is unsent");
+    }
+    pump(&mut bridge, &mut agent, usize::MAX).unwrap();
+    assert_eq!(agent.plaintext(), b"before");
+    if ktls::look().is_ok() {
+        assert_eq!(agent.hand_to_kernel(&here), Err(Refused::NotNow), "something is unread");
+    }
+    agent.consume(6);
+    let binding = agent.binding();
+    match (ktls::look(), agent.hand_to_kernel(&here)) {
+        (Ok(kernel), Ok(offload)) => {
+            assert_eq!((offload.suite, offload.splice_out), (ktls::Suite::Aes128Gcm, kernel.splice_out));
+            assert!(agent.is_plain() && agent.is_encrypted() && agent.binding() == binding && binding.is_some());
+            assert!(agent.outgoing().is_empty() && agent.receive_space().is_empty());
+            assert!(matches!(agent.hand_to_kernel(&here), Err(Refused::Never(_))), "a second time");
+            here.send(b"from the kernel", false).unwrap();
+            let n = there.recv(bridge.receive_space()).unwrap();
+            bridge.on_received(n).unwrap();
+            assert_eq!(bridge.plaintext(), b"from the kernel");
+        }
+        (Err(why), Err(Refused::Never(said))) => {
+            assert_eq!(&said, why);
+            agent.write(b"as before").unwrap();
+            pump(&mut agent, &mut bridge, usize::MAX).unwrap();
+            assert_eq!(bridge.plaintext(), b"as before");
+            println!("SKIPPED the rest of the_kernel_gets_a_quiet_connection: {why}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Plain is the same interface and touches nothing.
 #[test]
 fn plain_is_a_pipe() {

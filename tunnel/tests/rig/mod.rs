@@ -91,6 +91,8 @@ impl Log {
 pub(crate) struct Shape {
     pub(crate) io: IoBackend,
     pub(crate) tls: bool,
+    /// Whether the kernel gets the keys, where it can use them.
+    pub(crate) ktls: bool,
     pub(crate) workers: usize,
     pub(crate) carriers: u8,
     pub(crate) window_bytes: u32,
@@ -104,8 +106,15 @@ pub(crate) const MEMORY: MemoryLimits = MemoryLimits {
     held_bytes_max: 512 << 20,
 };
 
-pub(crate) const RING: Shape =
-    Shape { io: IoBackend::Ring, tls: false, workers: 2, carriers: 2, window_bytes: 256 << 10, memory: MEMORY };
+pub(crate) const RING: Shape = Shape {
+    io: IoBackend::Ring,
+    tls: false,
+    ktls: true,
+    workers: 2,
+    carriers: 2,
+    window_bytes: 256 << 10,
+    memory: MEMORY,
+};
 pub(crate) const EPOLL: Shape = Shape { io: IoBackend::Epoll, ..RING };
 
 /// Both kinds of `Io`, with and without TLS.
@@ -137,7 +146,7 @@ pub(crate) fn bridge(shape: Shape, services: &[&str]) -> BridgeRig {
 /// A bridge with these listeners, and listening sockets from elsewhere; it holds its visitors.
 pub(crate) fn bridge_inheriting(shape: Shape, listeners: Vec<Listener>, inherited: Inherited) -> BridgeRig {
     let data = tempfile::tempdir().unwrap();
-    let tls = shape.tls.then(|| ServerTls::self_signed(data.path()).unwrap());
+    let tls = shape.tls.then(|| ServerTls::self_signed(data.path()).unwrap().with_ktls(shape.ktls));
     let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let options = BridgeOptions {
         link: local,
@@ -311,7 +320,7 @@ impl BridgeRig {
         let options = AgentOptions {
             bridge: vec![bridge],
             host: "localhost".into(),
-            tls: self.tls.as_ref().map(|tls| ClientTls::pinned(tls.fingerprint())),
+            tls: self.tls.as_ref().map(|tls| ClientTls::pinned(tls.fingerprint()).with_ktls(shape.ktls)),
             introduction: Introduction {
                 identity,
                 token: None,
