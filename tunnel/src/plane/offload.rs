@@ -29,8 +29,6 @@ impl Plane {
             Ok(offload) => {
                 (c.plain, c.records, c.offload_settled) = (true, true, true);
                 (c.splice_out, c.splice_in) = (offload.splice_out, offload.splice_in);
-                // What came meanwhile may be there already, decrypted.
-                c.readable = true;
                 self.stats.carriers_ktls.add(1);
                 let (splice_out, splice_in) = (offload.splice_out, offload.splice_in);
                 tracing::debug!(suite = %offload.suite, splice_out, splice_in, "the kernel encrypts this carrier");
@@ -122,6 +120,16 @@ impl Carrier {
             return Err(Lost { reason: Reason::LinkLost, detail });
         }
         Ok(())
+    }
+
+    /// Sends what TCP holds back for more to come. A record that fills up in the middle of a splice is queued with "more
+    /// follows" (MSG_SENDPAGE_NOTLAST), and when the send buffer is then full, kernel TLS returns without sending it, as
+    /// TCP by itself would (net/tls/tls_sw.c, tls_sw_do_sendpage, against net/ipv4/tcp.c, do_tcp_sendpages). With
+    /// nothing in flight no acknowledgement comes to free the buffer, and the carrier stands still until it is given up:
+    /// seen on 6.1 where memory for TCP was short, which makes send buffers shrink.
+    pub(super) fn push(&self) {
+        // Setting it again flushes (tcp(7)); a failure shows at the next write.
+        let _ = self.socket.set_nodelay();
     }
 
     /// Says that nothing more comes (close_notify), as far as the socket takes it.

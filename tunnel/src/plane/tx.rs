@@ -272,6 +272,9 @@ impl Plane {
     fn wait_writable(&mut self, cx: &mut Cx<'_>, key: Key) {
         let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.write_armed) else { return };
         c.write_armed = true;
+        if c.records {
+            c.push();
+        }
         let (fd, interest) = (c.socket.fd(), Interest::Write);
         cx.io.submit(cx.token(OP_CARRIER_WRITE, key.generation, key.index), Op::Poll { fd, interest });
     }

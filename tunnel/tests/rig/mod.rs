@@ -82,6 +82,13 @@ impl Log {
         }
     }
 
+    /// What a failed test wants to know.
+    fn show(&self, whose: &str) {
+        if std::thread::panicking() {
+            println!("{whose}: {:#?}", self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        }
+    }
+
     pub(crate) fn count(&self, text: &str) -> usize {
         self.lines.lock().unwrap().iter().filter(|line| line.contains(text)).count()
     }
@@ -416,12 +423,14 @@ fn end(workers: &mut Option<Workers>, stop: &AtomicBool, bell: &Bell, thread: &m
 
 impl Drop for AgentRig {
     fn drop(&mut self) {
+        self.log.show("agent");
         end(&mut self.workers, &self.stop, &self.bell, &mut self.thread);
     }
 }
 
 impl Drop for BridgeRig {
     fn drop(&mut self) {
+        self.log.show("bridge");
         end(&mut self.workers, &self.stop, &self.bell, &mut self.thread);
     }
 }
