@@ -131,6 +131,7 @@ mod tests {
             carriers: CARRIERS_DEFAULT,
             exposes,
             engine,
+            memory: ringspan_tunnel::memory::MemoryLimits::default(),
         }
     }
 

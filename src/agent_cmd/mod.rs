@@ -80,6 +80,7 @@ fn of_flags(args: &cli::Agent) -> Result<Config, Failure> {
         carriers: CARRIERS_DEFAULT,
         exposes: args.expose.iter().map(expose).collect(),
         engine: EngineConfig::default(),
+        memory: ringspan_tunnel::memory::MemoryLimits::default(),
     })
 }
 
@@ -131,7 +132,7 @@ impl AgentServer {
             carriers: config.carriers,
             backends: config.exposes.iter().map(|e| backends::way(&e.backend)).collect(),
             dial_timeout: DIAL_TIMEOUT,
-            memory: ringspan_tunnel::memory::MemoryLimits::default(),
+            memory: config.memory,
         };
         let defaults = EngineOptions::default();
         let engine_options = EngineOptions {

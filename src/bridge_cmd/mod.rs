@@ -257,7 +257,7 @@ fn bridge_options(
         listeners: listeners.collect::<Result<_, Failure>>()?,
         handshakes_max: HANDSHAKES_MAX,
         streams_max: STREAMS_MAX,
-        memory: ringspan_tunnel::memory::MemoryLimits::default(),
+        memory: config.memory,
         software: software.to_owned(),
     })
 }

@@ -2,8 +2,10 @@
 
 use super::bridge::{Engine, RawEngine, check_engine};
 use super::expose::{Expose, RawExpose, check_expose};
+use super::memory::{RawMemory, check_memory};
 use super::{Document, Error};
 use crate::cli::STATE_DIR_DEFAULT;
+use ringspan_tunnel::memory::MemoryLimits;
 use serde::Deserialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -29,6 +31,8 @@ pub(crate) struct Agent {
     pub(crate) exposes: Vec<Expose>,
     /// Threads and kernel interface.
     pub(crate) engine: Engine,
+    /// What its streams may take.
+    pub(crate) memory: MemoryLimits,
 }
 
 /// A secret; prints as `***`.
@@ -53,6 +57,7 @@ impl Agent {
 struct Raw {
     link: Option<RawLink>,
     engine: Option<RawEngine>,
+    memory: Option<RawMemory>,
     #[serde(default)]
     expose: Vec<RawExpose>,
 }
@@ -76,6 +81,7 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
         carriers: CARRIERS_DEFAULT,
         exposes: Vec::new(),
         engine: check_engine(doc, raw.engine.as_ref())?,
+        memory: check_memory(doc, raw.memory.as_ref())?,
     };
     if let Some(link) = &raw.link {
         if let Some(dir) = &link.state_dir {

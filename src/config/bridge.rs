@@ -1,9 +1,11 @@
 //! bridge.toml: its keys, their ranges and defaults. The table for people is docs/configuration.md.
 
 use super::doors::{Door, Keys, check_door, unix_path};
+use super::memory::{RawMemory, check_memory};
 use super::{Document, Error, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
 use ringspan_tunnel::address::Address;
+use ringspan_tunnel::memory::MemoryLimits;
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -31,6 +33,8 @@ pub(crate) struct Bridge {
     pub(crate) listeners: Vec<Listener>,
     /// Threads and kernel interface.
     pub(crate) engine: Engine,
+    /// What its streams may take.
+    pub(crate) memory: MemoryLimits,
 }
 
 /// Where agents connect.
@@ -97,6 +101,7 @@ impl Default for Bridge {
             link: Link { listen: LINK_LISTEN_DEFAULT, public: None, tls: Tls::Auto },
             listeners: Vec::new(),
             engine: Engine::default(),
+            memory: MemoryLimits::default(),
         }
     }
 }
@@ -115,6 +120,7 @@ struct Raw {
     http: Option<RawHttp>,
     link: Option<RawLink>,
     engine: Option<RawEngine>,
+    memory: Option<RawMemory>,
     #[serde(default)]
     listener: Vec<RawListener>,
 }
@@ -178,6 +184,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         taken.take(Transport::Tcp, bridge.link.listen, "[link] listen", None)?;
     }
     bridge.engine = check_engine(doc, raw.engine.as_ref())?;
+    bridge.memory = check_memory(doc, raw.memory.as_ref())?;
     let mut names = HashSet::new();
     for listener in &raw.listener {
         let name = doc.value(&listener.name, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;

@@ -10,6 +10,7 @@ pub(crate) mod bridge;
 pub(crate) mod check;
 pub(crate) mod doors;
 pub(crate) mod expose;
+mod memory;
 mod place;
 pub(crate) mod probe;
 pub(crate) mod unit;

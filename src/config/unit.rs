@@ -45,6 +45,38 @@ pub(crate) fn duration_within(text: &str, min: Duration, max: Duration) -> Resul
     }
 }
 
+/// Reads "64KiB", "16MiB", "1GiB", or "0".
+fn bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    if text == "0" {
+        return Ok(0);
+    }
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    if number.is_empty() {
+        return Err("it must be a whole number with a unit, as in 16MiB".into());
+    }
+    let Some(&(_, each)) = BYTE_UNITS.iter().find(|(name, _)| *name == unit.trim()) else {
+        return Err("it needs a unit, as in 64KiB, 16MiB or 1GiB".into());
+    };
+    number.parse::<u64>().ok().and_then(|n| n.checked_mul(each)).ok_or_else(|| "it is more than 64 bits hold".into())
+}
+
+const BYTE_UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+/// Reads "64KiB", "16MiB", "1GiB", or "0", within a range.
+pub(crate) fn bytes_within(text: &str, range: std::ops::RangeInclusive<u64>) -> Result<u64, String> {
+    let shown = |bytes: u64| match BYTE_UNITS.iter().find(|(_, each)| bytes != 0 && bytes.is_multiple_of(*each)) {
+        Some((unit, each)) => format!("{}{unit}", bytes / each),
+        None => bytes.to_string(),
+    };
+    match bytes(text)? {
+        n if n < *range.start() => Err(format!("below the minimum of {}", shown(*range.start()))),
+        n if n > *range.end() => Err(format!("above the maximum of {}", shown(*range.end()))),
+        n => Ok(n),
+    }
+}
+
 /// A duration in the largest unit that divides it; reads back through [`duration`].
 pub(crate) struct Shown(pub(crate) Duration);
 

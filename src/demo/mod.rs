@@ -156,6 +156,7 @@ impl Demo {
                 door: Door::Tcp,
             }],
             engine: EngineConfig::default(),
+            memory: ringspan_tunnel::memory::MemoryLimits::default(),
         };
         let bridge = BridgeServer::start(&config)?;
         let visit = bridge.listener_address(SERVICE).expect("the listener was just bound");
@@ -199,6 +200,7 @@ impl Demo {
             carriers: CARRIERS_DEFAULT,
             exposes: backends.iter().map(expose).collect(),
             engine: EngineConfig::default(),
+            memory: ringspan_tunnel::memory::MemoryLimits::default(),
         })?;
         let agent = tokio::spawn(async move { agent.serve().await });
         let (log, tally, told) = (Log::default(), Tally::default(), watch::Sender::new(0));

@@ -241,7 +241,7 @@ fn fill(link: Link, seed: u64) -> (u32, f64) {
 /// it full. 100 Mbit/s at 200 ms is 2.5 MB; 1 Gbit/s at 60 ms is 7.5 MB.
 #[test]
 fn long_links_are_filled() {
-    // The first round trip is OPEN's: nothing comes in it.
+    // The first of them is OPEN's: nothing comes in it.
     for (mbit, rtt_ms, rounds_max) in
         [(100, 200, 4), (100, 50, 4), (10, 600, 4), (1000, 60, 5), (300, 200, 5), (1000, 20, 5), (100, 2, 3)]
     {
