@@ -3,7 +3,11 @@
 //! Promise: idle and slow clients cost themselves; the accept loop never ends on an error.
 
 use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::io;
@@ -50,8 +54,8 @@ impl HttpServer {
                 accepted = self.listener.accept() => accepted,
                 () = stopped(&mut stop) => break,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "http: accept. Try: raise the limit on open files");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -60,7 +64,7 @@ impl HttpServer {
             };
             let (router, stop) = (router.clone(), stop.clone());
             tokio::spawn(async move {
-                serve_one(stream, router, stop).await;
+                serve_one((stream, peer), router, stop).await;
                 drop(place);
             });
         }
@@ -70,12 +74,21 @@ impl HttpServer {
     }
 }
 
-async fn serve_one(stream: tokio::net::TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
+async fn serve_one(
+    (stream, peer): (tokio::net::TcpStream, SocketAddr),
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) {
     let _ = stream.set_nodelay(true);
+    let router = TowerToHyperService::new(router);
+    // Who asks: pushes go to that address and to no other.
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        router.call(request)
+    });
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX);
-    let mut connection =
-        std::pin::pin!(server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
+    let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = stopped(&mut stop) => {

@@ -15,10 +15,11 @@ mod nacos_v2;
 mod params;
 #[cfg(test)]
 mod tests;
-mod view;
 
 pub use metrics::{MoreSeries, ProbeStats};
 
+use crate::push::Hub;
+use crate::push::udp::UdpPusher;
 use crate::service::Registry;
 use crate::table::Refusal;
 use axum::Router;
@@ -38,6 +39,10 @@ pub struct Options {
     ///
     /// [`Engine::stats`]: ringspan_engine::engine::Engine::stats
     pub probe_stats: Option<ProbeStats>,
+    /// Who is told of changes; [`Hub::run`] it. Default: nobody is.
+    pub hub: Hub,
+    /// Who tells v1's clients of changes by UDP; [`UdpPusher::run`] it. `None`: they poll.
+    pub udp: Option<Arc<UdpPusher>>,
     /// Writes the series of what else runs in this process; on the same thread. `None`: nothing else.
     pub more: Option<MoreSeries>,
 }
@@ -54,13 +59,16 @@ pub const BODY_BYTES_MAX: usize = 64 << 10;
 struct App {
     registry: Registry,
     metrics: Arc<Metrics>,
+    hub: Hub,
+    udp: Option<Arc<UdpPusher>>,
 }
 
 /// All of the registry's HTTP. The root package may merge routes of its own into it (`Router::merge`), for instance
 /// /api/v1/agents.
 pub fn router(registry: Registry, options: Options) -> Router {
-    let metrics = Arc::new(Metrics::new(registry.clone(), options.probe_stats, options.more));
-    let app = App { registry, metrics };
+    let Options { probe_stats, hub, udp, more } = options;
+    let metrics = Arc::new(Metrics::new(registry.clone(), hub.clone(), probe_stats, more));
+    let app = App { registry, metrics, hub, udp };
     Router::new()
         .merge(nacos::routes())
         .merge(nacos_admin::routes())

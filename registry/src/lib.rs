@@ -13,9 +13,11 @@ pub mod health;
 pub mod http;
 pub mod model;
 pub mod prober;
+pub mod push;
 pub mod service;
 pub mod snapshot;
 pub mod store;
 pub mod table;
+mod wire;
 
 pub use service::{Options, Registry};

@@ -24,6 +24,8 @@ use ringspan_engine::health::Health;
 use ringspan_engine::kernel::Capabilities;
 use ringspan_engine::worker::Workers;
 use ringspan_registry::prober;
+use ringspan_registry::push::Hub;
+use ringspan_registry::push::udp::UdpPusher;
 use ringspan_registry::{Options as RegistryOptions, Registry, http};
 use ringspan_tunnel::bridge::{Bridge, BridgeError, BridgeHandle, BridgeOptions, Listener};
 use ringspan_tunnel::identity::{AgentId, AgentName};
@@ -143,13 +145,22 @@ impl BridgeServer {
         let asked = engine.clone();
         let probe_stats: http::ProbeStats =
             Arc::new(move || asked.lock().unwrap_or_else(PoisonError::into_inner).stats());
+        let hub = Hub::default();
+        let udp = UdpPusher::bind(http_address, hub.clone()).map_err(|e| run(format!("udp pushes: {e}")))?;
         let router = http::router(
             registry.clone(),
-            http::Options { probe_stats: Some(probe_stats), more: Some(metrics::of(handle.clone(), doors.tally())) },
+            http::Options {
+                probe_stats: Some(probe_stats),
+                hub: hub.clone(),
+                udp: Some(udp.clone()),
+                more: Some(metrics::of(handle.clone(), doors.tally())),
+            },
         );
         let http = tokio::spawn(http_server.serve(router, stopping));
         let tasks = vec![
             tokio::spawn(pump::run(hall.clone(), events, link_bell)),
+            tokio::spawn(hub.run(registry.clone())),
+            tokio::spawn(udp.run()),
             tokio::spawn(prober::run(registry.clone(), (probes, feed), probe_bell, prober::policy_default())),
             tokio::spawn(admin.serve(office.clone())),
         ];

@@ -4,6 +4,7 @@
 use super::{App, Sorry};
 use crate::health::{Health, health_str};
 use crate::model::Vantage;
+use crate::push::Hub;
 use crate::service::Registry;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, header};
@@ -41,11 +42,16 @@ struct Request {
 }
 
 impl Metrics {
-    pub(super) fn new(registry: Registry, probe_stats: Option<ProbeStats>, more: Option<MoreSeries>) -> Metrics {
+    pub(super) fn new(
+        registry: Registry,
+        hub: Hub,
+        probe_stats: Option<ProbeStats>,
+        more: Option<MoreSeries>,
+    ) -> Metrics {
         let requests = Family::default();
         let mut series = prometheus_client::registry::Registry::with_prefix("ringspan");
         series.register("http_requests", "HTTP requests answered, by method, route and status", requests.clone());
-        series.register_collector(Box::new(Scrape { registry, probe_stats, more }));
+        series.register_collector(Box::new(Scrape { registry, hub, probe_stats, more }));
         Metrics { series, requests }
     }
 
@@ -79,6 +85,7 @@ pub(super) async fn scrape(State(app): State<App>) -> Response {
 /// Reads at scrape time what others count.
 struct Scrape {
     registry: Registry,
+    hub: Hub,
     probe_stats: Option<ProbeStats>,
     more: Option<MoreSeries>,
 }
@@ -130,6 +137,12 @@ impl Scrape {
         let agents = self.registry.snapshot().agents();
         let connected = agents.iter().filter(|a| a.connected).count();
         gauge(encoder, "registry_agents_connected", "Agents with a session", connected as f64)?;
+        let pushes = self.hub.stats();
+        gauge(encoder, "registry_subscriptions", "Subscriptions to services", self.hub.count() as f64)?;
+        let help = "Updates handed to subscribers";
+        counter(encoder, "registry_pushes", help, pushes.pushes.load(Ordering::Relaxed))?;
+        let help = "Changed services that subscribers were told of";
+        counter(encoder, "registry_push_rounds", help, pushes.rounds.load(Ordering::Relaxed))?;
         let store = self.registry.store_stats();
         let of = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         counter(encoder, "registry_store_commits", "Batches stored: one fsync each", of(&store.commits))?;

@@ -1,23 +1,27 @@
 //! Nacos v1, what clients call: instances, lists, beats.
 
-use super::params::{Params, cluster_or_default, metadata_of};
-use super::view::{self, ServiceInfo};
+use super::params::{Caller, Params, cluster_or_default, metadata_of};
 use super::{App, Sorry};
 use crate::health::BeatTimes;
 use crate::model::{Instance, InstanceId, ServiceKey, WEIGHT_DEFAULT};
+use crate::push::udp::understands;
 use crate::table::{Command, Patch, Refusal};
+use crate::wire::{self as view, ServiceInfo};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 pub(super) fn routes() -> Router<App> {
     let instance = get(detail).post(register).delete(deregister).put(update).patch(update);
     Router::new()
         .route("/nacos/v1/ns/instance", instance)
-        .route("/nacos/v1/ns/instance/list", get(list))
+        .route("/nacos/v1/ns/instance/list", get(list_and_subscribe))
+        .route("/nacos/v1/ns/service/subscribers", get(subscribers))
         .route("/nacos/v1/ns/instance/beat", put(beat))
 }
 
@@ -87,6 +91,24 @@ pub(super) async fn detail(State(app): State<App>, params: Params) -> Result<Jso
     }))
 }
 
+/// A list, and a subscription if the client names a UDP port for pushes.
+async fn list_and_subscribe(
+    State(app): State<App>,
+    caller: Caller,
+    params: Params,
+) -> Result<Json<ServiceInfo>, Sorry> {
+    let port: u16 = params.parse("udpPort", "a port, 0 for none")?.unwrap_or(0);
+    if let (Some(udp), Some(peer), true) = (&app.udp, caller.peer, port != 0 && understands(&caller.agent)) {
+        // The address is the request's own: what the client says of it (clientIP) could be anybody's.
+        let to = SocketAddr::new(peer.ip(), port);
+        let clusters = params.text("clusters").unwrap_or_default();
+        if let Err(refused) = udp.renew(&params.service()?, clusters, to, &caller.agent) {
+            tracing::warn!(%to, %refused, "push: a client is not subscribed; it polls");
+        }
+    }
+    list(State(app), params).await
+}
+
 /// A service that is not there has no instances; clients subscribe before servers register.
 pub(super) async fn list(State(app): State<App>, params: Params) -> Result<Json<ServiceInfo>, Sorry> {
     let service = params.service()?;
@@ -95,6 +117,29 @@ pub(super) async fn list(State(app): State<App>, params: Params) -> Result<Json<
     let view = app.registry.snapshot().service(&service);
     let now = app.registry.unix_ms(app.registry.now());
     Ok(Json(view::service_info(&service, view.as_deref(), clusters, healthy_only, now)))
+}
+
+/// Who is told of changes of a service, a page of them.
+pub(super) async fn subscribers(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
+    let service = params.service()?;
+    let page: usize = params.parse("pageNo", "a number from 1")?.unwrap_or(1).max(1);
+    let size = params.parse("pageSize", "a number from 1")?.unwrap_or(1000).clamp(1, 1000);
+    let all = app.hub.labels(&service);
+    let show = |label: &String| {
+        let (address, agent) = label.split_once(' ').unwrap_or((label, "unknown"));
+        let (ip, port) = address.rsplit_once(':').unwrap_or((address, "0"));
+        json!({
+            "addrStr": address,
+            "agent": agent,
+            "app": "unknown",
+            "ip": ip.trim_matches(['[', ']']),
+            "port": port.parse::<u16>().unwrap_or(0),
+            "namespaceId": &**service.namespace(),
+            "serviceName": service.grouped(),
+        })
+    };
+    let shown: Vec<Value> = all.iter().skip((page - 1).saturating_mul(size)).take(size).map(show).collect();
+    Ok(Json(json!({ "subscribers": shown, "count": all.len() })))
 }
 
 /// The beat a client sends as JSON. What a client leaves out is null or absent.

@@ -2,7 +2,6 @@
 //! The truth is told here: no protection threshold forges anything.
 
 use super::params::{Params, cluster_or_default};
-use super::view::{self, Host};
 use super::{App, Sorry, checkers, nacos_admin};
 use crate::health::Health;
 use crate::model::{
@@ -10,6 +9,7 @@ use crate::model::{
 };
 use crate::snapshot::{InstanceView, ServiceView};
 use crate::table::{Command, Patch, Refusal};
+use crate::wire::{self as view, Host};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, put};

@@ -8,11 +8,11 @@ use super::nacos_admin::{
 };
 use super::nacos_catalog::{delete_metadata, found, instances, put_metadata};
 use super::params::Params;
-use super::view::{self, ServiceInfo};
 use super::{App, Sorry, checkers, envelope};
 use crate::model::{CLUSTER_DEFAULT, GROUP_DEFAULT, Invalid, Metadata, NAMESPACE_DEFAULT, Vantage};
 use crate::snapshot::{InstanceView, ServiceView};
 use crate::table::{Command, Refusal};
+use crate::wire::{self as view, ServiceInfo};
 use axum::extract::State;
 use axum::routing::{get, post, put};
 use axum::{Json, Router};

@@ -5,9 +5,36 @@ use super::envelope::code;
 use super::{App, Sorry};
 use crate::model::{CLUSTER_DEFAULT, InstanceId, Invalid, Metadata, ServiceKey};
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
+/// Who asks.
+pub(super) struct Caller {
+    /// The connection's other end; `None` where no connection is (tests).
+    pub(super) peer: Option<SocketAddr>,
+    /// Its User-Agent, without control characters, at most 100 of them; empty if it says none.
+    pub(super) agent: String,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Caller, Infallible> {
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
+        let agent = parts.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        // Nacos' clients say it twice, and some in this header alone.
+        let agent = if agent.is_empty() {
+            parts.headers.get("client-version").and_then(|v| v.to_str().ok()).unwrap_or_default()
+        } else {
+            agent
+        };
+        Ok(Caller { peer, agent: agent.chars().filter(|c| !c.is_control() && *c != ' ').take(100).collect() })
+    }
+}
 
 /// The parameters of one request.
 pub(super) struct Params(HashMap<String, String>);

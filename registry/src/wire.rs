@@ -12,32 +12,33 @@ use std::collections::BTreeMap;
 const CACHE_MILLIS: u64 = 10_000;
 
 /// Nacos' ServiceInfo.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ServiceInfo {
-    name: String,
+pub(crate) struct ServiceInfo {
+    /// With its group; gRPC wants the bare one.
+    pub(crate) name: String,
     group_name: String,
     /// What the request asked for, letter by letter: clients use it as part of a key.
     clusters: String,
     cache_millis: u64,
-    pub(super) hosts: Vec<Host>,
+    pub(crate) hosts: Vec<Host>,
     last_ref_time: u64,
     checksum: &'static str,
     #[serde(rename = "allIPs")]
     all_ips: bool,
-    pub(super) reach_protection_threshold: bool,
+    pub(crate) reach_protection_threshold: bool,
     valid: bool,
 }
 
 /// Nacos' Instance.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Host {
+pub(crate) struct Host {
     instance_id: String,
-    pub(super) ip: String,
-    pub(super) port: u16,
+    pub(crate) ip: String,
+    pub(crate) port: u16,
     weight: f64,
-    pub(super) healthy: bool,
+    pub(crate) healthy: bool,
     enabled: bool,
     ephemeral: bool,
     cluster_name: String,
@@ -50,7 +51,7 @@ pub(super) struct Host {
 }
 
 /// Whether Nacos' view calls it healthy, the protection threshold aside.
-pub(super) fn is_healthy(instance: &InstanceView) -> bool {
+pub(crate) fn is_healthy(instance: &InstanceView) -> bool {
     match instance.health().health {
         Health::Up => true,
         Health::Down => false,
@@ -59,11 +60,11 @@ pub(super) fn is_healthy(instance: &InstanceView) -> bool {
 }
 
 /// `ip#port#cluster#group@@service`.
-pub(super) fn instance_id(service: &ServiceKey, record: &Instance) -> String {
+pub(crate) fn instance_id(service: &ServiceKey, record: &Instance) -> String {
     format!("{}#{}#{}#{}", record.id.host(), record.id.port(), record.id.cluster(), service.grouped())
 }
 
-pub(super) fn host(service: &ServiceKey, record: &Instance, healthy: bool) -> Host {
+pub(crate) fn host(service: &ServiceKey, record: &Instance, healthy: bool) -> Host {
     let times = BeatTimes::of(&record.metadata);
     let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     Host {
@@ -85,7 +86,7 @@ pub(super) fn host(service: &ServiceKey, record: &Instance, healthy: bool) -> Ho
 }
 
 /// The answer to a list: enabled instances of the clusters asked for (empty: all).
-pub(super) fn service_info(
+pub(crate) fn service_info(
     key: &ServiceKey,
     view: Option<&ServiceView>,
     clusters: &str,
