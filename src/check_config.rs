@@ -2,8 +2,10 @@
 
 use crate::config::agent::Agent;
 use crate::config::bridge::{Bridge, Tls};
+use crate::config::doors::Door;
 use crate::config::unit::Shown;
 use crate::config::{Document, Error, agent, bridge, probe};
+use crate::doors::http::tls::check_files;
 use crate::probe_cmd::roster::Roster;
 use crate::{Ending, Failure, cli};
 use ringspan_engine::engine::GROUPS_MAX;
@@ -44,7 +46,19 @@ fn summary(doc: &Document) -> Result<String, Error> {
             let public = link.public.map(|p| format!(", agents dial {p}")).unwrap_or_default();
             lines.push(format!("  link      {}, {tls}{public}", link.listen));
             for l in listeners {
-                lines.push(format!("  listener  {} on {} for service {}", l.name, l.listen, l.service));
+                let Door::Http(http) = &l.door else {
+                    lines.push(format!("  listener  {} on {} for service {}", l.name, l.listen, l.service));
+                    continue;
+                };
+                check_files(&http.certs).map_err(|why| {
+                    doc.lacking(format!("[[listener]] {:?} tls: {why}", l.name), "PEM files that belong together")
+                })?;
+                let kind = if http.is_tls { "https" } else { "http" };
+                lines.push(format!("  listener  {} on {}, {kind}", l.name, l.listen));
+                for r in &http.routes {
+                    let passed = if r.passthrough { ", TLS passed through" } else { "" };
+                    lines.push(format!("    route   {} to service {}{passed}", r.label, r.service));
+                }
             }
         }
         Kind::Agent => {

@@ -3,6 +3,7 @@
 //! password.
 
 use crate::config::{Document, agent, bridge, probe};
+use crate::doors::http::tls;
 use crate::probe_cmd::roster::Roster;
 use crate::probe_cmd::target;
 use ringspan_engine::engine::GROUPS_MAX;
@@ -22,6 +23,11 @@ pub fn text(data: &[u8]) {
         2 => drop(probe::check(&doc, &mut Roster::default(), GROUPS_MAX).map_err(|e| e.to_string())),
         _ => one_target(text),
     }
+}
+
+/// A TLS greeting in pieces, as an https listener reads it.
+pub fn greeting(data: &[u8]) {
+    tls::fuzz_greeting(data);
 }
 
 /// What is shown of a target reads back as the same place, and its password is not in it.

@@ -1,6 +1,7 @@
 //! The tunnel's series of /metrics: the bridge's counters and gauges under their own names.
 //! Promise: as many series as there are counters and reasons, whatever agents and visitors do.
 
+use crate::doors::http::HttpStats;
 use crate::doors::tally::Tally;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -14,8 +15,11 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Asked at each scrape.
-pub(super) fn of(handle: BridgeHandle, doors: Arc<Tally>) -> MoreSeries {
-    Arc::new(move |encoder| write(encoder, &handle.stats(), &doors))
+pub(super) fn of(handle: BridgeHandle, doors: Arc<Tally>, http: HttpStats) -> MoreSeries {
+    Arc::new(move |mut encoder| {
+        http.write(&mut encoder)?;
+        write(encoder, &handle.stats(), &doors)
+    })
 }
 
 fn write(mut encoder: DescriptorEncoder<'_>, stats: &Stats, doors: &Tally) -> fmt::Result {

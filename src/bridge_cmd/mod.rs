@@ -153,7 +153,7 @@ impl BridgeServer {
                 probe_stats: Some(probe_stats),
                 hub: hub.clone(),
                 udp: Some(udp.clone()),
-                more: Some(metrics::of(handle.clone(), doors.tally())),
+                more: Some(metrics::of(handle.clone(), doors.tally(), doors.http_stats())),
             },
         );
         let http = tokio::spawn(http_server.serve(router, stopping));
@@ -242,7 +242,7 @@ impl BridgeServer {
     pub(crate) async fn stop(self) {
         tracing::info!("bridge stops");
         let _ = self.stop.send(true);
-        drop(self.doors);
+        self.doors.stop().await;
         let _ = self.http.await;
         let (engine, registry, tasks) = (self.engine, self.registry, self.tasks);
         let _ = tokio::task::spawn_blocking(move || engine.lock().unwrap_or_else(PoisonError::into_inner).stop()).await;

@@ -36,7 +36,7 @@ pub(crate) struct Agent {
 }
 
 /// A secret; prints as `***`.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(pub(crate) String);
 
 impl fmt::Debug for Secret {

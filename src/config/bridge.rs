@@ -1,8 +1,8 @@
 //! bridge.toml: its keys, their ranges and defaults. The table for people is docs/configuration.md.
 
-use super::doors::{Door, Keys, check_door, unix_path};
+use super::doors::{Door, Keys, check_door, fits, unix_path};
 use super::memory::{RawMemory, check_memory};
-use super::{Document, Error, unit};
+use super::{Document, Error, http, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::memory::MemoryLimits;
@@ -122,7 +122,7 @@ struct Raw {
     engine: Option<RawEngine>,
     memory: Option<RawMemory>,
     #[serde(default)]
-    listener: Vec<RawListener>,
+    listener: Vec<Spanned<RawListener>>,
 }
 
 #[derive(Deserialize)]
@@ -154,7 +154,13 @@ struct RawListener {
     name: Spanned<String>,
     r#type: Spanned<String>,
     listen: Spanned<String>,
-    service: Spanned<String>,
+    service: Option<Spanned<String>>,
+    #[serde(default)]
+    route: Vec<http::RawRoute>,
+    #[serde(default)]
+    tls: Vec<http::RawCert>,
+    passthrough: Option<Spanned<bool>>,
+    http: Option<Spanned<http::RawOptions>>,
     idle_timeout: Option<Spanned<String>>,
     sessions_max: Option<Spanned<i64>>,
     auth: Option<Spanned<String>>,
@@ -186,7 +192,8 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
     bridge.engine = check_engine(doc, raw.engine.as_ref())?;
     bridge.memory = check_memory(doc, raw.memory.as_ref())?;
     let mut names = HashSet::new();
-    for listener in &raw.listener {
+    for spanned in &raw.listener {
+        let listener = spanned.get_ref();
         let name = doc.value(&listener.name, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;
         if !names.insert(name.clone()) {
             return Err(doc.wrong(listener.name.span(), "another listener has this name", "a name of its own"));
@@ -199,6 +206,26 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
             allow: listener.allow.as_ref(),
             mode: listener.mode.as_ref(),
         };
+        if let Some(is_tls) = http::is_tls(listener.r#type.get_ref()) {
+            fits(doc, &listener.r#type, false, &keys)?;
+            let listen = doc.value(&listener.listen, unit::address, "\"0.0.0.0:80\"")?;
+            taken.take(Transport::Tcp, listen, &format!("listener {name:?}"), Some(&listener.listen))?;
+            let parts = http::RawParts {
+                at: &listener.name,
+                service: listener.service.as_ref(),
+                routes: &listener.route,
+                tls: &listener.tls,
+                passthrough: listener.passthrough.as_ref(),
+                options: listener.http.as_ref().map(Spanned::get_ref),
+            };
+            let door = http::check(doc, &name, is_tls, &parts)?;
+            let service = door.routes.last().map(|route| route.service.clone()).unwrap_or_default();
+            bridge.listeners.push(Listener { name, listen, service, door: Door::Http(Box::new(door)) });
+            continue;
+        }
+        if let Some(at) = of_http(listener) {
+            return Err(doc.wrong(at, "this type of listener reads no HTTP", "type = \"http\" or \"https\""));
+        }
         let path = unix_path(doc, &listener.listen)?;
         let is_unix = path.is_some();
         let door = check_door(doc, &listener.r#type, path, keys)?;
@@ -208,10 +235,19 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         };
         let transport = if let Door::Udp(_) = door { Transport::Udp } else { Transport::Tcp };
         taken.take(transport, listen, &format!("listener {name:?}"), Some(&listener.listen))?;
-        let service = doc.value(&listener.service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;
+        let Some(service) = &listener.service else { return Err(doc.missing(spanned.span(), "service")) };
+        let service = doc.value(service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;
         bridge.listeners.push(Listener { name, listen, service, door });
     }
     Ok(bridge)
+}
+
+/// The first key of a listener that only one which speaks HTTP has.
+fn of_http(listener: &RawListener) -> Option<std::ops::Range<usize>> {
+    let RawListener { route, tls, passthrough, http, .. } = listener;
+    let passthrough = passthrough.as_ref().map(Spanned::span);
+    let route = route.first().map(http::RawRoute::span);
+    passthrough.or(http.as_ref().map(Spanned::span)).or(route).or(tls.first().map(http::RawCert::span))
 }
 
 /// The `[engine]` section of either file.

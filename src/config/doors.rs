@@ -19,6 +19,8 @@ pub(crate) enum Door {
     Proxy(ProxyListener),
     /// As `Tcp`, at a path of this machine.
     Unix(UnixListener),
+    /// HTTP, or TLS whose greeting is read.
+    Http(Box<super::http::HttpListener>),
 }
 
 /// How a visitor of a proxy says where to.
@@ -84,7 +86,7 @@ pub(super) struct Keys<'a> {
 }
 
 /// The types there are.
-const TYPES: &str = "\"tcp\", \"udp\", \"socks5\" or \"connect\"";
+const TYPES: &str = "\"tcp\", \"udp\", \"http\", \"https\", \"socks5\" or \"connect\"";
 
 /// What a Unix path begins with.
 const UNIX: &str = "unix:";
@@ -125,7 +127,7 @@ pub(super) fn check_door(
 }
 
 /// A key that is not of this type is a mistake.
-fn fits(doc: &Document, kind: &Spanned<String>, is_unix: bool, keys: &Keys<'_>) -> Result<(), Error> {
+pub(super) fn fits(doc: &Document, kind: &Spanned<String>, is_unix: bool, keys: &Keys<'_>) -> Result<(), Error> {
     let word = kind.get_ref().as_str();
     let proxy = ["socks5", "connect"].contains(&word);
     let rows = [

@@ -10,6 +10,7 @@ pub(crate) mod bridge;
 pub(crate) mod check;
 pub(crate) mod doors;
 pub(crate) mod expose;
+pub(crate) mod http;
 mod memory;
 mod place;
 pub(crate) mod probe;
@@ -108,6 +109,12 @@ impl Document {
     /// An error about a secret: the value is not shown.
     pub(crate) fn wrong_secret(&self, span: Range<usize>, problem: impl Into<String>, remedy: &str) -> Error {
         self.error(place::of_value(&self.text, span.start), "***".into(), problem.into(), remedy.into())
+    }
+
+    /// An error about a key that a table has not; `span` is the table's.
+    pub(crate) fn missing(&self, span: Range<usize>, key: &str) -> Error {
+        let (place, problem) = (place::of_table(&self.text, span.start), format!("{key:?} is missing"));
+        self.error(place, String::new(), problem, format!("add {key} = ..."))
     }
 
     /// A path in the file: relative ones start at the folder the file is in.

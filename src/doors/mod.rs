@@ -7,6 +7,7 @@
 //! visitor's own socket; where every byte has to be looked at, one end of a pair whose other end the door pumps.
 
 pub(crate) mod backends;
+pub(crate) mod http;
 mod listening;
 pub(crate) mod proxy;
 pub(crate) mod tally;
@@ -16,25 +17,32 @@ pub(crate) mod unix;
 use crate::Failure;
 use crate::config::bridge::Listener;
 use crate::config::doors::Door as Kind;
+use http::{HttpDoor, HttpStats};
 use proxy::ProxyListener;
 use ringspan_tunnel::bridge::{BridgeHandle, Gate};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tally::Tally;
 use udp::listener::UdpListener;
 use unix::UnixListener;
+
+/// Requests under way have this long when their http listener is closed or the bridge stops.
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// The bridge's doors that are open. Dropping one closes it.
 pub(crate) struct Doors {
     handle: BridgeHandle,
     tally: Arc<Tally>,
+    http: HttpStats,
     open: Vec<(Listener, Door)>,
 }
 
 enum Door {
     Udp(UdpListener),
     Proxy(ProxyListener),
+    Http(HttpDoor),
     /// Kept for its end.
     Unix(#[expect(dead_code, reason = "it listens while it lives")] UnixListener),
 }
@@ -42,7 +50,7 @@ enum Door {
 impl Doors {
     /// None is open yet.
     pub(crate) fn new(handle: BridgeHandle) -> Doors {
-        Doors { handle, tally: Arc::default(), open: Vec::new() }
+        Doors { handle, tally: Arc::default(), http: HttpStats::default(), open: Vec::new() }
     }
 
     /// Makes it so that exactly these listeners are open, of those that are doors: what has changed is closed and
@@ -51,8 +59,16 @@ impl Doors {
     /// # Errors
     /// The first that cannot be opened, with key, address and reason; the others are open.
     pub(crate) fn apply(&mut self, wanted: &[Listener]) -> Result<(), Failure> {
-        self.open.retain(|(listener, _)| wanted.contains(listener));
         let mut failed = Ok(());
+        self.reload(wanted, &mut failed);
+        let all = std::mem::take(&mut self.open);
+        let (kept, gone) = all.into_iter().partition(|(listener, _)| wanted.contains(listener));
+        self.open = kept;
+        for (_, door) in gone {
+            if let Door::Http(door) = door {
+                tokio::spawn(door.stop(DRAIN));
+            }
+        }
         for listener in wanted {
             if self.open.iter().any(|(open, _)| open == listener) {
                 continue;
@@ -67,8 +83,32 @@ impl Doors {
         failed
     }
 
+    /// Gives http listeners that stay where they are their new configuration: nobody's connection is closed for it.
+    fn reload(&mut self, wanted: &[Listener], failed: &mut Result<(), Failure>) {
+        for (open, door) in &mut self.open {
+            let Door::Http(door) = door else { continue };
+            let same = |l: &&Listener| l.name == open.name && l.listen == open.listen && *l != &*open;
+            let Some(listener) = wanted.iter().find(same) else { continue };
+            let Kind::Http(config) = &listener.door else { continue };
+            match door.reload(config) {
+                Ok(()) => *open = listener.clone(),
+                Err(why) => *failed = Err(Failure::Run(format!("listener {:?}: {why}", listener.name))),
+            }
+        }
+    }
+
+    /// Closes all doors. Http listeners take no new requests, and those under way have [`DRAIN`] to finish.
+    pub(crate) async fn stop(self) {
+        let mut ending = tokio::task::JoinSet::new();
+        for (_, door) in self.open {
+            if let Door::Http(door) = door {
+                ending.spawn(door.stop(DRAIN));
+            }
+        }
+        ending.join_all().await;
+    }
+
     fn start(&self, listener: &Listener) -> Result<Option<Door>, Failure> {
-        let gate = gate(listener)?;
         let busy = |error: io::Error| {
             let key = format!("[[listener]] {:?} listen", listener.name);
             Failure::Run(match &listener.door {
@@ -77,8 +117,17 @@ impl Doors {
             })
         };
         let (handle, tally) = (self.handle.clone(), self.tally.clone());
+        if let Kind::Http(config) = &listener.door {
+            // Its routes have gates of their own.
+            let socket = listening::tcp(listener.listen).and_then(tokio::net::TcpListener::into_std).map_err(busy)?;
+            let hall = http::Hall { handle, stats: self.http.clone(), check: None };
+            let door = HttpDoor::start(socket, config, hall);
+            let wrong = |why| Failure::Run(format!("listener {:?}: {why}", listener.name));
+            return door.map(|door| Some(Door::Http(door))).map_err(wrong);
+        }
+        let gate = gate(listener)?;
         Ok(match &listener.door {
-            Kind::Tcp => None,
+            Kind::Tcp | Kind::Http(_) => None,
             Kind::Udp(config) => {
                 let door = UdpListener::start(listener.listen, *config, gate, handle, tally);
                 Some(Door::Udp(door.map_err(busy)?))
@@ -100,13 +149,19 @@ impl Doors {
             let address = match door {
                 Door::Udp(udp) => udp.address(),
                 Door::Proxy(proxy) => proxy.address(),
+                Door::Http(http) => http.address(),
                 Door::Unix(_) => return None,
             };
             Some((listener.name.as_str(), address))
         })
     }
 
-    /// What all of them have counted.
+    /// What http listeners have counted.
+    pub(crate) fn http_stats(&self) -> HttpStats {
+        self.http.clone()
+    }
+
+    /// What the others have counted.
     pub(crate) fn tally(&self) -> Arc<Tally> {
         self.tally.clone()
     }

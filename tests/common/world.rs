@@ -20,9 +20,17 @@ impl World {
     /// Starts a bridge with one listener for the service `web`. Ports are the kernel's choice the first time, and the
     /// same ones after a restart.
     pub(crate) fn start() -> World {
+        World::start_with("")
+    }
+
+    /// As [`start`](World::start), with more in the configuration. It is lost at a restart.
+    pub(crate) fn start_with(more: &str) -> World {
         let folder = tempfile::tempdir().expect("a folder");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         write_config(folder.path(), any, any, any);
+        let file = folder.path().join("bridge.toml");
+        let text = std::fs::read_to_string(&file).expect("just written") + more;
+        std::fs::write(&file, text).expect("written");
         let bridge = start_bridge(folder.path());
         let (http, link, web) = addresses(&bridge);
         write_config(folder.path(), http, link, web);
@@ -131,6 +139,33 @@ fn addresses(bridge: &Running) -> (SocketAddr, SocketAddr, SocketAddr) {
     (of(&up, "http"), of(&up, "link"), of(&listener, "address"))
 }
 
+impl World {
+    /// Where a listener of this name is.
+    pub(crate) fn listener(&self, name: &str) -> SocketAddr {
+        let line = self.bridge.wait_line(&["listener", &format!("name=\"{name}\"")]);
+        let rest = line.split(" address=").nth(1).unwrap_or_else(|| panic!("an address in {line}"));
+        rest.split_whitespace().next().and_then(|a| a.parse().ok()).unwrap_or_else(|| panic!("an address in {line}"))
+    }
+
+    /// Starts an agent that exposes these services, checked each 100 ms.
+    pub(crate) fn agent_of(&self, exposes: &[(&str, SocketAddr)]) -> Running {
+        let token = self.token(&[]);
+        let mut text = format!("[link]\ntoken = \"{token}\"\nstate_dir = \"agent-of\"\ncarriers = 2\n");
+        for (service, address) in exposes {
+            text += &format!(
+                "[[expose]]\nservice = \"{service}\"\naddress = \"{address}\"\n\
+                 check = {{ type = \"tcp\", interval = \"100ms\", timeout = \"1s\", rise = 2, fall = 3 }}\n"
+            );
+        }
+        std::fs::write(self.folder.path().join("agent-of.toml"), text).expect("written");
+        let agent = Running::start(&mut self.command(&["agent", "--config", "agent-of.toml"]));
+        for (service, address) in exposes {
+            self.bridge.wait_line(&["backend up", service, &address.to_string()]);
+        }
+        agent
+    }
+}
+
 /// One HTTP request on a fresh connection: status and body.
 pub(crate) fn get(to: SocketAddr, path: &str) -> Result<(u16, String), String> {
     let ask = || -> std::io::Result<String> {
@@ -165,6 +200,11 @@ impl Nginx {
 
     /// Starts one where another has died.
     pub(crate) fn start_at(name: &str, address: SocketAddr) -> Nginx {
+        Nginx::start_server(address, &format!("location / {{ return 200 \"{name}\"; }}"))
+    }
+
+    /// Starts one with this inside its server block.
+    pub(crate) fn start_server(address: SocketAddr, server: &str) -> Nginx {
         let folder = tempfile::tempdir().expect("a folder");
         let at = folder.path().display();
         let config = format!(
@@ -172,7 +212,7 @@ impl Nginx {
              events {{ worker_connections 8192; }}\n\
              http {{ access_log {at}/access.log; client_body_temp_path {at}/b; proxy_temp_path {at}/p;\n\
              fastcgi_temp_path {at}/f; uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\n\
-             server {{ listen {address}; location / {{ return 200 \"{name}\"; }} }} }}\n"
+             server {{ listen {address}; {server} }} }}\n"
         );
         std::fs::write(folder.path().join("nginx.conf"), config).expect("written");
         // Debian keeps it out of an ordinary user's PATH.
@@ -190,6 +230,11 @@ impl Nginx {
         let nginx = Nginx { child, address, folder };
         until("nginx to listen", || TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok());
         nginx
+    }
+
+    /// Its folder.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// SIGKILL.

@@ -1,0 +1,480 @@
+//! One request: where it goes, what is changed, who answers.
+//!
+//! A request that was sent on a kept connection which turns out to be dead is sent again on a fresh one, if nothing of
+//! it was sent, or if it may be repeated and has no body (RFC 9110 §9.2.2). Nothing else is sent twice.
+
+use super::body::{self, Body, Bounds, Fault, Flow, Progress};
+use super::io::Torn;
+use super::pages::wants_html;
+use super::pool::{Line, NoLine};
+use super::rules::{self, Asker};
+use super::serve::Guest;
+use super::table::{host_name, plain_path, without_prefix};
+use super::upgrade;
+use super::{Phase, Setup, Shared, Way};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::http::uri::PathAndQuery;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use ringspan_tunnel::frame::Reason;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// What requests of one connection share.
+#[derive(Clone)]
+pub(super) struct Visit {
+    pub(super) shared: Arc<Shared>,
+    pub(super) peer: SocketAddr,
+    pub(super) is_tls: bool,
+    pub(super) torn: Torn,
+    #[expect(dead_code, reason = "held, not read")]
+    pub(super) guest: Guest,
+    pub(super) phase: watch::Receiver<Phase>,
+}
+
+/// A refusal of ours: a status, and a sentence for people.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    why: &'static str,
+    /// Of our log; the visitor does not see it.
+    detail: String,
+    /// Where to go instead.
+    location: Option<HeaderValue>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, why: &'static str) -> Refusal {
+        Refusal { status, why, detail: String::new(), location: None }
+    }
+}
+
+/// Counted and logged when the answer has ended, or as far as it came.
+struct Record {
+    visit: Visit,
+    setup: Arc<Setup>,
+    began: Instant,
+    way: Option<Arc<Way>>,
+    status: StatusCode,
+    method: Method,
+    host: String,
+    path: String,
+    visitor: IpAddr,
+    /// HTTP/1.0.
+    is_old: bool,
+    id: Option<HeaderValue>,
+    detail: String,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        let route = self.way.as_ref().map_or("none", |way| way.label.as_str());
+        let listener = &self.setup.name;
+        self.visit.shared.hall.stats.on_request(listener, route, self.status, took);
+        if self.setup.options.access_log {
+            let id = self.id.as_ref().and_then(|id| id.to_str().ok());
+            tracing::info!(
+                target: "access",
+                listener,
+                route,
+                visitor = %self.visitor,
+                method = %self.method,
+                host = self.host,
+                path = self.path,
+                status = self.status.as_u16(),
+                ms = took.as_millis() as u64,
+                id,
+                "request"
+            );
+        }
+        if !self.detail.is_empty() {
+            tracing::debug!(listener, route, visitor = %self.visitor, status = self.status.as_u16(), why = self.detail, "request");
+        }
+    }
+}
+
+/// Answers one request.
+pub(super) async fn answer(visit: Visit, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let setup = visit.shared.setup.load_full();
+    let (mut parts, body) = request.into_parts();
+    let mut record = Record {
+        began: Instant::now(),
+        way: None,
+        status: StatusCode::OK,
+        method: parts.method.clone(),
+        host: String::new(),
+        path: parts.uri.path().to_owned(),
+        visitor: visit.peer.ip().to_canonical(),
+        is_old: parts.version < Version::HTTP_11,
+        id: None,
+        detail: String::new(),
+        visit,
+        setup: setup.clone(),
+    };
+    let is_browser = wants_html(&parts.headers);
+    let mut answer = match forward(&mut record, &mut parts, body).await {
+        Ok(answer) => {
+            record.status = answer.status();
+            answer.map(|flow| attach(flow, record))
+        }
+        Err(Refusal { status, why, detail, location }) => {
+            (record.status, record.detail) = (status, detail);
+            let mut answer = setup.pages.answer(status, why, is_browser);
+            let headers = answer.headers_mut();
+            if status == StatusCode::UNAUTHORIZED {
+                headers.insert(
+                    header::WWW_AUTHENTICATE,
+                    HeaderValue::from_static("Basic realm=\"restricted\", charset=\"UTF-8\""),
+                );
+            }
+            if status == StatusCode::METHOD_NOT_ALLOWED {
+                headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+            }
+            if let Some(to) = location {
+                headers.insert(header::LOCATION, to);
+            }
+            if let (Some(name), Some(id)) = (&setup.options.request_id, &record.id) {
+                headers.insert(name.parse::<HeaderName>().expect("the configuration has checked it"), id.clone());
+            }
+            // What a visitor still sends nobody reads: then the next request cannot be found either. hyper closes.
+            answer
+        }
+    };
+    *answer.version_mut() = Version::HTTP_11;
+    Ok(answer)
+}
+
+/// The answer's body, and what is to be done at its end.
+enum Answered {
+    Whole(Body),
+    Flowing(Incoming, Bounds, Option<Torn>),
+}
+
+fn attach(body: Answered, record: Record) -> Body {
+    match body {
+        Answered::Whole(body) => body,
+        Answered::Flowing(inner, bounds, torn) => {
+            Flow::new(inner, bounds, Progress::new(), torn, Box::new(record)).boxed_unsync()
+        }
+    }
+}
+
+async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Result<Response<Answered>, Refusal> {
+    let (setup, visit) = (record.setup.clone(), record.visit.clone());
+    let options = &setup.options;
+    let authority = authority(parts)?;
+    record.host = host_name(&authority);
+    name_request(record, parts, options.request_id.as_deref());
+    if let Some(port) = options.redirect_https {
+        return Err(to_https(&record.host, port, &parts.uri));
+    }
+    let bad_path = || Refusal::new(StatusCode::BAD_REQUEST, "The path of this address leads nowhere.");
+    // "*" is the server as a whole (RFC 9110 §9.3.7): it has the rules of its root.
+    let path = match parts.uri.path() {
+        "*" => "/".into(),
+        path => plain_path(path).ok_or_else(bad_path)?,
+    };
+    let Some(way) = setup.table.find(&record.host, &path).filter(|way| !way.passthrough) else {
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "There is nothing at this address."));
+    };
+    record.way = Some(way.clone());
+    if let Some(guard) = &way.guard {
+        if !guard.admits(&parts.headers) {
+            return Err(Refusal::new(StatusCode::UNAUTHORIZED, "This address wants a name and a password."));
+        }
+        parts.headers.remove(header::AUTHORIZATION);
+    }
+    let length = body.size_hint().lower();
+    if way.body_bytes_max.is_some_and(|max| length > max) {
+        return Err(too_long());
+    }
+    if let Some(prefix) = &way.strip {
+        strip(&mut parts.uri, prefix).ok_or_else(bad_path)?;
+    }
+
+    // From here on the request is the backend's.
+    let protocol = match parts.version {
+        Version::HTTP_11 => rules::upgrade_of(&parts.headers),
+        _ => None,
+    };
+    rules::remove_hop_by_hop(&mut parts.headers);
+    // We answer it ourselves, when a backend has been reached and the body is asked for (RFC 9110 §10.1.1).
+    parts.headers.remove(header::EXPECT);
+    let asker = Asker { ip: visit.peer.ip(), is_tls: visit.is_tls, host: &authority };
+    record.visitor = rules::tell_asker(&mut parts.headers, &asker, &options.trusted, options.forwarded);
+    join_cookies(&mut parts.headers);
+    let host = way.rewrite_host.clone().or_else(|| HeaderValue::try_from(&authority).ok());
+    parts.headers.insert(header::HOST, host.ok_or_else(|| Refusal::new(StatusCode::BAD_REQUEST, BAD_HOST))?);
+    way.request.apply(&mut parts.headers);
+    let mut from_visitor = None;
+    if let Some(protocol) = &protocol {
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(header::UPGRADE, protocol.clone());
+        parts.headers.remove(header::TE);
+        from_visitor = parts.extensions.remove::<OnUpgrade>();
+    }
+    parts.uri = origin_form(&parts.uri);
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+
+    let until = options.timeout_total.map(|total| record.began + total);
+    let bounds = Bounds { idle: options.timeout_idle, until, bytes_max: way.body_bytes_max };
+    let progress = Progress::new();
+    let repeats = body.is_end_stream() && is_idempotent(&parts.method);
+    let body = if body.is_end_stream() {
+        progress.end();
+        body::empty()
+    } else {
+        Flow::new(body, bounds, progress.clone(), None, ()).boxed_unsync()
+    };
+    let request = head(parts, body);
+    let spare = repeats.then(|| parts.clone());
+    let sent = send(&setup, &visit, way, request, spare, protocol.is_some());
+    let (mut response, line) = in_time(sent, &progress, options, until).await?;
+
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let (Some(from_visitor), true) = (from_visitor, protocol.is_some()) else {
+            return Err(Refusal::new(
+                StatusCode::BAD_GATEWAY,
+                "The server changed to a protocol that nobody asked for.",
+            ));
+        };
+        let to_backend = hyper::upgrade::on(&mut response);
+        let protocol = response.headers_mut().remove(header::UPGRADE).or(protocol);
+        let idle = options.timeout_idle;
+        tokio::spawn(upgrade::carry(from_visitor, to_backend, idle, visit.clone()));
+        let mut answer = response.map(|_| Answered::Whole(body::empty()));
+        rules::remove_hop_by_hop(answer.headers_mut());
+        way.response.apply(answer.headers_mut());
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        answer.headers_mut().insert(header::UPGRADE, protocol.expect("the request had one"));
+        return Ok(answer);
+    }
+    if options.reuse && protocol.is_none() {
+        way.pool.keep(line, setup.manner);
+    }
+    let is_measured = response.headers().contains_key(header::CONTENT_LENGTH);
+    rules::remove_hop_by_hop(response.headers_mut());
+    way.response.apply(response.headers_mut());
+    if let (Some(name), Some(id)) = (&options.request_id, &record.id) {
+        response.headers_mut().insert(name.parse::<HeaderName>().expect("it was checked"), id.clone());
+    }
+    // To an HTTP/1.0 visitor the end of the connection may be the end of the answer: one that broke must look broken.
+    let torn = (!is_measured && record.is_old).then(|| visit.torn.clone());
+    Ok(response.map(|inner| Answered::Flowing(inner, Bounds { bytes_max: None, ..bounds }, torn)))
+}
+
+const BAD_HOST: &str = "The request does not say clearly which host it is for.";
+
+fn too_long() -> Refusal {
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "What was sent is larger than this address takes.")
+}
+
+/// Whom the request is for: the address line's word before the header's (RFC 9112 §3.2.2). What could be read in two
+/// ways is not passed on at all.
+fn authority(parts: &Parts) -> Result<String, Refusal> {
+    if parts.method == Method::CONNECT {
+        return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "This is no proxy for other hosts."));
+    }
+    let bad = || Refusal::new(StatusCode::BAD_REQUEST, BAD_HOST);
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let (host, more) = (hosts.next(), hosts.next());
+    let text = match (parts.uri.authority(), host) {
+        _ if more.is_some() => return Err(bad()),
+        (Some(authority), _) => authority.as_str(),
+        (None, Some(host)) => host.to_str().map_err(|_| bad())?,
+        (None, None) if parts.version == Version::HTTP_11 => return Err(bad()),
+        (None, None) => "",
+    };
+    let is_good = text.is_empty() || !text.contains('@') && text.parse::<hyper::http::uri::Authority>().is_ok();
+    if is_good { Ok(text.to_owned()) } else { Err(bad()) }
+}
+
+/// Gives the request a number, or keeps the one that a trusted proxy gave it.
+fn name_request(record: &mut Record, parts: &mut Parts, header: Option<&str>) {
+    let Some(name) = header.and_then(|name| name.parse::<HeaderName>().ok()) else { return };
+    let trusted = &record.setup.options.trusted;
+    let is_trusted = trusted.iter().any(|net| net.contains(&record.visitor));
+    let given = parts.headers.get(&name).filter(|id| is_trusted && !id.is_empty() && id.len() <= 128).cloned();
+    let id = given.unwrap_or_else(|| {
+        HeaderValue::try_from(format!("{:032x}", fastrand::u128(..))).expect("hexadecimal digits are a header's value")
+    });
+    parts.headers.insert(name, id.clone());
+    record.id = Some(id);
+}
+
+fn to_https(host: &str, port: u16, uri: &Uri) -> Refusal {
+    let mut refusal = Refusal::new(StatusCode::PERMANENT_REDIRECT, "This address is served over https.");
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let path = uri.path_and_query().map(PathAndQuery::as_str).filter(|path| path.starts_with('/')).unwrap_or("/");
+    refusal.location = HeaderValue::try_from(format!("https://{host}{port}{path}")).ok();
+    if host.is_empty() || refusal.location.is_none() {
+        return Refusal::new(StatusCode::BAD_REQUEST, BAD_HOST);
+    }
+    refusal
+}
+
+fn strip(uri: &mut Uri, prefix: &str) -> Option<()> {
+    let path = without_prefix(uri.path(), prefix)?;
+    let stripped = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.into_owned(),
+    };
+    *uri = stripped.parse().ok()?;
+    Some(())
+}
+
+/// As a backend is asked: path and query alone.
+fn origin_form(uri: &Uri) -> Uri {
+    uri.path_and_query().map_or(Uri::from_static("/"), |path| Uri::from(path.clone()))
+}
+
+/// HTTP/2 may cut the Cookie header up; HTTP/1 has one (RFC 9113 §8.2.3).
+fn join_cookies(headers: &mut header::HeaderMap) {
+    let all: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if all.len() > 1
+        && let Ok(one) = HeaderValue::from_bytes(&all.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, one);
+    }
+}
+
+/// RFC 9110 §9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+}
+
+fn head(parts: &Parts, body: Body) -> Request<Body> {
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method.clone();
+    *request.uri_mut() = parts.uri.clone();
+    *request.headers_mut() = parts.headers.clone();
+    request
+}
+
+/// Sends a request and waits for the head of its answer. `is_alone`: on a connection of its own.
+async fn send(
+    setup: &Setup,
+    visit: &Visit,
+    way: &Way,
+    mut request: Request<Body>,
+    spare: Option<Parts>,
+    is_alone: bool,
+) -> Result<(Response<Incoming>, Line), Refusal> {
+    let mut may_reuse = setup.options.reuse && !is_alone;
+    // A connection that serves many is nobody's: the visitor stands in the headers.
+    let visitor = (!may_reuse).then_some(visit.peer);
+    loop {
+        let kept = if may_reuse { way.pool.take(&setup.manner) } else { None };
+        let mut line = match kept {
+            Some(line) => line,
+            None => {
+                visit.shared.hall.stats.on_dial(&setup.name);
+                way.pool.dial(&setup.manner, visitor).await.map_err(no_line)?
+            }
+        };
+        let mut error = match line.sender.try_send_request(request).await {
+            Ok(response) => return Ok((response, line)),
+            Err(error) => error,
+        };
+        let unsent = error.take_message();
+        let error = error.into_error();
+        let repeat = spare.as_ref().filter(|_| !error.is_parse() && !is_timeout(&error));
+        request = match (line.is_reused, unsent, repeat) {
+            (true, Some(request), _) => request,
+            (true, None, Some(parts)) => head(parts, body::empty()),
+            _ => return Err(broken(&error)),
+        };
+        may_reuse = false;
+    }
+}
+
+fn is_timeout(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    source.is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
+}
+
+fn broken(error: &hyper::Error) -> Refusal {
+    let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+    let mut refusal = if is_timeout(error) { late() } else { Refusal::new(StatusCode::BAD_GATEWAY, BROKEN) };
+    refusal.detail = format!("{error}{source}");
+    refusal
+}
+
+const BROKEN: &str = "The server behind this address broke off.";
+
+fn late() -> Refusal {
+    Refusal::new(StatusCode::GATEWAY_TIMEOUT, "The server behind this address did not answer in time.")
+}
+
+fn no_line(why: NoLine) -> Refusal {
+    const DOWN: &str = "No server for this address is up at the moment.";
+    const BUSY: &str = "Too much is going on here at the moment.";
+    const AWAY: &str = "The server behind this address cannot be reached.";
+    let (refusal, detail) = match why {
+        NoLine::Ours(error) => (Refusal::new(StatusCode::SERVICE_UNAVAILABLE, BUSY), error.to_string()),
+        NoLine::Refused(reason) => {
+            let (status, why) = match reason {
+                Reason::NoBackend | Reason::NoService => (StatusCode::SERVICE_UNAVAILABLE, DOWN),
+                Reason::HandoverFull
+                | Reason::StreamsMax
+                | Reason::MemoryMax
+                | Reason::Stopping
+                | Reason::Draining
+                | Reason::ConnectionsMax
+                | Reason::RateMax
+                | Reason::VisitorsMax => (StatusCode::SERVICE_UNAVAILABLE, BUSY),
+                Reason::DialTimeout => return Refusal { detail: reason.sentence().into(), ..late() },
+                _ => (StatusCode::BAD_GATEWAY, AWAY),
+            };
+            (Refusal::new(status, why), reason.sentence().to_owned())
+        }
+    };
+    Refusal { detail, ..refusal }
+}
+
+/// Waits for the answer's head: so long after the last of the request has gone, or, while it goes, as long as it moves.
+async fn in_time<T>(
+    work: impl Future<Output = Result<T, Refusal>>,
+    progress: &Progress,
+    options: &crate::config::http::Options,
+    until: Option<Instant>,
+) -> Result<T, Refusal> {
+    let mut work = std::pin::pin!(work);
+    let deadline = || {
+        let patience = match progress.has_ended() {
+            true => options.timeout_answer,
+            // The body has its own bound; this one is for a backend that neither takes it nor says why.
+            false => options.timeout_answer.max(options.timeout_idle) + Duration::from_secs(1),
+        };
+        let idle = progress.moved_at() + patience;
+        until.map_or(idle, |until| until.min(idle))
+    };
+    loop {
+        tokio::select! {
+            result = work.as_mut() => return result.map_err(|refusal| blame(refusal, progress.fault())),
+            () = tokio::time::sleep_until(deadline().into()) => {
+                if deadline() <= Instant::now() {
+                    return Err(blame(late(), progress.fault()));
+                }
+            }
+        }
+    }
+}
+
+/// If the request's own body went wrong, that is why.
+fn blame(refusal: Refusal, fault: Fault) -> Refusal {
+    match fault {
+        Fault::None => refusal,
+        Fault::TooLong => too_long(),
+        Fault::Idle => Refusal::new(StatusCode::REQUEST_TIMEOUT, "The rest of the request did not come."),
+        Fault::Broken => Refusal::new(StatusCode::BAD_REQUEST, "The body of the request is damaged."),
+    }
+}

@@ -1,0 +1,160 @@
+//! Sockets under hyper: a peer that takes nothing costs itself, and a torn stream is no end of a stream.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Sleep, sleep};
+
+/// Set by whoever finds that what was sent is not all there is: the socket is then reset, not closed.
+pub(super) type Torn = Arc<AtomicBool>;
+
+/// A socket with a bound on how long a write may wait.
+pub(super) struct Patient<T: Ends> {
+    inner: T,
+    timeout: Duration,
+    waiting: Option<Pin<Box<Sleep>>>,
+    torn: Torn,
+}
+
+/// How a kind of socket ends.
+pub(super) trait Ends {
+    /// The peer is to read an error.
+    fn reset(&self);
+    /// The end that was just read is none: the other side was closed without one.
+    fn is_torn(&self) -> bool;
+}
+
+impl Ends for TcpStream {
+    fn reset(&self) {
+        let _ = self.set_zero_linger();
+    }
+
+    fn is_torn(&self) -> bool {
+        // TCP says it: ECONNRESET.
+        false
+    }
+}
+
+/// One end of a pair whose other end the tunnel has. A backend's FIN is a shutdown of that end's writing; a backend's
+/// reset closes it, and a pair has no other word for that (unix(7)).
+impl Ends for UnixStream {
+    fn reset(&self) {}
+
+    fn is_torn(&self) -> bool {
+        // EPIPE comes before the length is looked at (net/unix/af_unix.c, unix_stream_sendmsg).
+        self.try_write(&[]).is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+impl<T: Ends> Patient<T> {
+    /// Writes that wait for `timeout` fail.
+    pub(super) fn new(inner: T, timeout: Duration, torn: Torn) -> Patient<T> {
+        Patient { inner, timeout, waiting: None, torn }
+    }
+
+    fn waited<R>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        if poll.is_ready() {
+            self.waiting = None;
+            return poll;
+        }
+        let timeout = self.timeout;
+        let timer = self.waiting.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        timer.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<T: Ends> Drop for Patient<T> {
+    fn drop(&mut self) {
+        if self.torn.load(Ordering::Relaxed) {
+            self.inner.reset();
+        }
+    }
+}
+
+impl<T: Ends + AsyncRead + Unpin> AsyncRead for Patient<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let (before, room) = (buf.filled().len(), buf.remaining());
+        let poll = Pin::new(&mut self.inner).poll_read(cx, buf);
+        match poll {
+            Poll::Ready(Ok(())) if room > 0 && buf.filled().len() == before && self.inner.is_torn() => {
+                Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+            }
+            poll => poll,
+        }
+    }
+}
+
+impl<T: Ends + AsyncWrite + Unpin> AsyncWrite for Patient<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.waited(cx, poll)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.inner).poll_write_vectored(cx, bytes);
+        self.waited(cx, poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.torn.load(Ordering::Relaxed) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ringspan_engine::kernel::{Shutdown, Socket};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn pair() -> (Socket, Patient<UnixStream>) {
+        let (theirs, ours) = Socket::pair().unwrap();
+        let ours = UnixStream::from_std(ours.into_owned().into()).unwrap();
+        (theirs, Patient::new(ours, Duration::from_millis(20), Torn::default()))
+    }
+
+    /// A pair that the other side has shut ends; one that it has closed is torn. What was sent before is read in both.
+    #[tokio::test]
+    async fn a_closed_pair_is_torn() {
+        let (theirs, mut ours) = pair();
+        theirs.send(b"all", false).unwrap();
+        theirs.shutdown(Shutdown::Write);
+        let mut read = Vec::new();
+        ours.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, b"all");
+
+        let (theirs, mut ours) = pair();
+        theirs.send(b"part", false).unwrap();
+        drop(theirs);
+        let mut read = Vec::new();
+        let error = ours.read_to_end(&mut read).await.unwrap_err();
+        assert_eq!((read.as_slice(), error.kind()), (&b"part"[..], io::ErrorKind::ConnectionReset));
+    }
+
+    /// A peer that takes nothing is given up; one that takes something is waited for anew.
+    #[tokio::test]
+    async fn a_write_waits_so_long() {
+        let (_theirs, mut ours) = pair();
+        let error = ours.write_all(&vec![0; 16 << 20]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -1,0 +1,178 @@
+//! One visitor's connection: greeting, TLS, and HTTP/1 or HTTP/2 by what the visitor speaks.
+
+use super::forward::{self, Visit};
+use super::io::{Patient, Torn};
+use super::stats::Connected;
+use super::tls::{Greeting, UNRECOGNIZED_NAME};
+use super::{Phase, Setup, Shared, Way};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use ringspan_engine::kernel::Socket;
+use ringspan_tunnel::bridge::Entry;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio_rustls::StartHandshake;
+
+/// How HTTP/2 begins in the clear (RFC 9113 §3.4). No method is called so.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+/// A visitor that sent less than four bytes of what could be either is looked at again so often.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// TCP asks a visitor that has said nothing for this long whether it is still there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+
+/// A visitor's place among those a listener may have. Clones share it: it is free when the last is gone.
+#[derive(Clone)]
+pub(super) struct Guest(#[expect(dead_code, reason = "held, not read")] Arc<(OwnedSemaphorePermit, Connected)>);
+
+impl Guest {
+    /// Takes a place.
+    pub(super) fn new(place: OwnedSemaphorePermit, counted: Connected) -> Guest {
+        Guest(Arc::new((place, counted)))
+    }
+}
+
+/// Serves one visitor to the end, or until all have to go.
+pub(super) async fn visitor(
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    guest: Guest,
+    phase: watch::Receiver<Phase>,
+) {
+    let mut cut = phase.clone();
+    tokio::select! {
+        () = serve(shared, stream, peer, guest, phase) => {}
+        _ = cut.wait_for(|phase| *phase == Phase::Cut) => {}
+    }
+}
+
+async fn serve(
+    shared: Arc<Shared>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    guest: Guest,
+    phase: watch::Receiver<Phase>,
+) {
+    let setup = shared.setup.load_full();
+    let patience = setup.options.timeout_head;
+    let _ = stream.set_nodelay(true);
+    let torn = Torn::default();
+    let visit = |is_tls| Visit {
+        shared: shared.clone(),
+        peer,
+        is_tls,
+        torn: torn.clone(),
+        guest: guest.clone(),
+        phase: phase.clone(),
+    };
+    let idle = setup.options.timeout_idle;
+    if !setup.is_tls {
+        let mut ending = phase.clone();
+        let is_http2 = tokio::select! {
+            is_http2 = tokio::time::timeout(patience, speaks_http2(&stream)) => is_http2,
+            _ = ending.wait_for(|phase| *phase != Phase::Open) => return,
+        };
+        let Ok(Some(is_http2)) = is_http2 else { return };
+        let stream = Patient::new(stream, idle, torn.clone());
+        return http(&setup, stream, is_http2, visit(false)).await;
+    }
+    let greeting = match tokio::time::timeout(patience, Greeting::read(&mut stream)).await {
+        Ok(Ok(greeting)) => greeting,
+        Ok(Err(answer)) => {
+            let _ = stream.write_all(&answer).await;
+            return;
+        }
+        Err(_elapsed) => return,
+    };
+    let name = greeting.name();
+    let way = setup.table.find(name.as_deref().unwrap_or_default(), "/");
+    let Some(keeper) = setup.keeper.as_ref().filter(|_| !way.is_some_and(|way| way.passthrough)) else {
+        match way {
+            Some(way) => pass_through(&shared, way, stream, peer, greeting.bytes),
+            None => {
+                tracing::debug!(listener = setup.name, visitor = %peer, name, "no route for this name");
+                let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
+            }
+        }
+        return;
+    };
+    let stream = Patient::new(stream, idle, torn.clone());
+    let handshake = StartHandshake::from_parts(greeting.accepted, stream).into_stream(keeper.config.clone());
+    match tokio::time::timeout(patience, handshake).await {
+        Ok(Ok(stream)) => {
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            http(&setup, stream, is_http2, visit(true)).await;
+        }
+        Ok(Err(error)) => tracing::debug!(listener = setup.name, visitor = %peer, %error, "TLS"),
+        Err(_elapsed) => tracing::debug!(listener = setup.name, visitor = %peer, "TLS: the handshake took too long"),
+    }
+}
+
+/// The socket itself goes to the backend, with what was read of it before.
+fn pass_through(shared: &Shared, way: &Way, stream: TcpStream, peer: SocketAddr, prefix: Vec<u8>) {
+    let Ok(stream) = stream.into_std() else { return };
+    let socket = Socket::from_owned(OwnedFd::from(stream));
+    let _ = socket.set_keepalive(KEEPALIVE_IDLE);
+    let entry = Entry { socket, gate: way.gate.clone(), visitor: Some(peer), prefix, target: None, on_placed: None };
+    shared.hall.stats.on_dial(&way.gate.name);
+    if let Err(entry) = shared.hall.handle.admit(entry) {
+        // The worker is overwhelmed: the visitor is told so, as the tunnel would.
+        let _ = entry.socket.reset_on_close();
+    }
+}
+
+/// By the first bytes, which stay where they are. `None`: the visitor went away.
+async fn speaks_http2(stream: &TcpStream) -> Option<bool> {
+    let mut first = [0; PREFACE.len()];
+    loop {
+        let n = stream.peek(&mut first).await.ok().filter(|n| *n > 0)?;
+        if first[..n] != PREFACE[..n] {
+            return Some(false);
+        }
+        if n >= 4 {
+            return Some(true);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Answers requests until the connection ends.
+async fn http<S>(setup: &Setup, stream: S, is_http2: bool, visit: Visit)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut drain = visit.phase.clone();
+    let (listener, peer) = (&setup.name, visit.peer);
+    let io = TokioIo::new(stream);
+    // One connection future or the other; both drain and end alike.
+    macro_rules! to_the_end {
+        ($connection:expr) => {{
+            let mut connection = std::pin::pin!($connection);
+            let mut is_draining = false;
+            loop {
+                tokio::select! {
+                    result = connection.as_mut() => break result,
+                    _ = drain.wait_for(|phase| *phase >= Phase::Drain), if !is_draining => {
+                        is_draining = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                }
+            }
+        }};
+    }
+    let result = if is_http2 {
+        let service = service_fn(move |request| forward::answer(visit.clone(), request));
+        to_the_end!(setup.http2.serve_connection(io, service))
+    } else {
+        let service = service_fn(move |request| forward::answer(visit.clone(), request));
+        to_the_end!(setup.http1.serve_connection(io, service).with_upgrades())
+    };
+    if let Err(error) = result {
+        tracing::debug!(listener, visitor = %peer, %error, "connection");
+    }
+}
