@@ -7,7 +7,7 @@ use crate::cli::{self, ListFormat};
 use crate::{Ending, Failure};
 use ringspan_engine::io::Family;
 use ringspan_engine::kernel::facts::{self, Limit};
-use ringspan_engine::kernel::{self, Backend, Capabilities, Tier, Waker};
+use ringspan_engine::kernel::{self, Backend, Capabilities, Tier, Waker, ktls};
 use serde::Serialize;
 use std::fs;
 
@@ -67,7 +67,8 @@ struct Facts {
     ping: Result<(), String>,
     somaxconn: Option<u64>,
     conntrack: Option<(u64, u64)>,
-    ktls: bool,
+    /// What the kernel's TLS does, and whether it splices both ways; or why there is none.
+    ktls: Result<(String, bool), String>,
     clock: Option<String>,
     cores: usize,
 }
@@ -109,7 +110,7 @@ fn look() -> Facts {
         ping: facts::try_ping(Family::V4).map_err(|e| e.to_string()),
         somaxconn: number("/proc/sys/net/core/somaxconn"),
         conntrack: conntrack.zip(number("/proc/sys/net/netfilter/nf_conntrack_max")),
-        ktls: text("/proc/sys/net/ipv4/tcp_available_ulp").is_some_and(|t| t.split_whitespace().any(|u| u == "tls")),
+        ktls: ktls::look().as_ref().map_err(Clone::clone).map(|k| (k.to_string(), k.splice_in && k.splice_out)),
         clock: text("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
     }
@@ -177,13 +178,22 @@ fn judge(facts: &Facts) -> Vec<Finding> {
             false => finding(Mark::Good, "conntrack", value, means, ""),
         }
     }));
-    all.push(match facts.ktls {
-        true => finding(Mark::Good, "kernel TLS", "present", "an encrypted link can splice", ""),
-        false => finding(
+    all.push(match &facts.ktls {
+        Ok((value, true)) => finding(Mark::Good, "kernel TLS", value, "encrypted links are spliced like others", ""),
+        Ok((value, false)) => finding(
             Mark::Good,
             "kernel TLS",
-            "absent",
-            "encrypted links are copied through this process, four to five times the CPU of spliced ones",
+            value,
+            "encrypted links are spliced where it says so; the rest is copied, once",
+            "a kernel of 6.1 or later",
+        ),
+        Err(why) => finding(
+            Mark::Good,
+            "kernel TLS",
+            "none",
+            format!(
+                "encrypted links are copied through this process, four to five times the CPU of spliced ones ({why})"
+            ),
             "modprobe tls, where the kernel has it",
         ),
     });
@@ -329,7 +339,7 @@ mod tests {
             ping: Ok(()),
             somaxconn: Some(4096),
             conntrack: None,
-            ktls: true,
+            ktls: Ok(("AES-128-GCM; spliced both ways".into(), true)),
             clock: Some("tsc".into()),
             cores: 2,
         }

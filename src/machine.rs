@@ -1,7 +1,7 @@
 //! What every long-running subcommand asks of the machine: descriptors, a runtime, signals.
 
 use crate::Failure;
-use ringspan_engine::kernel::facts;
+use ringspan_engine::kernel::{facts, ktls};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Threads of the control plane: HTTP, store and admin leave the cores to the workers.
@@ -17,6 +17,15 @@ pub(crate) fn prepare() {
         }
         Ok(limit) => tracing::debug!(nofile = limit.soft, "open files"),
         Err(error) => tracing::warn!(%error, "the limit on open files cannot be raised. Try: ringspan doctor"),
+    }
+}
+
+/// Says who encrypts the link, and why it is not the kernel.
+pub(crate) fn tell_ktls(allowed: bool) {
+    match ktls::look() {
+        _ if !allowed => tracing::info!(ktls = "off", "the link is encrypted in user space: the configuration says so"),
+        Ok(kernel) => tracing::info!(ktls = %kernel, "the kernel encrypts the link"),
+        Err(why) => tracing::info!(ktls = "none", why, "the link is encrypted in user space"),
     }
 }
 

@@ -136,7 +136,7 @@ pub(crate) fn protection(config: &Bridge) -> Result<(Option<ServerTls>, Trust), 
         Tls::Auto => ServerTls::self_signed(&config.data_dir),
         Tls::Files { cert, key } => ServerTls::from_files(cert, key),
     };
-    let tls = tls.map_err(|e| Failure::Usage(format!("[link] tls: {e}")))?;
+    let tls = tls.map_err(|e| Failure::Usage(format!("[link] tls: {e}")))?.with_ktls(config.link.ktls);
     let trust = Trust::Pinned(tls.fingerprint());
     Ok((Some(tls), trust))
 }

@@ -129,6 +129,7 @@ mod tests {
             token_file_missing: None,
             state_dir: state_dir.to_owned(),
             carriers: CARRIERS_DEFAULT,
+            ktls: true,
             exposes,
             engine,
             memory: ringspan_tunnel::memory::MemoryLimits::default(),

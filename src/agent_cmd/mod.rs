@@ -78,6 +78,7 @@ fn of_flags(args: &cli::Agent) -> Result<Config, Failure> {
         token_file_missing: None,
         state_dir: args.state_dir.clone().unwrap_or_else(|| cli::STATE_DIR_DEFAULT.into()),
         carriers: CARRIERS_DEFAULT,
+        ktls: true,
         exposes: args.expose.iter().map(expose).collect(),
         engine: EngineConfig::default(),
         memory: ringspan_tunnel::memory::MemoryLimits::default(),
@@ -126,7 +127,7 @@ impl AgentServer {
             host: link.bridge.host(),
             tls: match link.trust {
                 Trust::Plain => None,
-                Trust::Pinned(fingerprint) => Some(ClientTls::pinned(fingerprint)),
+                Trust::Pinned(fingerprint) => Some(ClientTls::pinned(fingerprint).with_ktls(config.ktls)),
             },
             introduction,
             carriers: config.carriers,
@@ -155,6 +156,9 @@ impl AgentServer {
             io = %engine.capabilities(),
             "agent is up"
         );
+        if link.trust != Trust::Plain {
+            crate::machine::tell_ktls(config.ktls);
+        }
         let Config { state_dir, exposes, .. } = config;
         let (backends, transitions) = (Backends::new(handle.clone(), &exposes), Vec::new());
         Ok(AgentServer { engine, feed, handle, events, bell, link, state_dir, exposes, backends, transitions })

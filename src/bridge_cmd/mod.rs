@@ -193,6 +193,9 @@ impl BridgeServer {
         }
         let tls = self.office.trust != ringspan_tunnel::fingerprint::Trust::Plain;
         tracing::info!(http = %self.http_address, %link, tls, %data_dir, io = %self.capabilities, "bridge is up");
+        if tls {
+            crate::machine::tell_ktls(config.link.ktls);
+        }
     }
 
     /// Where the registry's HTTP is.

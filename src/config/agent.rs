@@ -27,6 +27,8 @@ pub(crate) struct Agent {
     pub(crate) state_dir: PathBuf,
     /// TCP connections to the bridge.
     pub(crate) carriers: u8,
+    /// Whether the kernel may encrypt them.
+    pub(crate) ktls: bool,
     /// Its backends.
     pub(crate) exposes: Vec<Expose>,
     /// Threads and kernel interface.
@@ -69,6 +71,7 @@ struct RawLink {
     token_file: Option<Spanned<String>>,
     state_dir: Option<Spanned<String>>,
     carriers: Option<Spanned<i64>>,
+    ktls: Option<Spanned<String>>,
 }
 
 /// Checks a whole document.
@@ -79,6 +82,7 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
         token_file_missing: None,
         state_dir: doc.path_of(STATE_DIR_DEFAULT),
         carriers: CARRIERS_DEFAULT,
+        ktls: true,
         exposes: Vec::new(),
         engine: check_engine(doc, raw.engine.as_ref())?,
         memory: check_memory(doc, raw.memory.as_ref())?,
@@ -90,6 +94,7 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
         if let Some(carriers) = &link.carriers {
             agent.carriers = doc.number(carriers, 1..=CARRIERS_MAX.into())? as u8;
         }
+        agent.ktls = super::ktls::check(doc, link.ktls.as_ref())?;
         (agent.token, agent.token_file_missing) = token(doc, link)?;
     }
     for raw in &raw.expose {

@@ -46,6 +46,8 @@ pub(crate) struct Link {
     pub(crate) public: Option<Address>,
     /// How the link is protected.
     pub(crate) tls: Tls,
+    /// Whether the kernel may encrypt it.
+    pub(crate) ktls: bool,
 }
 
 /// How the link is protected.
@@ -98,7 +100,7 @@ impl Default for Bridge {
         Bridge {
             data_dir: DATA_DIR_DEFAULT.into(),
             http_listen: HTTP_LISTEN_DEFAULT,
-            link: Link { listen: LINK_LISTEN_DEFAULT, public: None, tls: Tls::Auto },
+            link: Link { listen: LINK_LISTEN_DEFAULT, public: None, tls: Tls::Auto, ktls: true },
             listeners: Vec::new(),
             engine: Engine::default(),
             memory: MemoryLimits::default(),
@@ -137,6 +139,7 @@ struct RawLink {
     listen: Option<Spanned<String>>,
     public: Option<Spanned<String>>,
     tls: Option<Spanned<toml::Value>>,
+    ktls: Option<Spanned<String>>,
     #[serde(default)]
     insecure: bool,
 }
@@ -279,6 +282,7 @@ fn check_link(doc: &Document, raw: &RawLink, taken: &mut Taken<'_>) -> Result<Li
     if let Some(public) = &raw.public {
         link.public = Some(doc.value(public, unit::host_port, "\"bridge.example.com:8024\"")?);
     }
+    link.ktls = super::ktls::check(doc, raw.ktls.as_ref())?;
     let Some(tls) = &raw.tls else { return Ok(link) };
     let wrong = |problem: &str, remedy: &str| Err(doc.wrong(tls.span(), problem, remedy));
     const FORMS: &str = "\"auto\", \"off\", or { cert = \"cert.pem\", key = \"key.pem\" }";

@@ -11,6 +11,7 @@ pub(crate) mod check;
 pub(crate) mod doors;
 pub(crate) mod expose;
 pub(crate) mod http;
+mod ktls;
 mod memory;
 mod place;
 pub(crate) mod probe;

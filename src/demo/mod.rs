@@ -148,7 +148,7 @@ impl Demo {
         let config = BridgeConfig {
             data_dir: folder.0.join("bridge"),
             http_listen: loopback,
-            link: Link { listen: loopback, public: None, tls: Tls::Auto },
+            link: Link { listen: loopback, public: None, tls: Tls::Auto, ktls: true },
             listeners: vec![Listener {
                 name: SERVICE.into(),
                 listen: loopback,
@@ -198,6 +198,7 @@ impl Demo {
             token_file_missing: None,
             state_dir: folder.0.join("agent"),
             carriers: CARRIERS_DEFAULT,
+            ktls: true,
             exposes: backends.iter().map(expose).collect(),
             engine: EngineConfig::default(),
             memory: ringspan_tunnel::memory::MemoryLimits::default(),

@@ -45,8 +45,13 @@ impl Plane {
 
     /// A carrier whose keys have done most of what they may is given up for a new one, in peace.
     pub(super) fn look_at_wear(&mut self, key: Key) {
-        let Some(c) = self.carriers.get_mut(key).filter(|c| c.records && c.phase == Phase::Up) else { return };
-        if c.wear_in.is_worn() || c.wear_out.is_worn() {
+        let Some(c) = self.carriers.get_mut(key).filter(|c| c.phase == Phase::Up) else { return };
+        let is_worn = match (c.records, c.plain) {
+            (true, _) => c.wear_in.is_worn() || c.wear_out.is_worn(),
+            (false, true) => false,
+            (false, false) => c.wear_out.is_worn_by_records(),
+        };
+        if is_worn {
             (c.wear_in, c.wear_out) = (c.wear_in.told(), c.wear_out.told());
             self.events.push(Event::Worn { carrier: key });
         }

@@ -323,7 +323,9 @@ impl Carrier {
     fn send_cipher(&mut self, stats: &WorkerStats) -> Result<Sent, Lost> {
         let tls = self.tls.as_mut().expect("the reader gives it back before the writer runs");
         loop {
-            self.out_at += tls.write(&self.out[self.out_at..])?;
+            let n = tls.write(&self.out[self.out_at..])?;
+            self.wear_out.add(n);
+            self.out_at += n;
             if tls.outgoing().is_empty() {
                 break;
             }

@@ -154,6 +154,7 @@ impl ServerTls {
 
     /// Whether the kernel may be given the keys of a connection, where it can use them. Default true.
     pub fn with_ktls(self, ktls: bool) -> ServerTls {
+        look_early(ktls);
         ServerTls { ktls, ..self }
     }
 
@@ -201,6 +202,7 @@ impl ClientTls {
 
     /// Whether the kernel may be given the keys of a connection, where it can use them. Default true.
     pub fn with_ktls(self, ktls: bool) -> ClientTls {
+        look_early(ktls);
         ClientTls { ktls, ..self }
     }
 
@@ -219,6 +221,13 @@ impl ClientTls {
         let mut session = ClientSession::new(connection, tap, permit(self.ktls));
         session.start()?;
         Ok(Tls::client(session))
+    }
+}
+
+/// What the kernel can is tried here, where waiting costs nobody anything, and not by a worker at its first connection.
+fn look_early(ktls: bool) {
+    if ktls {
+        let _ = ringspan_engine::kernel::ktls::look();
     }
 }
 

@@ -16,10 +16,15 @@ const BLOCKS_MAX: u64 = 1 << 34;
 /// From here on the carrier is replaced: the last quarter is for streams that are still on it.
 const BLOCKS_WORN: u64 = BLOCKS_MAX / 4 * 3;
 
+/// rustls changes its keys by itself after 2^24 records, whatever their size, and a kernel at the other end could not
+/// follow: such a carrier is replaced as early.
+const RECORDS_WORN: u64 = (1 << 24) / 4 * 3;
+
 /// The count of one direction of one connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Wear {
     blocks: u64,
+    records: u64,
     told: bool,
 }
 
@@ -29,12 +34,18 @@ impl Wear {
         if bytes > 0 {
             let records = bytes.div_ceil(RECORD_BYTES_MAX) as u64;
             self.blocks += bytes as u64 / BLOCK_BYTES + 3 * records;
+            self.records += records;
         }
     }
 
     /// Whether it is time to look for a successor; once.
     pub(crate) fn is_worn(&self) -> bool {
         self.blocks >= BLOCKS_WORN && !self.told
+    }
+
+    /// The same where rustls makes the records.
+    pub(crate) fn is_worn_by_records(&self) -> bool {
+        self.records >= RECORDS_WORN && !self.told
     }
 
     /// The same, after somebody has been told.
@@ -50,7 +61,7 @@ impl Wear {
     /// As if so many full records had gone by.
     #[cfg(test)]
     pub(crate) fn after_records(records: u64) -> Wear {
-        Wear { blocks: records * (RECORD_BYTES_MAX as u64 / BLOCK_BYTES + 3), told: false }
+        Wear { blocks: records * (RECORD_BYTES_MAX as u64 / BLOCK_BYTES + 3), records, told: false }
     }
 }
 
@@ -70,7 +81,8 @@ mod tests {
         assert!(Wear::after_records(17_000_000).is_over() && 17_000_000 < line);
         let mut small = Wear::default();
         (0..line).for_each(|_| small.add(100));
-        assert!(!small.is_worn(), "{small:?}");
+        assert!(!small.is_worn() && small.is_worn_by_records(), "{small:?}");
+        assert!(!Wear::after_records(12_000_000).is_worn_by_records() && !small.told().is_worn_by_records());
         assert_eq!(
             {
                 small.add(0);
