@@ -13,6 +13,11 @@ pub const DELAY_FIRST: Duration = Duration::from_millis(200);
 /// 10 s; and one agent's knocking costs the bridge one handshake in 5 s on average.
 pub const DELAY_MAX: Duration = Duration::from_secs(10);
 
+/// Upper bound while nobody answers at all. No answer costs the bridge nothing, and the first packet after an outage is
+/// the one that counts: with a dial given up after 2 s, whose packets go out at 0 and 1 s (RFC 6298 §2.1), the network
+/// is never back for more than 1.5 s before it is tried.
+pub const DELAY_UNANSWERED_MAX: Duration = Duration::from_millis(500);
+
 /// A link that has lived this long was a good one: the next loss starts from [`DELAY_FIRST`]. Shorter lives count as
 /// failures, or a bridge that welcomes and then drops would be knocked at five times a second for ever.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);
@@ -60,6 +65,12 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         let tell = was_up.is_some() || self.failures.is_power_of_two();
         Wait { delay: jittered(DELAY_MIN, ceiling, random), tell }
+    }
+
+    /// Nothing answered the dial, not even a refusal: the network is out, or the machine.
+    pub fn on_unanswered(&mut self, now: Instant, random: u64) -> Wait {
+        let wait = self.on_lost(now, random);
+        Wait { delay: jittered(DELAY_MIN, DELAY_UNANSWERED_MAX, random), ..wait }
     }
 
     /// The bridge said no. What only a person can cure goes to [`DELAY_MAX`] at once: an agent goes on knocking, since
@@ -111,6 +122,20 @@ mod tests {
         let longest: Vec<u128> = (0..9).map(|_| backoff.on_lost(at(1), u64::MAX).delay.as_millis()).collect();
         assert_eq!(longest, [200, 400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000]);
         assert_eq!(backoff.on_lost(at(1), 0).delay, DELAY_MIN);
+    }
+
+    /// An outage of any length is tried again soon, and told as often as any other failure; a refusal after it is not.
+    #[test]
+    fn outages_do_not_try_patience() {
+        let mut backoff = Backoff::default();
+        let told = (0..64).filter(|_| {
+            let wait = backoff.on_unanswered(at(1), u64::MAX);
+            assert_eq!(wait.delay, DELAY_UNANSWERED_MAX);
+            wait.tell
+        });
+        assert_eq!(told.count(), 7, "the 1st, 2nd, 4th, ... 64th");
+        assert_eq!(backoff.on_unanswered(at(1), 0).delay, DELAY_MIN);
+        assert_eq!(backoff.on_lost(at(1), u64::MAX).delay, DELAY_MAX);
     }
 
     /// A stable minute forgives everything; a second less does not.

@@ -6,7 +6,7 @@ use crate::backoff::Backoff;
 use crate::frame::{Kind, Reason};
 use crate::hello::{self, AgentHello, AgentStep, VERSIONS};
 use crate::mux::{Limits, Side};
-use crate::plane::{Event, OP_ROLE, Plane, dialer, hello_kind, tame};
+use crate::plane::{Event, OP_ROLE, Plane, dial_reason, dialer, hello_kind, tame};
 use crate::slots::Key;
 use crate::stats::WorkerStats;
 use crate::tls::{Binding, Tls};
@@ -22,8 +22,10 @@ use std::time::Duration;
 /// Connects to the bridge; the index is the carrier's place here.
 const OP_LINK_DIAL: u8 = OP_ROLE;
 
-/// A bridge that does not answer the connect is given up after this.
-const LINK_DIAL_MAX: Duration = Duration::from_secs(10);
+/// A bridge that does not answer the connect is given up after this and dialed again at once: the kernel doubles the
+/// time between two packets of one dial, so a new dial finds a network that is back sooner. Longer than any round trip
+/// over land, sea or geostationary satellite (0.6 s), with one packet lost.
+const LINK_DIAL_MAX: Duration = Duration::from_secs(2);
 
 /// What one worker of the agent owns from the start.
 pub(super) struct Own {
@@ -158,7 +160,11 @@ impl AgentWorker {
             return;
         }
         if let Err(errno) = result {
-            let reason = if late { Reason::DialTimeout } else { Reason::LinkLost };
+            let reason = match dial_reason(errno) {
+                _ if late => Reason::DialTimeout,
+                out @ (Reason::DialTimeout | Reason::DialUnreachable) => out,
+                _ => Reason::LinkLost,
+            };
             let detail = if late { "the bridge does not answer".to_owned() } else { errno.to_string() };
             return self.retry(cx, at, reason, detail);
         }
@@ -175,7 +181,11 @@ impl AgentWorker {
     fn retry(&mut self, cx: &mut Cx<'_>, at: usize, reason: Reason, detail: String) {
         let line = &mut self.lines[at];
         let was_up = matches!(line.state, State::Up { .. });
-        let wait = line.backoff.on_lost(cx.now, self.random.u64(..));
+        let random = self.random.u64(..);
+        let wait = match reason {
+            Reason::DialTimeout | Reason::DialUnreachable => line.backoff.on_unanswered(cx.now, random),
+            _ => line.backoff.on_lost(cx.now, random),
+        };
         line.state = State::Idle { until: cx.now + wait.delay };
         let (carrier, retry, tell) = (line.number, wait.delay, wait.tell);
         self.tell(AgentEvent::Down { carrier, was_up, reason, detail, retry, tell });

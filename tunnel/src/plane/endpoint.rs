@@ -284,7 +284,7 @@ pub(super) fn or_nothing(result: io::Result<usize>) -> io::Result<usize> {
 }
 
 /// What a failed dial means to the other side.
-pub(super) fn dial_reason(errno: Errno) -> Reason {
+pub(crate) fn dial_reason(errno: Errno) -> Reason {
     use ringspan_engine::outcome::Code;
     match Code::of_connect(errno) {
         Code::L4Refused | Code::L4Reset => Reason::DialRefused,

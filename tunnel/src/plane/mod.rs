@@ -21,7 +21,8 @@ pub(crate) use carrier::Carrier;
 #[cfg(test)]
 pub(crate) use carrier::unsent_bytes;
 use carrier::{Lost, Phase};
-use endpoint::{Endpoint, Stage, dial_reason};
+pub(crate) use endpoint::dial_reason;
+use endpoint::{Endpoint, Stage};
 use pipes::Pipes;
 use unplaced::Unplaced;
 pub(crate) use unplaced::{Arrival, Bounced};
