@@ -23,6 +23,7 @@ mod probe;
 mod process;
 mod product;
 mod relay;
+mod reload;
 mod report;
 mod roles;
 mod soak;
@@ -98,6 +99,8 @@ enum Command {
     Wan(wan::Args),
     /// How soon is a silent cut noticed, and how soon is all well after it?
     Outage(outage::Args),
+    /// Does anybody notice when the configuration changes, or the bridge is replaced?
+    Reload(reload::Args),
     /// Does it hold at full speed on a bad network, every byte checked, and does nothing grow?
     Soak(soak::Args),
     /// Does everything come back from kill -9, in any order, under load?
@@ -182,6 +185,7 @@ fn scenario(cli: &Cli, common: &Common) -> Result<Vec<Section>, Failure> {
         Command::Fairness(args) => fairness::run(args, common),
         Command::Wan(args) => wan::run(args, common),
         Command::Outage(args) => Ok(vec![outage::run(args, common)?]),
+        Command::Reload(args) => Ok(vec![reload::run(args, common)?]),
         Command::Soak(args) => soak::run(args, common),
         Command::Chaos(args) => Ok(vec![chaos::run(args, common)?]),
         Command::Garbage(args) => Ok(vec![garbage::run(args, common)?]),

@@ -116,6 +116,7 @@ pub(crate) struct Tunnel {
     /// Where agents come in.
     pub(crate) link: SocketAddr,
     services: Vec<Service>,
+    tls: bool,
     /// How streams ride; none: as the product has it by default.
     pub(crate) carrier: Option<Carrier>,
     /// What new tokens tell agents to dial, if not the link's own address.
@@ -139,21 +140,7 @@ impl Tunnel {
         tls: bool,
         services: &[Service],
     ) -> Result<Tunnel, Failure> {
-        let data = folder.join("bridge-data");
-        let tls = if tls { "auto" } else { "off" };
-        let mut text =
-            format!("data_dir = {data:?}\n[http]\nlisten = \"{http}\"\n[link]\nlisten = \"{link}\"\ntls = \"{tls}\"\n");
-        if !link.ip().is_loopback() && tls == "off" {
-            text += "insecure = true\n";
-        }
-        for service in services {
-            text += &format!(
-                "[[listener]]\nname = \"{0}\"\ntype = \"tcp\"\nlisten = \"{1}\"\nservice = \"{0}\"\n",
-                service.name, service.listen
-            );
-        }
-        write(&folder.join("bridge.toml"), &text)?;
-        Ok(Tunnel {
+        let tunnel = Tunnel {
             program: program.to_owned(),
             folder: folder.to_owned(),
             core,
@@ -164,7 +151,49 @@ impl Tunnel {
             via: None,
             agents_in: None,
             agent_link: String::new(),
-        })
+            tls,
+        };
+        tunnel.write_bridge(services)?;
+        Ok(tunnel)
+    }
+
+    /// Lets the bridge's file have other listeners; a running bridge reads it again by itself.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn set_services(&mut self, services: &[Service]) -> Result<(), Failure> {
+        self.services = services.to_vec();
+        self.write_bridge(services)
+    }
+
+    fn write_bridge(&self, services: &[Service]) -> Result<(), Failure> {
+        let (data, http, link) = (self.folder.join("bridge-data"), self.http, self.link);
+        let tls = if self.tls { "auto" } else { "off" };
+        let mut text =
+            format!("data_dir = {data:?}\n[http]\nlisten = \"{http}\"\n[link]\nlisten = \"{link}\"\ntls = \"{tls}\"\n");
+        if !link.ip().is_loopback() && !self.tls {
+            text += "insecure = true\n";
+        }
+        for service in services {
+            text += &format!(
+                "[[listener]]\nname = \"{0}\"\ntype = \"tcp\"\nlisten = \"{1}\"\nservice = \"{0}\"\n",
+                service.name, service.listen
+            );
+        }
+        // Renamed over the old one, so that nobody reads half of it.
+        let (new, file) = (self.folder.join("bridge.toml.new"), self.folder.join("bridge.toml"));
+        write(&new, &text)?;
+        fs::rename(&new, &file).map_err(|e| format!("{}: {e}", file.display()))
+    }
+
+    /// Starts the bridge again beside the one that runs, which hands its sockets over.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub(crate) fn start_bridge_beside(&self) -> Result<Process, Failure> {
+        let config = self.path("bridge.toml");
+        let command = process::command(&self.program, &["bridge", "--config", &config], self.core);
+        Process::start("bridge", command, &self.folder)
     }
 
     /// Starts the bridge and waits for its ports.
@@ -172,9 +201,7 @@ impl Tunnel {
     /// # Errors
     /// It does not come up; with the end of its log.
     pub(crate) fn start_bridge(&self) -> Result<Process, Failure> {
-        let config = self.path("bridge.toml");
-        let command = process::command(&self.program, &["bridge", "--config", &config], self.core);
-        let mut bridge = Process::start("bridge", command, &self.folder)?;
+        let mut bridge = self.start_bridge_beside()?;
         bridge.wait_listening(self.http)?;
         bridge.wait_listening(self.link)?;
         Ok(bridge)
