@@ -7,6 +7,7 @@ use rig::backend::{self, Order, Source, ask, finish, read_all};
 use rig::cable;
 use rig::{BridgeRig, EPOLL, RING, SHAPES, Shape};
 use ringspan_engine::kernel::ktls;
+use ringspan_tunnel::memory::MemoryLimits;
 use std::net::Shutdown;
 use std::sync::mpsc::Receiver;
 use std::thread;
@@ -119,7 +120,8 @@ fn bytes_survive_any_split() {
 #[test]
 fn a_stalled_visitor_stops_nobody_else() {
     for shape in [RING, EPOLL, Shape { tls: true, ..RING }] {
-        let shape = Shape { carriers: 1, workers: 1, ..shape };
+        let memory = MemoryLimits { window_bytes_max: 4 << 20, ..rig::MEMORY };
+        let shape = Shape { carriers: 1, workers: 1, memory, ..shape };
         let (address, _reports) = backend::start();
         let bridge = rig::bridge(shape, &["web"]);
         let _agent = bridge.agent(shape, &[("web", address)]);

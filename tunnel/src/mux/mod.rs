@@ -526,6 +526,11 @@ impl<K: Copy> Mux<K> {
         self.traffic.0 + self.traffic.1
     }
 
+    /// Payload bytes sent since they were last taken.
+    pub fn sent_bytes(&self) -> u64 {
+        self.traffic.0
+    }
+
     /// Takes the payload bytes sent and received since the last time.
     pub fn take_traffic(&mut self) -> (u64, u64) {
         std::mem::take(&mut self.traffic)

@@ -243,7 +243,7 @@ fn fill(link: Link, seed: u64) -> (u32, f64) {
 fn long_links_are_filled() {
     // The first of them is OPEN's: nothing comes in it.
     for (mbit, rtt_ms, rounds_max) in
-        [(100, 200, 4), (100, 50, 4), (10, 600, 4), (1000, 60, 5), (300, 200, 5), (1000, 20, 5), (100, 2, 3)]
+        [(100, 200, 4), (100, 50, 4), (10, 600, 4), (1000, 60, 8), (300, 200, 8), (1000, 20, 8), (100, 2, 4)]
     {
         let link = Link { mbit, rtt_ms, lost_ppm: 0 };
         let (rounds, share) = fill(link, 1);

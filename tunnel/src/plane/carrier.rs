@@ -173,12 +173,24 @@ impl Carrier {
         let want = unsent_bytes(sent);
         // Only for a change that matters, and an idle carrier keeps what it had: bulk often comes back.
         if sent > BUSY_BYTES && want.abs_diff(self.notsent) > self.notsent / 4 {
-            self.notsent = want;
-            // It is a hint: without it, small streams wait longer behind bulk.
-            let _ = self.socket.set_notsent_lowat(want);
-            self.mux.set_frame_bytes(want);
+            self.set_unsent(want);
         }
         self.bytes_last > BUSY_BYTES
+    }
+
+    /// After a turn: what was sent in the second that runs is the least it can send in a whole one.
+    pub(super) fn keep_pace(&mut self) {
+        let want = unsent_bytes(self.mux.sent_bytes());
+        if want > self.notsent + self.notsent / 2 {
+            self.set_unsent(want);
+        }
+    }
+
+    fn set_unsent(&mut self, bytes: u32) {
+        self.notsent = bytes;
+        // It is a hint: without it, small streams wait longer behind bulk.
+        let _ = self.socket.set_notsent_lowat(bytes);
+        self.mux.set_frame_bytes(bytes);
     }
 
     /// Whether it reads and writes.

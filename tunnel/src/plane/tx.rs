@@ -44,6 +44,9 @@ impl Plane {
         let mut scratch = std::mem::take(&mut self.scratch);
         let result = self.tx_from(cx, key, &mut scratch);
         self.scratch = scratch;
+        if let Some(c) = self.carriers.get_mut(key) {
+            c.keep_pace();
+        }
         let result = match result {
             Ok(Sent::All) => self.try_offload(key),
             Ok(Sent::Blocked) => return self.wait_writable(cx, key),
