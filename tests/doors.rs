@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::doors::Place;
-use common::world::Nginx;
-use common::{PATIENCE, parts, raise_nofile, run_with, until};
+use common::doors::{Place, address_in};
+use common::world::{Nginx, get};
+use common::{PATIENCE, Running, parts, raise_nofile, ringspan, run_with, until};
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -385,4 +385,88 @@ fn unix_sockets_at_both_ends() {
     assert!(socket.exists());
     place.bridge.signal("TERM");
     until("the file to go", || (!socket.exists()).then_some(()));
+}
+
+/// A range of ports leads to a range of backends, each port to its own.
+#[test]
+fn a_range_of_ports_is_many_listeners() {
+    // Two free ports that are neighbours, at both ends.
+    let first = (20_000..60_000u16).step_by(2).find(|port| {
+        let free =
+            |port| TcpListener::bind(("127.0.0.1", port)).is_ok() && TcpListener::bind(("127.0.0.2", port)).is_ok();
+        free(*port) && free(*port + 1)
+    });
+    let (first, last) = (first.expect("two of forty thousand"), first.expect("as above") + 1);
+    let names =
+        ["one", "two"].map(|name| (name, TcpListener::bind(("127.0.0.2", if name == "one" { first } else { last }))));
+    for (name, listener) in names {
+        let listener = listener.expect("it was free");
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let _ = stream.and_then(|mut stream| stream.write_all(name.as_bytes()));
+            }
+        });
+    }
+    let place = Place::start(
+        &format!(
+            "[[listener]]\nname = \"g\"\ntype = \"tcp\"\nlisten = \"127.0.0.1:{first}-{last}\"\nservice = \"g-*\"\n"
+        ),
+        &format!("[[expose]]\nservice = \"g-*\"\naddress = \"127.0.0.2:{first}-{last}\"\n"),
+    );
+    place.bridge.wait_line(&["backend up", &format!("127.0.0.2:{last}")]);
+    for (port, name) in [(first, "one"), (last, "two"), (first, "one")] {
+        let mut text = String::new();
+        connect(([127, 0, 0, 1], port).into()).read_to_string(&mut text).expect("a clean end");
+        assert_eq!(text, name);
+    }
+}
+
+/// A second agent reaches a secret service through the bridge, which sees none of its bytes; without the secret, or
+/// without a scope that covers the service, nobody does, and the backend hears of neither.
+#[test]
+fn a_secret_service_is_for_who_holds_the_secret() {
+    let nginx = Nginx::start("secret words");
+    let place = Place::start_with(
+        "[[listener]]\nname = \"db\"\ntype = \"visit\"\nlisten = \"127.0.0.1:0\"\nservice = \"db\"\n",
+        &format!("[[expose]]\nservice = \"db\"\naddress = \"{}\"\nsecret_file = \"db.key\"\n", nginx.address),
+        |folder| secret(folder, "db.key", 'k'),
+    );
+    let via = place.listener("db");
+    secret(place.folder.path(), "other.key", 'x');
+    let visitor = |name: &str, scope: &str, key: &str| {
+        let (token, state) = (place.token(&["--service", scope]), format!("{name}-state"));
+        let config = format!(
+            "[link]\ntoken = \"{token}\"\nstate_dir = \"{state}\"\n[[visit]]\nservice = \"db\"\n\
+             listen = \"127.0.0.1:0\"\nvia = \"{via}\"\nsecret_file = \"{key}\"\n"
+        );
+        let file = format!("{name}.toml");
+        std::fs::write(place.folder.path().join(&file), config).expect("written");
+        let agent = Running::start(ringspan(&["agent", "--config", &file]).current_dir(place.folder.path()));
+        let port = address_in(&agent.wait_line(&["visiting a secret service"]), "address");
+        agent.wait_line(&["link up"]);
+        (agent, port)
+    };
+    let (_good, port) = visitor("good", "db", "db.key");
+    for _ in 0..20 {
+        assert_eq!(get(port, "/").expect("it is reached"), (200, "secret words".into()));
+    }
+    let before = nginx.access_log().lines().count();
+    let (stranger, port) = visitor("stranger", "db", "other.key");
+    assert!(get(port, "/").is_err());
+    stranger.wait_line(&["the secret service was not reached"]);
+    place.agent.wait_line(&["a visitor of a secret service was not taken in"]);
+    let (narrow, port) = visitor("narrow", "web", "db.key");
+    assert!(get(port, "/").is_err());
+    narrow.wait_line(&["the secret service was not reached", "does not cover"]);
+    place.bridge.wait_line(&["visiting agent refused", "does not cover"]);
+    assert_eq!(nginx.access_log().lines().count(), before);
+    // Whoever comes to the listener without being an agent gets nowhere.
+    assert!(get(via, "/").is_err());
+}
+
+fn secret(folder: &Path, name: &str, letter: char) {
+    use std::os::unix::fs::PermissionsExt;
+    let path = folder.join(name);
+    std::fs::write(&path, letter.to_string().repeat(44)).expect("written");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
 }

@@ -131,6 +131,7 @@ mod tests {
             carriers: CARRIERS_DEFAULT,
             ktls: true,
             exposes,
+            visits: Vec::new(),
             engine,
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
         }

@@ -13,6 +13,7 @@ use crate::config::bridge::Engine as EngineConfig;
 use crate::config::check::CHECK_DEFAULT;
 use crate::config::expose::Expose;
 use crate::doors::backends::{self, Backends};
+use crate::doors::secret::visit::Visits;
 use crate::machine::Signals;
 use crate::{Ending, Failure, cli, machine};
 use link::Link;
@@ -80,6 +81,7 @@ fn of_flags(args: &cli::Agent) -> Result<Config, Failure> {
         carriers: CARRIERS_DEFAULT,
         ktls: true,
         exposes: args.expose.iter().map(expose).collect(),
+        visits: Vec::new(),
         engine: EngineConfig::default(),
         memory: ringspan_tunnel::memory::MemoryLimits::default(),
     })
@@ -106,6 +108,7 @@ pub(crate) struct AgentServer {
     state_dir: PathBuf,
     exposes: Vec<Expose>,
     backends: Backends,
+    _visits: Visits,
     transitions: Vec<Transition>,
 }
 
@@ -159,9 +162,23 @@ impl AgentServer {
         if link.trust != Trust::Plain {
             crate::machine::tell_ktls(config.ktls);
         }
+        let visits = Visits::start(&config.visits, &link.identity, link.trust)
+            .map_err(|(address, error)| run(crate::bridge_cmd::cannot_listen("[[visit]] listen", address, &error)))?;
         let Config { state_dir, exposes, .. } = config;
         let (backends, transitions) = (Backends::new(handle.clone(), &exposes), Vec::new());
-        Ok(AgentServer { engine, feed, handle, events, bell, link, state_dir, exposes, backends, transitions })
+        Ok(AgentServer {
+            engine,
+            feed,
+            handle,
+            events,
+            bell,
+            link,
+            state_dir,
+            exposes,
+            backends,
+            _visits: visits,
+            transitions,
+        })
     }
 
     /// Serves until the bridge refuses us for good, or a worker dies.

@@ -11,6 +11,7 @@ mod sessions;
 
 use crate::config::bridge::Bridge as Config;
 use crate::config::doors::Door;
+use crate::doors::secret::listener::House;
 use crate::doors::{self, Doors};
 use crate::http_server::HttpServer;
 use crate::keyring::Keyring;
@@ -115,12 +116,13 @@ impl BridgeServer {
         let software = format!("ringspan/{}", env!("CARGO_PKG_VERSION"));
         let (link_bell, probe_bell) = (Arc::new(Bell::default()), prober::Bell::default());
         let seats = Workers::plan(engine_options.workers).map_err(|e| run(format!("eventfd: {e}")))?;
-        let bridge = Bridge::new(&bridge_options(config, tls, &software)?, &seats, link_bell.clone());
+        let bridge = Bridge::new(&bridge_options(config, tls.clone(), &software)?, &seats, link_bell.clone());
         let Bridge { residents, handle, events } = bridge.map_err(|e| run(bind_error(&e)))?;
         let planned = seats.into_iter().zip(residents.into_iter().map(|resident| vec![resident])).collect();
         let (engine, feed) =
             Engine::start_on(&engine_options, Arc::new(probe_bell.clone()), planned).map_err(|e| run(e.to_string()))?;
-        let mut doors = Doors::new(handle.clone());
+        let house = House { handle: handle.clone(), keyring: keyring.clone(), tls };
+        let mut doors = Doors::new(house);
         doors.apply(&config.listeners)?;
         let (probes, capabilities) = (engine.probes(), engine.capabilities().clone());
         let engine = Arc::new(Mutex::new(engine));

@@ -188,6 +188,10 @@ pub(super) fn cluster(name: &AgentName, agent: AgentId) -> String {
 /// As the registry takes it; `None` for a name or an address that the registry has no word for: visitors are carried
 /// there all the same.
 fn exposed(expose: &Expose) -> Option<Exposed> {
+    // What is reached by two agents alone is nobody else's business.
+    if expose.address.starts_with("secret://") {
+        return None;
+    }
     let address = expose.address.strip_prefix("udp://").unwrap_or(&expose.address);
     let (host, port) = address.rsplit_once(':')?;
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();

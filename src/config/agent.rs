@@ -3,6 +3,7 @@
 use super::bridge::{Engine, RawEngine, check_engine};
 use super::expose::{Expose, RawExpose, check_expose};
 use super::memory::{RawMemory, check_memory};
+use super::visit::{RawVisit, Visit, check_visit};
 use super::{Document, Error};
 use crate::cli::STATE_DIR_DEFAULT;
 use ringspan_tunnel::memory::MemoryLimits;
@@ -31,6 +32,8 @@ pub(crate) struct Agent {
     pub(crate) ktls: bool,
     /// Its backends.
     pub(crate) exposes: Vec<Expose>,
+    /// Secret services of other agents.
+    pub(crate) visits: Vec<Visit>,
     /// Threads and kernel interface.
     pub(crate) engine: Engine,
     /// What its streams may take.
@@ -62,6 +65,8 @@ struct Raw {
     memory: Option<RawMemory>,
     #[serde(default)]
     expose: Vec<RawExpose>,
+    #[serde(default)]
+    visit: Vec<RawVisit>,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +89,7 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
         carriers: CARRIERS_DEFAULT,
         ktls: true,
         exposes: Vec::new(),
+        visits: Vec::new(),
         engine: check_engine(doc, raw.engine.as_ref())?,
         memory: check_memory(doc, raw.memory.as_ref())?,
     };
@@ -98,10 +104,12 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
         (agent.token, agent.token_file_missing) = token(doc, link)?;
     }
     for raw in &raw.expose {
-        let expose = check_expose(doc, raw, &agent.exposes)?;
-        agent.exposes.push(expose);
+        check_expose(doc, raw, &mut agent.exposes)?;
     }
-    if agent.exposes.is_empty() {
+    for raw in &raw.visit {
+        agent.visits.push(check_visit(doc, raw)?);
+    }
+    if agent.exposes.is_empty() && agent.visits.is_empty() {
         let remedy = "add [[expose]] with service = \"web\" and address = \"127.0.0.1:8081\"";
         return Err(doc.lacking("there is no [[expose]]: the agent would have nothing to offer", remedy));
     }

@@ -2,7 +2,7 @@
 
 use super::doors::{Door, Keys, check_door, fits, unix_path};
 use super::memory::{RawMemory, check_memory};
-use super::{Document, Error, http, unit};
+use super::{Document, Error, http, ports, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::memory::MemoryLimits;
@@ -232,15 +232,22 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         let path = unix_path(doc, &listener.listen)?;
         let is_unix = path.is_some();
         let door = check_door(doc, &listener.r#type, path, keys)?;
-        let listen = match is_unix {
-            true => SocketAddr::from(([0, 0, 0, 0], 0)),
-            false => doc.value(&listener.listen, unit::address, "\"0.0.0.0:8080\"")?,
+        let listens = match is_unix {
+            true => vec![SocketAddr::from(([0, 0, 0, 0], 0))],
+            false => ports::addresses(doc, &listener.listen, "\"0.0.0.0:8080\"")?,
         };
         let transport = if let Door::Udp(_) = door { Transport::Udp } else { Transport::Tcp };
-        taken.take(transport, listen, &format!("listener {name:?}"), Some(&listener.listen))?;
         let Some(service) = &listener.service else { return Err(doc.missing(spanned.span(), "service")) };
-        let service = doc.value(service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;
-        bridge.listeners.push(Listener { name, listen, service, door });
+        for &listen in &listens {
+            taken.take(transport, listen, &format!("listener {name:?}"), Some(&listener.listen))?;
+            let service = ports::service(doc, service, &listens, listen.port())?;
+            let name = if listens.len() == 1 { name.clone() } else { format!("{name}-{}", listen.port()) };
+            if listens.len() > 1 && !names.insert(name.clone()) {
+                let problem = format!("another listener is called {name:?}");
+                return Err(doc.wrong(listener.name.span(), problem, "a name of its own"));
+            }
+            bridge.listeners.push(Listener { name, listen, service, door: door.clone() });
+        }
     }
     Ok(bridge)
 }

@@ -81,7 +81,7 @@ pub(super) fn check_check(doc: &Document, raw: Option<&RawCheck>, backend: &Back
     let raw = raw.unwrap_or(&nothing);
     let kind = match (&raw.r#type, backend) {
         (Some(kind), _) => kind.get_ref().as_str(),
-        (None, Backend::Tcp(_)) => "tcp",
+        (None, Backend::Tcp(_) | Backend::Secret { .. }) => "tcp",
         (None, Backend::Unix(_)) => "tcp",
         (None, Backend::Udp(_) | Backend::Proxy(_)) => "none",
     };

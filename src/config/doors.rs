@@ -17,6 +17,8 @@ pub(crate) enum Door {
     Udp(UdpListener),
     /// Whoever comes says where to.
     Proxy(ProxyListener),
+    /// Agents that visit a secret service.
+    Visit,
     /// As `Tcp`, at a path of this machine.
     Unix(UnixListener),
     /// HTTP, or TLS whose greeting is read.
@@ -86,7 +88,7 @@ pub(super) struct Keys<'a> {
 }
 
 /// The types there are.
-const TYPES: &str = "\"tcp\", \"udp\", \"http\", \"https\", \"socks5\" or \"connect\"";
+const TYPES: &str = "\"tcp\", \"udp\", \"http\", \"https\", \"socks5\", \"connect\" or \"visit\"";
 
 /// What a Unix path begins with.
 const UNIX: &str = "unix:";
@@ -119,7 +121,8 @@ pub(super) fn check_door(
         ("udp", None) => Door::Udp(udp(doc, &keys)?),
         ("socks5", None) => Door::Proxy(proxy(doc, kind, Greeting::Socks5, &keys)?),
         ("connect", None) => Door::Proxy(proxy(doc, kind, Greeting::Connect, &keys)?),
-        ("udp" | "socks5" | "connect", Some(_)) => {
+        ("visit", None) => Door::Visit,
+        ("udp" | "socks5" | "connect" | "visit", Some(_)) => {
             return Err(doc.wrong(kind.span(), "a listener at a path is of type \"tcp\"", "\"tcp\""));
         }
         _ => return doc.value(kind, |_| Err("no such type of listener".into()), TYPES),

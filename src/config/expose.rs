@@ -2,8 +2,10 @@
 
 use super::check::{Check, RawCheck, check_check};
 use super::doors::{check_allow, unix_path};
-use super::{Document, Error, unit};
+use super::visit::secret;
+use super::{Document, Error, ports};
 use crate::doors::proxy::allow::Allow;
+use crate::doors::secret::key::SecretKey;
 use serde::Deserialize;
 use std::fmt;
 use std::net::SocketAddr;
@@ -35,6 +37,8 @@ pub(crate) enum Backend {
     Udp(SocketAddr),
     /// A connection to a socket of this machine's file system for each visitor.
     Unix(PathBuf),
+    /// A TCP connection for each visitor that proves to hold the secret.
+    Secret { address: SocketAddr, key: SecretKey },
     /// Where the visitor wants to, if the list has it.
     Proxy(Arc<Allow>),
 }
@@ -43,7 +47,7 @@ impl Backend {
     /// Where the engine can check it.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         match self {
-            Backend::Tcp(address) | Backend::Udp(address) => Some(*address),
+            Backend::Tcp(address) | Backend::Udp(address) | Backend::Secret { address, .. } => Some(*address),
             Backend::Unix(_) | Backend::Proxy(_) => None,
         }
     }
@@ -60,6 +64,7 @@ impl fmt::Display for Backend {
         match self {
             Backend::Tcp(address) => write!(f, "{address}"),
             Backend::Udp(address) => write!(f, "udp://{address}"),
+            Backend::Secret { address, .. } => write!(f, "secret://{address}"),
             Backend::Unix(path) => write!(f, "unix:{}", path.display()),
             Backend::Proxy(_) => write!(f, "proxy"),
         }
@@ -73,30 +78,39 @@ pub(super) struct RawExpose {
     r#type: Option<Spanned<String>>,
     address: Option<Spanned<String>>,
     allow: Option<Spanned<Vec<Spanned<String>>>>,
+    secret_file: Option<Spanned<String>>,
     check: Option<RawCheck>,
 }
 
-/// Checks one; `known` are those before it.
-pub(super) fn check_expose(doc: &Document, raw: &RawExpose, known: &[Expose]) -> Result<Expose, Error> {
-    let service = doc.value(&raw.service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"web\"")?;
-    let backend = backend(doc, raw)?;
+/// Checks one entry and adds its backends, one for each port, to `known`.
+pub(super) fn check_expose(doc: &Document, raw: &RawExpose, known: &mut Vec<Expose>) -> Result<(), Error> {
+    let backends = backends(doc, raw)?;
+    let addresses: Vec<SocketAddr> = backends.iter().filter_map(Backend::address).collect();
     let at = raw.address.as_ref().or(raw.r#type.as_ref()).map_or(0..0, Spanned::span);
-    if known.iter().any(|e| e.service == service && e.backend == backend) {
-        let problem = format!("service {service:?} has this backend already");
-        return Err(doc.wrong(at, problem, "another address, or remove one of the two"));
+    for backend in backends {
+        let port = backend.address().map_or(0, |address| address.port());
+        let service = ports::service(doc, &raw.service, &addresses, port)?;
+        if known.iter().any(|e| e.service == service && e.backend == backend) {
+            let problem = format!("service {service:?} has this backend already");
+            return Err(doc.wrong(at, problem, "another address, or remove one of the two"));
+        }
+        let check = check_check(doc, raw.check.as_ref(), &backend)?;
+        known.push(Expose { service, backend, check });
     }
-    let check = check_check(doc, raw.check.as_ref(), &backend)?;
-    Ok(Expose { service, backend, check })
+    Ok(())
 }
 
 /// The types there are.
 const TYPES: &str = "\"tcp\", \"udp\", \"unix\" or \"proxy\"";
 
-fn backend(doc: &Document, raw: &RawExpose) -> Result<Backend, Error> {
+fn backends(doc: &Document, raw: &RawExpose) -> Result<Vec<Backend>, Error> {
     let kind = raw.r#type.as_ref().map(|kind| kind.get_ref().as_str());
     let span = raw.r#type.as_ref().map_or_else(|| raw.service.span(), Spanned::span);
     if let (Some(allow), false) = (&raw.allow, kind == Some("proxy")) {
         return Err(doc.wrong(allow.span(), "only a proxy is asked where to", "type = \"proxy\""));
+    }
+    if let (Some(secret), false) = (&raw.secret_file, matches!(kind, None | Some("tcp"))) {
+        return Err(doc.wrong(secret.span(), "a secret service is of type \"tcp\"", "remove one of the two"));
     }
     if kind == Some("proxy") {
         if let Some(address) = &raw.address {
@@ -106,28 +120,33 @@ fn backend(doc: &Document, raw: &RawExpose) -> Result<Backend, Error> {
             let problem = "where may it go? Nothing is allowed that allow does not say";
             return Err(doc.wrong(span, problem, "allow = [\"10.0.0.0/8:80,443\", \"*.lan:5432\"]"));
         };
-        return Ok(Backend::Proxy(Arc::new(check_allow(doc, allow)?)));
+        return Ok(vec![Backend::Proxy(Arc::new(check_allow(doc, allow)?))]);
     }
     let Some(address) = &raw.address else {
         return Err(doc.wrong(raw.service.span(), "its backend has no address", "address = \"127.0.0.1:8081\""));
     };
     let path = unix_path(doc, address)?;
+    if let Some(file) = &raw.secret_file {
+        let key = secret(doc, file)?;
+        let secret = |address| Backend::Secret { address, key: key.clone() };
+        return Ok(internet(doc, address)?.into_iter().map(secret).collect());
+    }
     Ok(match (kind, path) {
-        (None | Some("unix"), Some(path)) => Backend::Unix(path),
+        (None | Some("unix"), Some(path)) => vec![Backend::Unix(path)],
         (Some("unix"), None) => {
             return Err(doc.wrong(address.span(), "it is no path of a socket", "\"unix:/run/app.sock\""));
         }
-        (None | Some("tcp"), None) => Backend::Tcp(internet(doc, address)?),
-        (Some("udp"), None) => Backend::Udp(internet(doc, address)?),
+        (None | Some("tcp"), None) => internet(doc, address)?.into_iter().map(Backend::Tcp).collect(),
+        (Some("udp"), None) => internet(doc, address)?.into_iter().map(Backend::Udp).collect(),
         (Some("tcp" | "udp"), Some(_)) => return Err(doc.wrong(span, "the address is a path", "\"unix\"")),
         (Some(_), _) => return Err(doc.wrong(span, "no such type of backend", TYPES)),
     })
 }
 
-fn internet(doc: &Document, raw: &Spanned<String>) -> Result<SocketAddr, Error> {
-    let address = doc.value(raw, unit::address, "\"127.0.0.1:8081\"")?;
-    if address.port() == 0 {
+fn internet(doc: &Document, raw: &Spanned<String>) -> Result<Vec<SocketAddr>, Error> {
+    let addresses = ports::addresses(doc, raw, "\"127.0.0.1:8081\"")?;
+    if addresses.iter().any(|address| address.port() == 0) {
         return Err(doc.wrong(raw.span(), "nothing can listen on port 0", "the backend's port"));
     }
-    Ok(address)
+    Ok(addresses)
 }

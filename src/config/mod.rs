@@ -14,8 +14,10 @@ pub(crate) mod http;
 mod ktls;
 mod memory;
 mod place;
+mod ports;
 pub(crate) mod probe;
 pub(crate) mod unit;
+pub(crate) mod visit;
 
 use serde::de::DeserializeOwned;
 use std::fmt;

@@ -200,6 +200,7 @@ impl Demo {
             carriers: CARRIERS_DEFAULT,
             ktls: true,
             exposes: backends.iter().map(expose).collect(),
+            visits: Vec::new(),
             engine: EngineConfig::default(),
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
         })?;

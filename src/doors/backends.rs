@@ -3,6 +3,7 @@
 
 use super::proxy::allow::Target;
 use super::proxy::dial::dial;
+use super::secret::visit::take_in;
 use super::tally::{Few, Tally};
 use super::{udp, unix};
 use crate::config::expose::{Backend, Expose};
@@ -17,14 +18,15 @@ use tokio::task::JoinSet;
 pub(crate) fn way(backend: &Backend) -> Way {
     match backend {
         Backend::Tcp(address) => Way::Tcp(*address),
-        Backend::Udp(_) | Backend::Unix(_) | Backend::Proxy(_) => Way::Ask,
+        Backend::Udp(_) | Backend::Unix(_) | Backend::Proxy(_) | Backend::Secret { .. } => Way::Ask,
     }
 }
 
 /// See the module.
 pub(crate) struct Backends {
     handle: AgentHandle,
-    list: Vec<Backend>,
+    /// Service and backend.
+    list: Vec<(String, Backend)>,
     tally: Arc<Tally>,
     /// What was said of it already: dropped, unsent.
     told: (u64, u64),
@@ -35,7 +37,7 @@ pub(crate) struct Backends {
 impl Backends {
     /// Of these, in their order.
     pub(crate) fn new(handle: AgentHandle, exposes: &[Expose]) -> Backends {
-        let list = exposes.iter().map(|e| e.backend.clone()).collect();
+        let list = exposes.iter().map(|e| (e.service.clone(), e.backend.clone())).collect();
         let (tally, denied) = (Arc::default(), Arc::default());
         Backends { handle, list, tally, told: (0, 0), denied, checks: JoinSet::new() }
     }
@@ -53,7 +55,8 @@ impl Backends {
     /// Answers one question, now or later. Needs a runtime.
     pub(crate) fn on_ask(&self, ask: AskId, backend: u16, info: OpenInfo) {
         let handle = self.handle.clone();
-        match self.list.get(usize::from(backend)) {
+        let (service, backend) = self.list.get(usize::from(backend)).map(|(s, b)| (s.as_str(), b)).unzip();
+        match backend {
             Some(Backend::Udp(to)) => match udp::backend::connect(*to, self.tally.clone()) {
                 Ok((socket, carry)) => {
                     tokio::spawn(carry);
@@ -64,6 +67,15 @@ impl Backends {
             Some(Backend::Unix(path)) => {
                 let path = path.clone();
                 tokio::spawn(async move { handle.answer(ask, unix::dial(&path).await) });
+            }
+            Some(Backend::Secret { address, key }) => {
+                match take_in(key, service.unwrap_or_default(), *address, self.denied.clone()) {
+                    Ok((socket, serve)) => {
+                        tokio::spawn(serve);
+                        handle.answer(ask, Ok(socket));
+                    }
+                    Err(reason) => handle.answer(ask, Err(reason)),
+                }
             }
             Some(Backend::Proxy(allow)) => {
                 let (allow, denied) = (allow.clone(), self.denied.clone());

@@ -10,6 +10,7 @@ pub(crate) mod backends;
 pub(crate) mod http;
 mod listening;
 pub(crate) mod proxy;
+pub(crate) mod secret;
 pub(crate) mod tally;
 pub(crate) mod udp;
 pub(crate) mod unix;
@@ -19,7 +20,8 @@ use crate::config::bridge::Listener;
 use crate::config::doors::Door as Kind;
 use http::{HttpDoor, HttpStats};
 use proxy::ProxyListener;
-use ringspan_tunnel::bridge::{BridgeHandle, Gate};
+use ringspan_tunnel::bridge::Gate;
+use secret::listener::{House, VisitListener};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,7 +35,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// The bridge's doors that are open. Dropping one closes it.
 pub(crate) struct Doors {
-    handle: BridgeHandle,
+    house: House,
     tally: Arc<Tally>,
     http: HttpStats,
     open: Vec<(Listener, Door)>,
@@ -43,14 +45,15 @@ enum Door {
     Udp(UdpListener),
     Proxy(ProxyListener),
     Http(HttpDoor),
+    Visit(VisitListener),
     /// Kept for its end.
     Unix(#[expect(dead_code, reason = "it listens while it lives")] UnixListener),
 }
 
 impl Doors {
     /// None is open yet.
-    pub(crate) fn new(handle: BridgeHandle) -> Doors {
-        Doors { handle, tally: Arc::default(), http: HttpStats::default(), open: Vec::new() }
+    pub(crate) fn new(house: House) -> Doors {
+        Doors { house, tally: Arc::default(), http: HttpStats::default(), open: Vec::new() }
     }
 
     /// Makes it so that exactly these listeners are open, of those that are doors: what has changed is closed and
@@ -116,7 +119,7 @@ impl Doors {
                 _ => crate::bridge_cmd::cannot_listen(&key, listener.listen, &error),
             })
         };
-        let (handle, tally) = (self.handle.clone(), self.tally.clone());
+        let (handle, tally) = (self.house.handle.clone(), self.tally.clone());
         if let Kind::Http(config) = &listener.door {
             // Its routes have gates of their own.
             let socket = listening::tcp(listener.listen).and_then(tokio::net::TcpListener::into_std).map_err(busy)?;
@@ -136,6 +139,10 @@ impl Doors {
                 let door = ProxyListener::start(listener.listen, config.clone(), gate, handle, tally);
                 Some(Door::Proxy(door.map_err(busy)?))
             }
+            Kind::Visit => {
+                let door = VisitListener::start(listener.listen, gate, self.house.clone());
+                Some(Door::Visit(door.map_err(busy)?))
+            }
             Kind::Unix(config) => {
                 let door = UnixListener::start(&config.path, config.mode, gate, handle);
                 Some(Door::Unix(door.map_err(busy)?))
@@ -150,6 +157,7 @@ impl Doors {
                 Door::Udp(udp) => udp.address(),
                 Door::Proxy(proxy) => proxy.address(),
                 Door::Http(http) => http.address(),
+                Door::Visit(visit) => visit.address(),
                 Door::Unix(_) => return None,
             };
             Some((listener.name.as_str(), address))

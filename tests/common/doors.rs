@@ -3,6 +3,7 @@
 use super::world::get;
 use super::{Running, parts, ringspan, run_with, until};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 
 /// Both of them, and where they are.
@@ -17,7 +18,14 @@ impl Place {
     /// Starts a bridge with these `[[listener]]`s and an agent with these `[[expose]]`s, and waits until every backend
     /// that the agent exposes is up.
     pub(crate) fn start(listeners: &str, exposes: &str) -> Place {
-        let (folder, bridge, http, token) = Place::bridge(listeners, &[]);
+        Place::start_with(listeners, exposes, |_| {})
+    }
+
+    /// The same, with something done in the folder before the agent starts.
+    pub(crate) fn start_with(listeners: &str, exposes: &str, prepare: impl FnOnce(&Path)) -> Place {
+        let (folder, bridge, http) = Place::bridge(listeners);
+        prepare(folder.path());
+        let token = token(folder.path(), &[]);
         let config = format!("[link]\ntoken = \"{token}\"\nstate_dir = \"state\"\n{exposes}");
         std::fs::write(folder.path().join("agent.toml"), config).expect("written");
         let agent = Running::start(ringspan(&["agent", "--config", "agent.toml"]).current_dir(folder.path()));
@@ -28,7 +36,7 @@ impl Place {
         place
     }
 
-    fn bridge(listeners: &str, more: &[&str]) -> (tempfile::TempDir, Running, SocketAddr, String) {
+    fn bridge(listeners: &str) -> (tempfile::TempDir, Running, SocketAddr) {
         let folder = tempfile::tempdir().expect("a folder");
         let config = format!(
             "data_dir = \"data\"\n[http]\nlisten = \"127.0.0.1:0\"\n[link]\nlisten = \"127.0.0.1:0\"\n{listeners}"
@@ -36,11 +44,12 @@ impl Place {
         std::fs::write(folder.path().join("bridge.toml"), config).expect("written");
         let bridge = Running::start(ringspan(&["bridge", "--config", "bridge.toml"]).current_dir(folder.path()));
         let http = address_in(&bridge.wait_line(&["bridge is up"]), "http");
-        let mut args = vec!["token", "create", "--config", "bridge.toml", "--uses", "9"];
-        args.extend(more);
-        let (code, token, err) = parts(&run_with(ringspan(&args).current_dir(folder.path()), ""));
-        assert_eq!(code, 0, "{err}");
-        (folder, bridge, http, token.trim().to_owned())
+        (folder, bridge, http)
+    }
+
+    /// A fresh join token.
+    pub(crate) fn token(&self, more: &[&str]) -> String {
+        token(self.folder.path(), more)
     }
 
     /// Where a listener is.
@@ -68,4 +77,12 @@ impl Place {
 pub(crate) fn address_in(line: &str, key: &str) -> SocketAddr {
     let rest = line.split(&format!(" {key}=")).nth(1).unwrap_or_else(|| panic!("{key} in {line}"));
     rest.split_whitespace().next().and_then(|a| a.parse().ok()).unwrap_or_else(|| panic!("{key} in {line}"))
+}
+
+fn token(folder: &Path, more: &[&str]) -> String {
+    let mut args = vec!["token", "create", "--config", "bridge.toml"];
+    args.extend(more);
+    let (code, token, err) = parts(&run_with(ringspan(&args).current_dir(folder), ""));
+    assert_eq!(code, 0, "{err}");
+    token.trim().to_owned()
 }

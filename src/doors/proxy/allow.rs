@@ -66,7 +66,8 @@ impl Target {
         }
         let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(good) || name.contains("..") {
+        let dots = name.starts_with('.') || name.ends_with('.') || name.contains("..");
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(good) || dots {
             return Err("the host is neither an address nor a name");
         }
         // inet_aton takes "0x7f.1", "127.1" and "2130706433" for addresses; a resolver might, too. No top-level domain

@@ -1,0 +1,49 @@
+//! `[[visit]]` of agent.toml: a secret service of another agent, at a local port.
+
+use super::{Document, Error, unit};
+use crate::doors::secret::key::SecretKey;
+use ringspan_tunnel::address::Address;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use toml::Spanned;
+
+/// One local port.
+#[derive(Clone, Debug)]
+pub(crate) struct Visit {
+    /// The service, as the other agent exposes it.
+    pub(crate) service: String,
+    /// Where our clients connect.
+    pub(crate) listen: SocketAddr,
+    /// The bridge's listener of type `visit`.
+    pub(crate) via: Address,
+    /// What the other agent holds, too.
+    pub(crate) key: SecretKey,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawVisit {
+    service: Spanned<String>,
+    listen: Spanned<String>,
+    via: Spanned<String>,
+    secret_file: Spanned<String>,
+}
+
+/// Checks one.
+pub(super) fn check_visit(doc: &Document, raw: &RawVisit) -> Result<Visit, Error> {
+    Ok(Visit {
+        service: doc.value(&raw.service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"db\"")?,
+        listen: doc.value(&raw.listen, unit::address, "\"127.0.0.1:5432\"")?,
+        via: doc.value(&raw.via, unit::host_port, "\"bridge.example.com:8025\"")?,
+        key: secret(doc, &raw.secret_file)?,
+    })
+}
+
+/// Reads the file of a secret.
+pub(super) fn secret(doc: &Document, raw: &Spanned<String>) -> Result<SecretKey, Error> {
+    doc.value(
+        raw,
+        |text| SecretKey::read(&doc.path_of(text)),
+        "(umask 077; openssl rand -base64 32 > db.key), and the same file at the other agent",
+    )
+}

@@ -1,0 +1,191 @@
+//! The agent's sides of a secret service: who visits opens a local port, who exposes takes the visitors in.
+//!
+//! ```text
+//! client ─▶ local port ─▶ visiting agent ═══ TLS by the shared secret, through the bridge ═══▶ exposing agent ─▶ backend
+//! ```
+
+use super::greet::Greeting;
+use super::key::{SecretKey, nobody};
+use crate::config::visit::Visit;
+use crate::doors::listening;
+use crate::doors::proxy::dial::reason_of;
+use crate::doors::tally::Few;
+use ringspan_engine::kernel::Socket;
+use ringspan_tunnel::fingerprint::Trust;
+use ringspan_tunnel::frame::Reason;
+use ringspan_tunnel::hello::{AgentHello, AgentStep, Carrier, Expose, Introduction, SessionId, VERSIONS};
+use ringspan_tunnel::identity::AgentKey;
+use ringspan_tunnel::tls::{ClientTls, Tls};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream as StdStream;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// Reaching the bridge, its handshake, and that with the other agent.
+const REACH_MAX: Duration = Duration::from_secs(15);
+/// The other agent's handshake, as seen by who exposes; a little less than the data path waits for an answer.
+const MEET_MAX: Duration = Duration::from_secs(10);
+/// One direction's buffer: a TLS record (RFC 8446 §5.1).
+const COPY_BYTES: usize = 16 << 10;
+/// Clients of one local port at once. The next ones wait in the kernel's queue.
+const CLIENTS_MAX: usize = 4096;
+
+/// Local ports that lead to secret services, until this is dropped.
+#[derive(Default)]
+pub(crate) struct Visits {
+    open: Vec<(SocketAddr, JoinHandle<()>)>,
+}
+
+impl Visits {
+    /// Opens all of them. Needs a runtime.
+    ///
+    /// # Errors
+    /// The first that cannot be opened.
+    pub(crate) fn start(
+        visits: &[Visit],
+        identity: &AgentKey,
+        trust: Trust,
+    ) -> Result<Visits, (SocketAddr, io::Error)> {
+        let mut all = Visits::default();
+        for visit in visits {
+            let start = || {
+                let listener = listening::tcp(visit.listen)?;
+                let address = listener.local_addr()?;
+                let tls = visit.key.client(&visit.service).map_err(io::Error::other)?;
+                let way = Way { visit: visit.clone(), identity: identity.clone(), trust, tls: TlsConnector::from(tls) };
+                Ok((address, tokio::spawn(accept(listener, Arc::new(way)))))
+            };
+            let (address, task) = start().map_err(|error| (visit.listen, error))?;
+            tracing::info!(service = visit.service, %address, via = %visit.via, "visiting a secret service");
+            all.open.push((address, task));
+        }
+        Ok(all)
+    }
+}
+
+impl Drop for Visits {
+    fn drop(&mut self) {
+        for (_, task) in &self.open {
+            task.abort();
+        }
+    }
+}
+
+struct Way {
+    visit: Visit,
+    identity: AgentKey,
+    trust: Trust,
+    tls: TlsConnector,
+}
+
+async fn accept(listener: TcpListener, way: Arc<Way>) {
+    let (places, few) = (Arc::new(Semaphore::new(CLIENTS_MAX)), Arc::new(Few::default()));
+    // Ends its clients with itself.
+    let mut clients = JoinSet::new();
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        while clients.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((client, _)) => {
+                let (way, few) = (way.clone(), few.clone());
+                clients.spawn(async move {
+                    let reached = tokio::time::timeout(REACH_MAX, way.reach()).await;
+                    match reached.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                        Ok(service) => carry(client, service).await,
+                        Err(error) => {
+                            let _ = socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO));
+                            if let Some(unsaid) = few.one_more() {
+                                let (service, via) = (&way.visit.service, &way.visit.via);
+                                tracing::warn!(service, %via, %error, unsaid, "the secret service was not reached");
+                            }
+                        }
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => listening::pause(&way.visit.service, &error).await,
+        }
+    }
+}
+
+impl Way {
+    /// A connection to the other agent, which both ends have proved to be who they should be.
+    async fn reach(&self) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+        let via = &self.visit.via;
+        let stream = TcpStream::connect((via.host().as_str(), via.port())).await?;
+        stream.set_nodelay(true)?;
+        let tls = match self.trust {
+            Trust::Plain => Tls::plain(),
+            Trust::Pinned(fingerprint) => {
+                ClientTls::pinned(fingerprint).connect(&via.host()).map_err(io::Error::other)?
+            }
+        };
+        let (mut greeting, binding) = Greeting::begin(stream, tls).await?;
+        let service = self.visit.service.clone().try_into().map_err(io::Error::other)?;
+        let introduction = Introduction {
+            identity: self.identity.clone(),
+            token: None,
+            session: SessionId::generate(),
+            exposes: vec![Expose { service, address: "visit".into(), weight: 1 }],
+            software: format!("ringspan/{}", env!("CARGO_PKG_VERSION")),
+        };
+        let mut hello = AgentHello::new(introduction, VERSIONS, Carrier::mux(0, 1), binding);
+        loop {
+            let (kind, payload) = greeting.receive().await?;
+            match hello.on_message(kind, &payload) {
+                AgentStep::Send(message) => greeting.send(&message).await?,
+                AgentStep::Welcomed(_) => break,
+                AgentStep::Refused(refusal) => return Err(io::Error::other(refusal)),
+                AgentStep::Over => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+        self.tls.connect(nobody(), greeting.end()?).await
+    }
+}
+
+/// Carries bytes between a client and its service until both have ended.
+async fn carry(mut client: impl AsyncRead + AsyncWrite + Unpin, mut service: impl AsyncRead + AsyncWrite + Unpin) {
+    // How it ended, the two ends have seen.
+    let _ = copy_bidirectional_with_sizes(&mut client, &mut service, COPY_BYTES, COPY_BYTES).await;
+}
+
+/// A socket for the plane, and what takes the visitor in behind it: the handshake by the secret, then the backend. The
+/// backend hears of nobody who has not proved to hold the secret.
+///
+/// # Errors
+/// [`Reason::DialLocal`].
+pub(crate) fn take_in(
+    key: &SecretKey,
+    service: &str,
+    backend: SocketAddr,
+    few: Arc<Few>,
+) -> Result<(Socket, impl Future<Output = ()> + use<>), Reason> {
+    let tls = TlsAcceptor::from(key.server(service).map_err(|_| Reason::DialLocal)?);
+    let (inside, outside) = Socket::pair().map_err(|_| Reason::DialLocal)?;
+    let stream = UnixStream::from_std(StdStream::from(outside.into_owned())).map_err(|_| Reason::DialLocal)?;
+    let service = service.to_owned();
+    let serve = async move {
+        let meet = async {
+            let visitor = tls.accept(stream).await?;
+            let backend = TcpStream::connect(backend).await?;
+            backend.set_nodelay(true)?;
+            io::Result::Ok((visitor, backend))
+        };
+        match tokio::time::timeout(MEET_MAX, meet).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok((visitor, backend)) => carry(visitor, backend).await,
+            Err(error) => {
+                if let Some(unsaid) = few.one_more() {
+                    let reason = reason_of(&error);
+                    tracing::warn!(service, %backend, %error, %reason, unsaid, "a visitor of a secret service was not taken in");
+                }
+            }
+        }
+    };
+    Ok((inside, serve))
+}
