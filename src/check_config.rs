@@ -1,13 +1,14 @@
 //! `ringspan check-config F`: reads a file as the bridge, the agent or the prober would and says what it means.
 
 use crate::config::agent::Agent;
-use crate::config::bridge::{Bridge, Tls};
-use crate::config::doors::Door;
+use crate::config::bridge::{Bridge, Listener, Tls};
+use crate::config::doors::{Door, Greeting};
 use crate::config::unit::Shown;
 use crate::config::{Document, Error, agent, bridge, probe};
 use crate::doors::http::tls::check_files;
 use crate::probe_cmd::roster::Roster;
 use crate::{Ending, Failure, cli};
+use ringspan_engine::check::Check;
 use ringspan_engine::engine::GROUPS_MAX;
 use ringspan_tunnel::tls::ServerTls;
 
@@ -47,7 +48,8 @@ fn summary(doc: &Document) -> Result<String, Error> {
             lines.push(format!("  link      {}, {tls}{public}", link.listen));
             for l in listeners {
                 let Door::Http(http) = &l.door else {
-                    lines.push(format!("  listener  {} on {} for service {}", l.name, l.listen, l.service));
+                    let (name, place, service) = (&l.name, place(&l), &l.service);
+                    lines.push(format!("  listener  {name} on {place} for service {service}"));
                     continue;
                 };
                 check_files(&http.certs).map_err(|why| {
@@ -62,13 +64,17 @@ fn summary(doc: &Document) -> Result<String, Error> {
             }
         }
         Kind::Agent => {
-            let Agent { token, state_dir, carriers, exposes, .. } = agent::check(doc)?;
+            let Agent { token, state_dir, carriers, exposes, visits, .. } = agent::check(doc)?;
             lines.push(format!("{}: a good agent configuration", doc.path()));
             let token = if token.is_some() { "a token" } else { "no token: it must have joined before" };
             lines.push(format!("  state     {}, {token}", state_dir.display()));
             lines.push(format!("  link      {carriers} carriers"));
             for e in exposes {
                 let (p, t) = (e.check.policy, e.check.policy.thresholds);
+                if let Check::None = e.check.ask {
+                    lines.push(format!("  expose    {} at {}, not checked", e.service, e.backend));
+                    continue;
+                }
                 lines.push(format!(
                     "  expose    {} at {}, {} checked every {} (timeout {}), up after {}, down after {}",
                     e.service,
@@ -79,6 +85,9 @@ fn summary(doc: &Document) -> Result<String, Error> {
                     t.rise,
                     t.fall
                 ));
+            }
+            for v in visits {
+                lines.push(format!("  visit     {} of another agent at {}, through {}", v.service, v.listen, v.via));
             }
         }
         Kind::Probe => {
@@ -96,6 +105,22 @@ fn summary(doc: &Document) -> Result<String, Error> {
         }
     }
     Ok(lines.join("\n"))
+}
+
+/// Where a listener is, and what it speaks if that is not plain TCP.
+fn place(listener: &Listener) -> String {
+    let listen = listener.listen;
+    match &listener.door {
+        Door::Tcp | Door::Http(_) => listen.to_string(),
+        Door::Udp(_) => format!("{listen}, udp,"),
+        Door::Visit => format!("{listen}, for visiting agents,"),
+        Door::Unix(unix) => format!("unix:{} (mode {:04o})", unix.path.display(), unix.mode),
+        Door::Proxy(proxy) => {
+            let kind = if proxy.greeting == Greeting::Socks5 { "socks5" } else { "connect" };
+            let who = if proxy.users.is_some() { "with a login" } else { "for everybody" };
+            format!("{listen}, {kind} {who},")
+        }
+    }
 }
 
 /// The sections tell: an agent exposes or has a token, a bridge listens. In doubt it is a bridge's.

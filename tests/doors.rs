@@ -113,8 +113,9 @@ fn visitors_are_kept_apart() {
             }
         }
     }
+    // The first visitor's port may have been given to a later one.
     let opened = place.metric("ringspan_udp_sessions_opened_total");
-    assert!((2001..2100).contains(&opened), "{opened} sessions");
+    assert!((2000..2100).contains(&opened), "{opened} sessions");
 }
 
 /// A visitor whose datagrams are never read holds up nobody; its session ends when nothing was said for long enough, and

@@ -66,7 +66,7 @@ mod tests {
             ("0.0.0.0:9-8", "lower to a higher"),
             ("0.0.0.0:9-", "last port"),
             ("0.0.0.0:9-70000", "last port"),
-            ("0.0.0.0-9", "no port"),
+            ("0.0.0.0-9", "IP:PORT"),
         ] {
             let error = read(text).expect_err(text);
             assert!(error.contains(say), "{text}: {error}");

@@ -136,7 +136,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn talk(users: Option<&Users>, bytes: &[u8], cut: usize) -> Option<Result<(String, Vec<u8>), String>> {
+    /// Target and what was read too far, or the status line.
+    type Ended = Result<(String, Vec<u8>), String>;
+
+    fn talk(users: Option<&Users>, bytes: &[u8], cut: usize) -> Option<Ended> {
         let mut connect = Connect::new(users);
         let mut pieces = bytes.chunks(cut.max(1));
         while let Some(piece) = pieces.next() {
@@ -160,7 +163,7 @@ mod tests {
     fn requests() {
         let users = Users::new(vec![("alice".into(), "se:cret".into())]);
         let good = Ok(("db.lan:5432".to_owned(), b"\x16rest".to_vec()));
-        let rows: &[(Option<&Users>, &str, Result<(String, Vec<u8>), String>)] = &[
+        let rows: &[(Option<&Users>, &str, Ended)] = &[
             (None, "CONNECT db.lan:5432 HTTP/1.1\r\nHost: db.lan:5432\r\n\r\n\x16rest", good.clone()),
             (None, "CONNECT DB.LAN.:5432 HTTP/1.0\r\n\r\n\x16rest", good.clone()),
             (None, "CONNECT [::1]:443 HTTP/1.1\r\n\r\n", Ok(("[::1]:443".into(), vec![]))),

@@ -213,8 +213,11 @@ mod tests {
         Users::new(vec![("alice".into(), "secret".into())])
     }
 
+    /// Target and what was read too far, or why not.
+    type Ended = Result<(Target, Vec<u8>), Why>;
+
     /// Feeds a whole conversation in pieces of `cut` bytes: everything that was sent, and how it ended.
-    fn talk(users: Option<&Users>, bytes: &[u8], cut: usize) -> (Vec<u8>, Option<Result<(Target, Vec<u8>), Why>>) {
+    fn talk(users: Option<&Users>, bytes: &[u8], cut: usize) -> (Vec<u8>, Option<Ended>) {
         let (mut socks, mut sent) = (Socks::new(users), Vec::new());
         let mut pieces = bytes.chunks(cut.max(1));
         while let Some(piece) = pieces.next() {
