@@ -2,6 +2,7 @@
 
 use crate::Failure;
 use ringspan_engine::kernel::{facts, ktls};
+use ringspan_tunnel::bridge::{Mover, PlaneOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Threads of the control plane: HTTP, store and admin leave the cores to the workers.
@@ -27,6 +28,34 @@ pub(crate) fn tell_ktls(allowed: bool) {
         Ok(kernel) => tracing::info!(ktls = %kernel, "the kernel encrypts the link"),
         Err(why) => tracing::info!(ktls = "none", why, "the link is encrypted in user space"),
     }
+}
+
+/// How bytes are moved: the defaults, or what RINGSPAN_MOVER (adaptive, copy, splice), RINGSPAN_PIPE_BYTES,
+/// RINGSPAN_SPLICE_BYTES and RINGSPAN_MOVE_BYTES say, for measurements. What cannot be read is said and ignored.
+pub(crate) fn plane_options() -> PlaneOptions {
+    let mut options = PlaneOptions::default();
+    let said = |name: &str| std::env::var(name).ok();
+    let number = |name: &str, default: u64| {
+        said(name).map_or(default, |text| {
+            text.parse().unwrap_or_else(|_| {
+                tracing::warn!(name, text, "not a number of bytes: ignored");
+                default
+            })
+        })
+    };
+    options.mover = match said("RINGSPAN_MOVER").as_deref() {
+        None | Some("adaptive") => Mover::Adaptive,
+        Some("copy") => Mover::Copy,
+        Some("splice") => Mover::Splice,
+        Some(text) => {
+            tracing::warn!(text, "RINGSPAN_MOVER is adaptive, copy or splice: ignored");
+            Mover::Adaptive
+        }
+    };
+    options.pipe_bytes = number("RINGSPAN_PIPE_BYTES", options.pipe_bytes as u64) as usize;
+    options.splice_bytes = number("RINGSPAN_SPLICE_BYTES", options.splice_bytes as u64) as usize;
+    options.move_bytes = number("RINGSPAN_MOVE_BYTES", options.move_bytes);
+    options
 }
 
 /// The control plane's runtime.

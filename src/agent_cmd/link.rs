@@ -120,6 +120,7 @@ mod tests {
     use super::*;
     use crate::config::agent::{CARRIERS_DEFAULT, Secret};
     use crate::config::bridge::Engine;
+    use crate::config::carrier::DIRECT_MAX_DEFAULT;
     use ringspan_tunnel::token::GrantTerms;
 
     fn config(state_dir: &Path, token: Option<String>) -> Config {
@@ -130,6 +131,7 @@ mod tests {
             state_dir: state_dir.to_owned(),
             carriers: CARRIERS_DEFAULT,
             ktls: true,
+            direct_max: DIRECT_MAX_DEFAULT,
             exposes,
             visits: Vec::new(),
             engine,

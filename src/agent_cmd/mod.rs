@@ -10,6 +10,7 @@ mod link;
 
 use crate::config::agent::{Agent as Config, CARRIERS_DEFAULT, Secret};
 use crate::config::bridge::Engine as EngineConfig;
+use crate::config::carrier::DIRECT_MAX_DEFAULT;
 use crate::config::check::CHECK_DEFAULT;
 use crate::config::expose::Expose;
 use crate::doors::backends::{self, Backends};
@@ -80,6 +81,7 @@ fn of_flags(args: &cli::Agent) -> Result<Config, Failure> {
         state_dir: args.state_dir.clone().unwrap_or_else(|| cli::STATE_DIR_DEFAULT.into()),
         carriers: CARRIERS_DEFAULT,
         ktls: true,
+        direct_max: DIRECT_MAX_DEFAULT,
         exposes: args.expose.iter().map(expose).collect(),
         visits: Vec::new(),
         engine: EngineConfig::default(),
@@ -137,6 +139,8 @@ impl AgentServer {
             backends: config.exposes.iter().map(|e| backends::way(&e.backend)).collect(),
             dial_timeout: DIAL_TIMEOUT,
             memory: config.memory,
+            direct_max: config.direct_max,
+            plane: machine::plane_options(),
         };
         let defaults = EngineOptions::default();
         let engine_options = EngineOptions {

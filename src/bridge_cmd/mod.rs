@@ -275,6 +275,7 @@ fn bridge_options(
         streams_max: STREAMS_MAX,
         memory: config.memory,
         software: software.to_owned(),
+        plane: machine::plane_options(),
     })
 }
 

@@ -1,6 +1,7 @@
 //! agent.toml: its keys, their ranges and defaults. The table for people is docs/configuration.md.
 
 use super::bridge::{Engine, RawEngine, check_engine};
+use super::carrier::{self, DIRECT_MAX_DEFAULT};
 use super::expose::{Expose, RawExpose, check_expose};
 use super::memory::{RawMemory, check_memory};
 use super::visit::{RawVisit, Visit, check_visit};
@@ -30,6 +31,8 @@ pub(crate) struct Agent {
     pub(crate) carriers: u8,
     /// Whether the kernel may encrypt them.
     pub(crate) ktls: bool,
+    /// TCP connections beside them, each for one stream.
+    pub(crate) direct_max: u16,
     /// Its backends.
     pub(crate) exposes: Vec<Expose>,
     /// Secret services of other agents.
@@ -77,6 +80,7 @@ struct RawLink {
     state_dir: Option<Spanned<String>>,
     carriers: Option<Spanned<i64>>,
     ktls: Option<Spanned<String>>,
+    direct_max: Option<Spanned<i64>>,
 }
 
 /// Checks a whole document.
@@ -88,6 +92,7 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
         state_dir: doc.path_of(STATE_DIR_DEFAULT),
         carriers: CARRIERS_DEFAULT,
         ktls: true,
+        direct_max: DIRECT_MAX_DEFAULT,
         exposes: Vec::new(),
         visits: Vec::new(),
         engine: check_engine(doc, raw.engine.as_ref())?,
@@ -101,6 +106,7 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
             agent.carriers = doc.number(carriers, 1..=CARRIERS_MAX.into())? as u8;
         }
         agent.ktls = super::ktls::check(doc, link.ktls.as_ref())?;
+        agent.direct_max = carrier::direct_max(doc, link.direct_max.as_ref())?;
         (agent.token, agent.token_file_missing) = token(doc, link)?;
     }
     for raw in &raw.expose {

@@ -1,10 +1,12 @@
 //! bridge.toml: its keys, their ranges and defaults. The table for people is docs/configuration.md.
 
+use super::carrier::{self, CARRIER_DEFAULT};
 use super::doors::{Door, Keys, check_door, fits, unix_path};
 use super::memory::{RawMemory, check_memory};
 use super::{Document, Error, http, ports, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
 use ringspan_tunnel::address::Address;
+use ringspan_tunnel::bridge::CarrierMode;
 use ringspan_tunnel::memory::MemoryLimits;
 use serde::Deserialize;
 use std::collections::HashSet;
@@ -77,6 +79,8 @@ pub(crate) struct Listener {
     pub(crate) service: String,
     /// What it speaks.
     pub(crate) door: Door,
+    /// By which kind of carrier they go.
+    pub(crate) carrier: CarrierMode,
 }
 
 /// Threads and kernel interface; the same section in both files.
@@ -170,6 +174,7 @@ struct RawListener {
     users: Option<Spanned<Vec<Spanned<String>>>>,
     allow: Option<Spanned<Vec<Spanned<String>>>>,
     mode: Option<Spanned<String>>,
+    carrier: Option<Spanned<String>>,
 }
 
 /// Checks a whole document.
@@ -211,6 +216,10 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         };
         if let Some(is_tls) = http::is_tls(listener.r#type.get_ref()) {
             fits(doc, &listener.r#type, false, &keys)?;
+            if let Some(carrier) = &listener.carrier {
+                let problem = "an http listener's streams go by what they carry";
+                return Err(doc.wrong(carrier.span(), problem, "no carrier key here"));
+            }
             let listen = doc.value(&listener.listen, unit::address, "\"0.0.0.0:80\"")?;
             taken.take(Transport::Tcp, listen, &format!("listener {name:?}"), Some(&listener.listen))?;
             let parts = http::RawParts {
@@ -223,7 +232,13 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
             };
             let door = http::check(doc, &name, is_tls, &parts)?;
             let service = door.routes.last().map(|route| route.service.clone()).unwrap_or_default();
-            bridge.listeners.push(Listener { name, listen, service, door: Door::Http(Box::new(door)) });
+            bridge.listeners.push(Listener {
+                name,
+                listen,
+                service,
+                door: Door::Http(Box::new(door)),
+                carrier: CARRIER_DEFAULT,
+            });
             continue;
         }
         if let Some(at) = of_http(listener) {
@@ -237,6 +252,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
             false => ports::addresses(doc, &listener.listen, "\"0.0.0.0:8080\"")?,
         };
         let transport = if let Door::Udp(_) = door { Transport::Udp } else { Transport::Tcp };
+        let carrier = carrier::carrier(doc, listener.carrier.as_ref())?;
         let Some(service) = &listener.service else { return Err(doc.missing(spanned.span(), "service")) };
         for &listen in &listens {
             taken.take(transport, listen, &format!("listener {name:?}"), Some(&listener.listen))?;
@@ -246,7 +262,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
                 let problem = format!("another listener is called {name:?}");
                 return Err(doc.wrong(listener.name.span(), problem, "a name of its own"));
             }
-            bridge.listeners.push(Listener { name, listen, service, door: door.clone() });
+            bridge.listeners.push(Listener { name, listen, service, door: door.clone(), carrier });
         }
     }
     Ok(bridge)

@@ -7,6 +7,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod bridge;
+pub(crate) mod carrier;
 pub(crate) mod check;
 pub(crate) mod doors;
 pub(crate) mod expose;

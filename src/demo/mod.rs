@@ -14,6 +14,7 @@ use crate::agent_cmd::AgentServer;
 use crate::bridge_cmd::BridgeServer;
 use crate::config::agent::{Agent as AgentConfig, CARRIERS_DEFAULT, Secret};
 use crate::config::bridge::{Bridge as BridgeConfig, Engine as EngineConfig, Link, Listener, Tls};
+use crate::config::carrier::{CARRIER_DEFAULT, DIRECT_MAX_DEFAULT};
 use crate::config::check::{CHECK_DEFAULT, Check};
 use crate::config::doors::Door;
 use crate::config::expose::Expose;
@@ -154,6 +155,7 @@ impl Demo {
                 listen: loopback,
                 service: SERVICE.into(),
                 door: Door::Tcp,
+                carrier: CARRIER_DEFAULT,
             }],
             engine: EngineConfig::default(),
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
@@ -199,6 +201,7 @@ impl Demo {
             state_dir: folder.0.join("agent"),
             carriers: CARRIERS_DEFAULT,
             ktls: true,
+            direct_max: DIRECT_MAX_DEFAULT,
             exposes: backends.iter().map(expose).collect(),
             visits: Vec::new(),
             engine: EngineConfig::default(),

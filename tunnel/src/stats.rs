@@ -103,6 +103,14 @@ stats! {
     handshakes_failed
     /// Dials of backends that failed.
     dials_failed
+    /// Gauge: direct carriers that wait for a stream.
+    direct_spare
+    /// Gauge: direct carriers with a stream.
+    direct_open
+    /// Streams that found no direct carrier waiting.
+    direct_missed
+    /// Streams that left the mux for a direct carrier.
+    streams_moved
     /// Gauge: pipes that exist.
     pipes
 }

@@ -6,7 +6,7 @@ mod rig;
 use rig::backend::{self, Order, Source, finish, read_all};
 use rig::{BridgeRig, PATIENCE, SHAPES};
 use ringspan_engine::kernel::Socket;
-use ringspan_tunnel::bridge::{Entry, Gate};
+use ringspan_tunnel::bridge::{CarrierMode, Entry, Gate};
 use ringspan_tunnel::frame::Reason;
 use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::UnixStream;
@@ -22,7 +22,7 @@ fn enter(
 ) -> (UnixStream, Receiver<Result<(), Reason>>) {
     let (inside, outside) = Socket::pair().unwrap();
     let (tell, told) = channel();
-    let gate = Gate { name: "door".into(), service: service.to_owned().try_into().unwrap() };
+    let gate = Gate { name: "door".into(), service: service.to_owned().try_into().unwrap(), carrier: CarrierMode::Mux };
     let entry = Entry {
         socket: inside,
         gate: Arc::new(gate),

@@ -5,13 +5,16 @@ mod rig;
 
 use rig::backend::{self, Order, ask};
 use rig::{EPOLL, PATIENCE, RING};
-use ringspan_tunnel::bridge::{BridgeError, Closing, Gate, Inherited, Listener};
+use ringspan_tunnel::bridge::{BridgeError, CarrierMode, Closing, Gate, Inherited, Listener};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 fn listener(name: &str, address: SocketAddr, service: &str) -> Listener {
-    Listener { address, gate: Arc::new(Gate { name: name.into(), service: rig::service(service) }) }
+    Listener {
+        address,
+        gate: Arc::new(Gate { name: name.into(), service: rig::service(service), carrier: CarrierMode::Auto }),
+    }
 }
 
 fn is_served(address: SocketAddr) -> bool {

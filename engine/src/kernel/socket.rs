@@ -299,6 +299,14 @@ impl Socket {
         self.set(libc::SOL_SOCKET, libc::SO_LINGER, libc::linger { l_onoff: 1, l_linger: 0 })
     }
 
+    /// Takes [`reset_on_close`](Socket::reset_on_close) back: close says FIN, and what is unsent still goes out.
+    ///
+    /// # Errors
+    /// None that a live socket gives.
+    pub fn keep_on_close(&self) -> io::Result<()> {
+        self.set(libc::SOL_SOCKET, libc::SO_LINGER, libc::linger { l_onoff: 0, l_linger: 0 })
+    }
+
     /// TCP_NODELAY: no waiting for full segments.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ mod table;
 pub(crate) mod tls;
 mod upgrade;
 
+use crate::config::carrier::CARRIER_DEFAULT;
 use crate::config::http::{HttpListener, Options, Route};
 use arc_swap::ArcSwap;
 use hyper::header::HeaderValue;
@@ -184,7 +185,7 @@ impl Setup {
         let mut ways = Vec::new();
         for route in &config.routes {
             let service = route.service.clone().try_into().map_err(|e| format!("service {:?}: {e}", route.service))?;
-            let gate = Arc::new(Gate { name: config.name.clone(), service });
+            let gate = Arc::new(Gate { name: config.name.clone(), service, carrier: CARRIER_DEFAULT });
             let pool = pools.entry(route.service.clone());
             let pool = pool.or_insert_with(|| Arc::new(Pool::new(hall.handle.clone(), gate.clone()))).clone();
             ways.push((route.host.clone(), route.path.clone(), Arc::new(Way::new(route, options, gate, pool))));

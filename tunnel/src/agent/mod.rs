@@ -9,6 +9,7 @@
 //! and each change of it in order.
 
 mod feed;
+mod spares;
 mod worker;
 
 use crate::frame::Reason;
@@ -16,7 +17,7 @@ use crate::health_feed::BackendHealth;
 use crate::hello::{Introduction, Refusal, Welcome};
 use crate::memory::{Budget, MemoryLimits};
 use crate::mux::OpenInfo;
-pub use crate::plane::Backend;
+pub use crate::plane::{Backend, PlaneOptions};
 use crate::slots::Key;
 use crate::stats::{Stats, WorkerStats};
 use crate::tls::ClientTls;
@@ -56,6 +57,10 @@ pub struct AgentOptions {
     pub dial_timeout: Duration,
     /// What its streams may take.
     pub memory: MemoryLimits,
+    /// Direct carriers there may be, waiting or with a stream; 0: streams stay on the link's carriers. Default 256.
+    pub direct_max: u16,
+    /// How bytes are moved.
+    pub plane: PlaneOptions,
 }
 
 /// What the control plane hears.

@@ -1,31 +1,33 @@
 //! The agent on one worker: its share of the carriers, and the dialing of backends (which the plane does by itself).
 
 use super::feed::Feed;
+use super::spares::{SPARE_PLACE, Spares};
 use super::{AgentEvent, AgentOptions, Mail, Shared};
 use crate::backoff::Backoff;
 use crate::frame::{Kind, Reason};
-use crate::hello::{self, AgentHello, AgentStep, VERSIONS};
+use crate::hello::{self, AgentHello, AgentStep, Introduction, VERSIONS};
 use crate::mux::{Limits, Side};
 use crate::plane::{Event, OP_ROLE, Plane, dial_reason, dialer, hello_kind, tame};
 use crate::slots::Key;
 use crate::stats::WorkerStats;
-use crate::tls::{Binding, Tls};
+use crate::tls::{Binding, Tls, TlsError};
 use ringspan_engine::io::{Completion, Errno, Event as IoEvent, Op};
 use ringspan_engine::kernel::Socket;
 use ringspan_engine::mailbox::{Receiver, Sender};
 use ringspan_engine::resident::{Cx, Next, Resident};
 use ringspan_engine::time::Instant;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Connects to the bridge; the index is the carrier's place here.
-const OP_LINK_DIAL: u8 = OP_ROLE;
+pub(super) const OP_LINK_DIAL: u8 = OP_ROLE;
 
 /// A bridge that does not answer the connect is given up after this and dialed again at once: the kernel doubles the
 /// time between two packets of one dial, so a new dial finds a network that is back sooner. Longer than any round trip
 /// over land, sea or geostationary satellite (0.6 s), with one packet lost.
-const LINK_DIAL_MAX: Duration = Duration::from_secs(2);
+pub(super) const LINK_DIAL_MAX: Duration = Duration::from_secs(2);
 
 /// What one worker of the agent owns from the start.
 pub(super) struct Own {
@@ -38,7 +40,10 @@ pub(super) struct Own {
 struct Line {
     number: u8,
     backoff: Backoff,
+    /// Connections tried so far: the number of the present one.
     attempts: usize,
+    /// Where the present one goes to.
+    to: Option<SocketAddr>,
     state: State,
 }
 
@@ -54,8 +59,9 @@ pub(super) struct AgentWorker {
     options: Arc<AgentOptions>,
     shared: Arc<Shared>,
     stats: Arc<WorkerStats>,
-    plane: Plane,
+    pub(super) plane: Plane,
     lines: Vec<Line>,
+    pub(super) spares: Spares,
     /// On worker 0.
     feed: Option<Feed>,
     random: fastrand::Rng,
@@ -74,6 +80,7 @@ impl AgentWorker {
             number,
             backoff: Backoff::default(),
             attempts: 0,
+            to: None,
             state: State::Idle { until: Instant::ZERO },
         };
         AgentWorker {
@@ -83,7 +90,9 @@ impl AgentWorker {
                 shared.budget.clone(),
                 options.backends.clone(),
                 options.dial_timeout,
+                &options.plane,
             ),
+            spares: Spares::new(usize::from(options.direct_max).div_ceil(shared.mail.len())),
             lines: numbers.map(line).collect(),
             own,
             options: options.clone(),
@@ -144,6 +153,7 @@ impl AgentWorker {
             Ok((socket, to)) => {
                 let fd = socket.fd();
                 let token = cx.token(OP_LINK_DIAL, line.attempts as u32, at as u32);
+                line.to = Some(to);
                 line.state = State::Dialing { socket, deadline: cx.now + LINK_DIAL_MAX };
                 cx.io.submit(token, Op::Connect { fd, to });
             }
@@ -198,9 +208,34 @@ impl AgentWorker {
         })
     }
 
+    fn place(&self, at: usize) -> hello::Carrier {
+        let line = &self.lines[at];
+        hello::Carrier { serial: line.attempts as u32, ..hello::Carrier::mux(line.number, self.options.carriers) }
+    }
+
+    /// What a direct carrier of this link says of itself, and where it connects to.
+    pub(super) fn direct_place(&self, link: Key) -> Option<(hello::Carrier, SocketAddr)> {
+        let at = self.line_of(link)?;
+        Some((self.place(at), self.lines[at].to?))
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping || self.leaving
+    }
+
+    /// A cipher for one more connection to the bridge.
+    pub(super) fn link_tls(&self) -> Option<Result<Tls, TlsError>> {
+        self.options.tls.as_ref().map(|tls| tls.connect(&self.options.host))
+    }
+
+    /// Who we are, without what we offer.
+    pub(super) fn bare_introduction(&self) -> Introduction {
+        Introduction { exposes: Vec::new(), token: None, ..self.options.introduction.clone() }
+    }
+
     fn on_ready(&mut self, carrier: Key, binding: Binding) {
         let Some(at) = self.line_of(carrier) else { return };
-        let place = hello::Carrier::mux(self.lines[at].number, self.options.carriers);
+        let place = self.place(at);
         if let State::Greeting { hello, .. } = &mut self.lines[at].state {
             *hello = Some(Box::new(AgentHello::new(self.options.introduction.clone(), VERSIONS, place, binding)));
         }
@@ -249,6 +284,7 @@ impl AgentWorker {
         let Some(at) = self.line_of(key) else { return };
         if let State::Up { .. } = self.lines[at].state {
             self.draining.push(key);
+            self.forget_spares(key);
             self.on_lost(cx, key, Reason::Draining, detail);
         }
     }
@@ -258,6 +294,7 @@ impl AgentWorker {
         if std::mem::replace(&mut self.leaving, true) {
             return;
         }
+        self.cancel_spares(cx);
         for at in 0..self.lines.len() {
             match self.lines[at].state {
                 State::Idle { .. } => {}
@@ -273,6 +310,11 @@ impl AgentWorker {
     }
 
     fn on_lost(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason, detail: String) {
+        if self.spares.has(key) {
+            tracing::debug!(%reason, detail, "a direct carrier is gone");
+            return self.on_spare_gone(cx.now, key);
+        }
+        self.forget_spares(key);
         if self.draining.contains(&key) && self.line_of(key).is_none() {
             self.draining.retain(|k| *k != key);
             return;
@@ -337,7 +379,14 @@ impl AgentWorker {
         let any = !events.is_empty();
         for event in events {
             match event {
+                Event::Ready { carrier, binding } if self.spares.has(carrier) => self.on_spare_ready(carrier, binding),
                 Event::Ready { carrier, binding } => self.on_ready(carrier, binding),
+                Event::Control { carrier, kind: Kind::Hello, aux, payload } if self.spares.has(carrier) => {
+                    self.on_spare_hello(cx, carrier, aux, &payload);
+                }
+                Event::SpareWanted { carrier, count } => self.on_spares_wanted(carrier, count),
+                Event::DirectTaken { carrier } => self.on_spare_taken(carrier),
+                Event::DirectOver { carrier } => self.on_spare_gone(cx.now, carrier),
                 Event::Control { carrier, kind: Kind::Hello, aux, payload } => {
                     self.on_hello(cx, carrier, aux, &payload)
                 }
@@ -375,7 +424,7 @@ impl AgentWorker {
     /// Nothing is left that could have an event.
     fn is_over(&self) -> bool {
         let dialing = self.lines.iter().any(|line| matches!(line.state, State::Dialing { .. }));
-        !dialing && self.plane.is_empty()
+        !dialing && !self.spares.is_dialing() && self.plane.is_empty()
     }
 }
 
@@ -389,6 +438,10 @@ impl Resident for AgentWorker {
     fn on_completion(&mut self, cx: &mut Cx<'_>, completion: Completion) {
         let Completion { token, event } = completion;
         match (token.op(), event) {
+            (OP_LINK_DIAL, IoEvent::Connected(result)) if token.index() & SPARE_PLACE != 0 => {
+                let at = Key { index: token.index() & !SPARE_PLACE, generation: token.generation() };
+                self.on_spare_dialed(cx, at, result);
+            }
             (OP_LINK_DIAL, IoEvent::Connected(result)) => self.on_dialed(cx, token.index() as usize, result),
             (_, event) => self.plane.on_completion(cx, token, event),
         }
@@ -402,7 +455,12 @@ impl Resident for AgentWorker {
             self.leave(cx);
         }
         let going = self.leaving || self.shared.retiring.load(Ordering::Acquire);
-        let due = if self.stopping || going { None } else { self.dial_due(cx) };
+        let due = if self.stopping || going {
+            None
+        } else {
+            let (links, spares) = (self.dial_due(cx), self.dial_spares(cx));
+            links.into_iter().chain(spares).min()
+        };
         let busy = self.plane.turn(cx);
         let busy = self.on_events(cx) || busy;
         self.run_feed(cx);
@@ -420,6 +478,7 @@ impl Resident for AgentWorker {
 
     fn on_stop(&mut self, cx: &mut Cx<'_>) {
         self.stopping = true;
+        self.cancel_spares(cx);
         for at in 0..self.lines.len() {
             if let State::Dialing { .. } = self.lines[at].state {
                 cx.io.cancel(cx.token(OP_LINK_DIAL, self.lines[at].attempts as u32, at as u32));

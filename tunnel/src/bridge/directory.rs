@@ -1,6 +1,7 @@
 //! Which workers hold carriers of which session of an agent: a snapshot that every worker reads and the worker that gains or loses a
 //! carrier replaces. Rare (a carrier lives for days), so copying the whole map is cheap against a lock on each visitor.
 
+use crate::hello::SessionId;
 use crate::identity::AgentId;
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
@@ -12,6 +13,8 @@ pub(super) type SessionKey = (AgentId, u64);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Directory {
     sessions: HashMap<SessionKey, Vec<u32>>,
+    /// Which of them an agent's own word for its session means.
+    ids: HashMap<SessionId, SessionKey>,
 }
 
 impl Directory {
@@ -21,7 +24,13 @@ impl Directory {
         (0..carriers.len()).find(|&worker| worker != but && carriers[worker] > 0)
     }
 
-    fn add(&mut self, session: SessionKey, worker: usize) {
+    /// The number of this session of the agent, if it has a carrier.
+    pub(super) fn generation_of(&self, agent: &AgentId, id: SessionId) -> Option<u64> {
+        self.ids.get(&id).filter(|(whose, _)| whose == agent).map(|(_, generation)| *generation)
+    }
+
+    fn add(&mut self, session: SessionKey, id: SessionId, worker: usize) {
+        self.ids.insert(id, session);
         let carriers = self.sessions.entry(session).or_default();
         carriers.resize(carriers.len().max(worker + 1), 0);
         carriers[worker] += 1;
@@ -34,15 +43,16 @@ impl Directory {
         }
         if carriers.iter().all(|&count| count == 0) {
             self.sessions.remove(session);
+            self.ids.retain(|_, its| its != session);
         }
     }
 }
 
 /// A worker has one more carrier of the session.
-pub(super) fn gain(shared: &ArcSwap<Directory>, session: SessionKey, worker: usize) {
+pub(super) fn gain(shared: &ArcSwap<Directory>, session: SessionKey, id: SessionId, worker: usize) {
     shared.rcu(|old| {
         let mut new = Directory::clone(old);
-        new.add(session, worker);
+        new.add(session, id, worker);
         new
     });
 }
@@ -65,17 +75,21 @@ mod tests {
     #[test]
     fn only_living_carriers_are_named() {
         let agent = AgentId::of(&SigningKey::generate().public());
-        let shared = ArcSwap::default();
+        let (shared, ids) = (ArcSwap::default(), [SessionId::generate(), SessionId::generate()]);
         let ask = |session, but| Directory::worker_of(&shared.load(), &(agent, session), but);
-        gain(&shared, (agent, 1), 0);
-        gain(&shared, (agent, 1), 1);
+        gain(&shared, (agent, 1), ids[0], 0);
+        gain(&shared, (agent, 1), ids[0], 1);
         assert_eq!((ask(1, 0), ask(1, 1), ask(1, 9)), (Some(1), Some(0), Some(0)));
-        gain(&shared, (agent, 2), 1);
+        gain(&shared, (agent, 2), ids[1], 1);
         assert_eq!((ask(2, 0), ask(2, 1), ask(1, 1)), (Some(1), None, Some(0)));
+        let of = |id| Directory::generation_of(&shared.load(), &agent, id);
+        assert_eq!((of(ids[0]), of(ids[1]), of(SessionId::generate())), (Some(1), Some(2), None));
+        let other = AgentId::of(&SigningKey::generate().public());
+        assert_eq!(shared.load().generation_of(&other, ids[0]), None, "another agent's word is not believed");
         lose(&shared, (agent, 1), 1);
         assert_eq!((ask(2, 0), ask(1, 0)), (Some(1), None));
         lose(&shared, (agent, 2), 1);
         lose(&shared, (agent, 1), 0);
-        assert_eq!((ask(2, 0), shared.load().sessions.len()), (None, 0));
+        assert_eq!((ask(2, 0), shared.load().sessions.len(), shared.load().ids.len()), (None, 0, 0));
     }
 }

@@ -5,7 +5,7 @@ use crate::frame::Reason;
 use crate::hello::ServiceName;
 use crate::mux::OpenInfo;
 use crate::outliers::Place;
-use crate::plane::Arrival;
+use crate::plane::{Arrival, CarrierMode};
 use ringspan_engine::kernel::Socket;
 use ringspan_engine::time::Instant;
 use std::fmt;
@@ -20,6 +20,8 @@ pub struct Gate {
     pub name: String,
     /// What its visitors get.
     pub service: ServiceName,
+    /// By which kind of carrier they go.
+    pub carrier: CarrierMode,
 }
 
 /// Told once whether a visitor's backend was reached, or why not. On a worker's thread: must not block.
@@ -64,6 +66,11 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
+    /// By which kind of carrier it goes.
+    pub(crate) fn carrier(&self) -> CarrierMode {
+        self.gate.carrier
+    }
+
     fn new(gate: Arc<Gate>, visitor: Option<SocketAddr>, on_placed: Option<OnPlaced>) -> Box<Ticket> {
         let wants_news = on_placed.is_some();
         let (at, tried, since) = (None, Vec::new(), None);

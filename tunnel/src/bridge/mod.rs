@@ -27,6 +27,7 @@ use crate::identity::AgentId;
 use crate::memory::{Budget, MemoryLimits};
 use crate::outliers::Outliers;
 use crate::plane::Carrier;
+pub use crate::plane::{CarrierMode, Mover, PlaneOptions};
 use crate::routes::Routes;
 use crate::slots::Key;
 use crate::stats::{Stats, WorkerStats};
@@ -81,6 +82,8 @@ pub struct BridgeOptions {
     pub memory: MemoryLimits,
     /// Name and version of this software, told to agents.
     pub software: String,
+    /// How bytes are moved.
+    pub plane: PlaneOptions,
 }
 
 /// One public address.

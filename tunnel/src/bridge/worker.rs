@@ -10,7 +10,7 @@ use super::ears::{Ear, Step};
 use super::entry::{Handed, Ticket, Visitor};
 use super::{BridgeEvent, BridgeOptions, Decision, Mail, Raw, Shared, Transfer, directory};
 use crate::frame::{Kind, Reason};
-use crate::hello::{self, Applicant, BridgeHello, BridgeStep, VERSIONS};
+use crate::hello::{self, Applicant, BridgeHello, BridgeStep, CarrierUse, VERSIONS};
 use crate::identity::AgentId;
 use crate::keys;
 use crate::mux::{Limits, Side};
@@ -89,6 +89,8 @@ struct Peer {
     generation: u64,
     /// No new visitors are sent to it.
     leaving: bool,
+    /// Which connection of its link it is.
+    place: hello::Carrier,
 }
 
 pub(super) struct BridgeWorker {
@@ -109,6 +111,8 @@ pub(super) struct BridgeWorker {
     /// Guests that have come so far.
     arrivals: u64,
     peers: HashMap<Key, Peer>,
+    /// Direct carriers that are up, with a stream or waiting for one.
+    directs: HashMap<Key, Peer>,
     /// The same by session: what visitors are sent to.
     links: HashMap<SessionKey, Vec<Key>>,
     /// Whose turn it is for what the control plane brings.
@@ -130,7 +134,14 @@ impl BridgeWorker {
         let index = own.index;
         let stats = shared.stats[index].clone();
         BridgeWorker {
-            plane: Plane::new(Side::Opener, stats.clone(), shared.budget.clone(), Vec::new(), Duration::ZERO),
+            plane: Plane::new(
+                Side::Opener,
+                stats.clone(),
+                shared.budget.clone(),
+                Vec::new(),
+                Duration::ZERO,
+                &options.plane,
+            ),
             own,
             shared,
             stats,
@@ -144,6 +155,7 @@ impl BridgeWorker {
             guests: HashMap::new(),
             arrivals: 0,
             peers: HashMap::new(),
+            directs: HashMap::new(),
             links: HashMap::new(),
             entry_cursor: Cursor::starting_at(index),
             unsent: VecDeque::new(),
@@ -323,6 +335,10 @@ impl BridgeWorker {
         match step {
             BridgeStep::Decide(applicant) => {
                 guest.applicant = Some(applicant.clone());
+                if applicant.carrier.used == CarrierUse::Direct {
+                    let decision = self.decide_direct(&applicant);
+                    return self.on_decision(cx, key, &decision);
+                }
                 let link = super::LinkId { worker: self.own.index as u16, key };
                 let peer = guest.peer;
                 self.tell(Raw::Event(BridgeEvent::Hello { link, peer, applicant }));
@@ -365,16 +381,51 @@ impl BridgeWorker {
             return;
         };
         self.stats.handshakes_open.set(self.guests.len() as u64);
-        let (agent, generation) = (applicant.agent, welcome.generation);
+        let (agent, generation, place) = (applicant.agent, welcome.generation, applicant.carrier);
+        if place.used == CarrierUse::Direct {
+            return self.settle_direct(cx, key, Peer { agent, generation, leaving: false, place }, payload);
+        }
         self.plane.send(key, Kind::Hello, hello::Kind::Welcome as u16, payload);
         self.plane.raise(cx.now, key, Limits::agreed(&welcome.limits, self.streams_max));
         self.plane.resume(cx, key);
         self.stats.carriers_up.add(1);
-        self.peers.insert(key, Peer { agent, generation, leaving: false });
+        self.peers.insert(key, Peer { agent, generation, leaving: false, place });
         // Whether it gets visitors is for the routes to say: they name sessions.
         self.links.entry((agent, generation)).or_default().push(key);
-        directory::gain(&self.shared.directory, (agent, generation), self.own.index);
+        directory::gain(&self.shared.directory, (agent, generation), applicant.session, self.own.index);
         self.tell(Raw::Up { applicant, generation, peer, at: cx.now });
+    }
+
+    /// A direct carrier may come in if the agent's present session has a link: whoever let that in has looked at the
+    /// keyring, and whoever ends it ends this one.
+    fn decide_direct(&self, applicant: &Applicant) -> Decision {
+        match self.shared.directory.load().generation_of(&applicant.agent, applicant.session) {
+            Some(generation) => {
+                let Limits { window_bytes, frame_bytes_max, .. } = Limits::default();
+                let limits = hello::Limits { window_bytes, frame_bytes_max };
+                Ok(hello::Welcome { agent: applicant.agent, generation, limits, software: self.software.clone() })
+            }
+            None => Err(hello::Refusal::with(hello::RefusalCode::TooBusy, "a direct carrier without its link")),
+        }
+    }
+
+    /// A welcomed direct carrier is at home: it waits for a stream of the link it belongs to.
+    fn settle_direct(&mut self, cx: &mut Cx<'_>, key: Key, peer: Peer, payload: Vec<u8>) {
+        let its_link = |link: &&Key| {
+            self.peers.get(link).is_some_and(|p| {
+                let hello::Carrier { index, serial, .. } = p.place;
+                p.generation == peer.generation && (index, serial) == (peer.place.index, peer.place.serial)
+            })
+        };
+        let link =
+            self.links.get(&(peer.agent, peer.generation)).and_then(|links| links.iter().find(its_link)).copied();
+        let Some(link) = link.filter(|link| self.plane.is_link(*link)) else {
+            return self.plane.dismiss(cx, key, Reason::LinkLost, "a direct carrier without its link");
+        };
+        self.plane.send(key, Kind::Hello, hello::Kind::Welcome as u16, payload);
+        self.plane.raise_direct(key, link);
+        self.plane.resume(cx, key);
+        self.directs.insert(key, peer);
     }
 
     fn on_moved(&mut self, key: Key, body: Box<crate::plane::Carrier>, to: usize) {
@@ -411,7 +462,9 @@ impl BridgeWorker {
         if let Some(guest) = self.guests.remove(&key) {
             self.stats.handshakes_open.set(self.guests.len() as u64);
             self.failed(reason, guest.peer, &detail);
-        } else if let Some(Peer { agent, generation, leaving }) = self.peers.remove(&key) {
+        } else if self.directs.remove(&key).is_some() {
+            tracing::debug!(%reason, detail, "a direct carrier is gone");
+        } else if let Some(Peer { agent, generation, leaving, .. }) = self.peers.remove(&key) {
             self.stats.carriers_up.sub(1);
             self.stats.count(reason);
             if !leaving {
@@ -470,8 +523,13 @@ impl BridgeWorker {
     }
 
     fn disconnect(&mut self, cx: &mut Cx<'_>, agent: AgentId, below: u64, sentence: &str) {
-        let keys: Vec<Key> =
-            self.peers.iter().filter(|(_, p)| p.agent == agent && p.generation < below).map(|(key, _)| *key).collect();
+        let keys: Vec<Key> = self
+            .peers
+            .iter()
+            .chain(&self.directs)
+            .filter(|(_, p)| p.agent == agent && p.generation < below)
+            .map(|(key, _)| *key)
+            .collect();
         for key in keys {
             self.plane.dismiss(cx, key, Reason::Disconnected, sentence);
         }
@@ -651,9 +709,11 @@ impl BridgeWorker {
                     self.retire(carrier);
                 }
                 Event::Lost { carrier, reason, detail } => self.on_lost(carrier, reason, detail),
+                Event::DirectOver { carrier } => drop(self.directs.remove(&carrier)),
+                Event::SpareWanted { .. } | Event::DirectTaken { .. } => {}
                 Event::Moved { carrier, body, to } => self.on_moved(carrier, body, to),
                 Event::StreamReset { carrier, backend, reason, early } => {
-                    if let Some(peer) = self.peers.get(&carrier)
+                    if let Some(peer) = self.peers.get(&carrier).or_else(|| self.directs.get(&carrier))
                         && reason.is_dial()
                     {
                         let agent = peer.agent;

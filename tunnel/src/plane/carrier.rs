@@ -2,6 +2,7 @@
 //! the frame it is reading and the frame it is writing.
 //! Promise: a frame that was begun is finished before another begins, whatever blocks in between.
 
+use super::direct::{Load, Pool};
 use crate::frame::{HEADER_BYTES, Kind, Reason, Violation};
 use crate::mux::Mux;
 use crate::slots::Key;
@@ -81,10 +82,13 @@ pub(crate) struct Carrier {
     pub(super) records: bool,
     /// Whether the kernel gets the keys is decided.
     pub(super) offload_settled: bool,
+    /// close_notify has come among the kernel's records.
+    pub(super) said_end: bool,
     /// What the keys have done, each way.
     pub(super) wear_in: Wear,
     pub(super) wear_out: Wear,
     pub(super) mux: Mux<Key>,
+    pub(super) load: Load,
     pub(super) phase: Phase,
     pub(super) reading: Reading,
     pub(super) head: [u8; HEADER_BYTES],
@@ -129,10 +133,12 @@ impl Carrier {
             splice_in: tls.is_plain(),
             records: false,
             offload_settled: tls.is_plain(),
+            said_end: false,
             wear_in: Wear::default(),
             wear_out: Wear::default(),
             tls: Some(tls),
             mux,
+            load: Load::Mux(Pool::default()),
             phase: Phase::Hello,
             reading: Reading::Head,
             head: [0; HEADER_BYTES],
@@ -162,7 +168,9 @@ impl Carrier {
     pub(super) fn wants_tx(&self) -> bool {
         let cipher = self.tls.as_ref().is_some_and(|tls| !tls.outgoing().is_empty());
         let left = self.out_at < self.out.len() || self.out_pipe.is_some() || cipher;
-        self.is_live() && !self.write_armed && (left || (self.mux.has_output() && !self.is_shaking_hands()))
+        self.is_live()
+            && !self.write_armed
+            && (left || ((self.mux.has_output() || self.has_raw_output()) && !self.is_shaking_hands()))
     }
 
     /// Once a second: takes stock of the traffic, and lets the socket hold unsent what it sends in [`NOTSENT_TIME`].

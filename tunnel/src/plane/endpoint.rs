@@ -9,6 +9,7 @@
 use super::pipes::Pipes;
 use super::unplaced::Unplaced;
 use crate::frame::Reason;
+use crate::moving::Moving;
 use crate::slots::Key;
 use ringspan_engine::io::Errno;
 use ringspan_engine::kernel::{Pipe, Shutdown, Socket};
@@ -78,6 +79,14 @@ pub(super) struct Endpoint {
     pub(super) streak: u8,
     wrote: bool,
     nodelay: bool,
+    /// Where its bytes go and come from, if not on the mux.
+    pub(super) moving: Moving,
+    pub(super) direct: Option<Key>,
+    /// Bridge: it leaves the mux when it has carried enough, and this is how much it has.
+    pub(super) may_move: bool,
+    pub(super) carried: u64,
+    /// A direct carrier was asked for.
+    pub(super) asked: bool,
     /// Bytes that go to the link before the socket's own.
     pub(super) prefix: Vec<u8>,
     /// Agent: the bridge waits to hear whether the backend is reached.
@@ -104,6 +113,11 @@ impl Endpoint {
             streak: 0,
             wrote: false,
             nodelay: false,
+            moving: Moving::MUX,
+            direct: None,
+            may_move: false,
+            carried: 0,
+            asked: false,
             prefix: Vec::new(),
             tell: false,
             unplaced: None,

@@ -9,10 +9,14 @@
 //! gives it carriers and visitors and takes its [`Event`]s.
 
 mod carrier;
+mod direct;
 mod endpoint;
 mod offload;
+mod options;
 mod pipes;
+mod raw;
 mod rx;
+mod spares;
 mod streams;
 mod tx;
 mod unplaced;
@@ -21,8 +25,11 @@ pub(crate) use carrier::Carrier;
 #[cfg(test)]
 pub(crate) use carrier::unsent_bytes;
 use carrier::{Lost, Phase};
+use direct::Load;
 pub(crate) use endpoint::dial_reason;
 use endpoint::{Endpoint, Stage};
+use options::Settled;
+pub use options::{CarrierMode, Mover, PlaneOptions};
 use pipes::Pipes;
 use unplaced::Unplaced;
 pub(crate) use unplaced::{Arrival, Bounced};
@@ -92,6 +99,12 @@ pub(crate) enum Event {
     Placed { ticket: Box<Ticket>, result: Result<(), Reason> },
     /// Bridge: a visitor whose backend was not reached.
     Bounced(Box<Bounced>),
+    /// Agent: the bridge wants so many direct carriers to wait for streams of this one.
+    SpareWanted { carrier: Key, count: u16 },
+    /// Agent: a direct carrier no longer waits: it has a stream.
+    DirectTaken { carrier: Key },
+    /// A direct carrier has ended with its stream.
+    DirectOver { carrier: Key },
     /// A carrier that was asked to move has left this worker.
     Moved { carrier: Key, body: Box<Carrier>, to: usize },
 }
@@ -133,6 +146,7 @@ pub(crate) struct Plane {
     moving: Vec<(Key, usize)>,
     /// Visitors whose backends have given no sign yet, and when to ask for one, in order.
     signs: VecDeque<(Instant, Key)>,
+    options: Settled,
 }
 
 impl Plane {
@@ -142,12 +156,14 @@ impl Plane {
         budget: Arc<Budget>,
         backends: Vec<Backend>,
         dial_max: Duration,
+        options: &PlaneOptions,
     ) -> Plane {
+        let options = options.settle();
         Plane {
             side,
             carriers: Slots::default(),
             endpoints: Slots::default(),
-            pipes: Pipes::default(),
+            pipes: Pipes::new(options.pipe_bytes),
             scratch: vec![0; SCRATCH_BYTES].into(),
             work: Vec::new(),
             events: Vec::new(),
@@ -159,6 +175,7 @@ impl Plane {
             dial_max,
             moving: Vec::new(),
             signs: VecDeque::new(),
+            options,
         }
     }
 
@@ -298,6 +315,13 @@ impl Plane {
         arrival: Arrival,
         ticket: Box<Ticket>,
     ) -> Result<(), (Socket, Arrival, Box<Ticket>)> {
+        let (mut socket, mut arrival, mut ticket) = (socket, arrival, ticket);
+        if ticket.carrier() == CarrierMode::Direct && self.is_link(key) {
+            match self.open_direct(socket, (key, backend), arrival, ticket) {
+                Ok(()) => return Ok(()),
+                Err(back) => (socket, arrival, ticket) = back,
+            }
+        }
         let Some(c) = self.carriers.get_mut(key).filter(|c| c.phase == Phase::Up && !c.draining) else {
             return Err((socket, arrival, ticket));
         };
@@ -312,6 +336,7 @@ impl Plane {
         c.mux.source_ready(id);
         let Arrival { prefix, mut header, info, tell } = arrival;
         e.stream = id;
+        e.may_move = ticket.carrier() != CarrierMode::Mux;
         e.unplaced = Some(Unplaced::new(&prefix, info, tell, ticket));
         e.prefix = if header.is_empty() {
             prefix
@@ -389,7 +414,7 @@ impl Plane {
                 c.queued = false;
             }
             self.tx(cx, key);
-            if self.carriers.get(key).is_some_and(|c| c.is_live() && ((c.readable && !c.paused) || c.wants_tx())) {
+            if self.carriers.get(key).is_some_and(|c| c.wants_rx() || c.wants_tx()) {
                 self.queue(key);
             }
         }
@@ -422,16 +447,23 @@ impl Plane {
                 Phase::Up if c.draining && c.mux.streams() == 0 => {
                     self.dismiss(cx, key, Reason::Disconnected, "drained: the last stream has ended");
                 }
-                Phase::Up if cx.now.since(c.heard) >= SILENT_MAX => {
+                Phase::Up if c.is_framed() && cx.now.since(c.heard) >= SILENT_MAX => {
                     let detail = format!("not heard for {} s", SILENT_MAX.as_secs());
                     self.lose(cx, key, Lost { reason: Reason::Silent, detail });
                 }
-                Phase::Up if busy || cx.now.since(c.heard.max(c.pinged)) >= PING_AFTER => {
+                Phase::Up if c.is_framed() && (busy || cx.now.since(c.heard.max(c.pinged)) >= PING_AFTER) => {
                     c.pinged = cx.now;
                     c.mux.ping(cx.now);
                     self.queue(key);
                 }
                 _ => {}
+            }
+            if self.side == Side::Opener {
+                self.tick_spares(cx, key);
+                if self.is_unanswered(key, cx.now) {
+                    let detail = "the agent does not answer on a direct carrier".to_owned();
+                    self.lose(cx, key, Lost { reason: Reason::DialTimeout, detail });
+                }
             }
         }
         if self.side == Side::Accepter {
@@ -451,11 +483,18 @@ impl Plane {
         if let Some((pipe, _)) = c.out_pipe.take() {
             self.pipes.drop_waiting(pipe);
         }
+        let load = std::mem::replace(&mut c.load, Load::Ending { link: key });
         // Before its visitors come back: they are not to be sent there again.
-        self.events.push(Event::Lost { carrier: key, reason: lost.reason, detail: lost.detail });
+        self.events.push(Event::Lost { carrier: key, reason: lost.reason, detail: lost.detail.clone() });
+        self.on_direct_lost(cx, key, &load, &lost);
         for endpoint in mux.owners() {
             self.stats.count(lost.reason);
             self.turn_away(cx, endpoint, lost.reason);
+        }
+        if matches!(load, Load::Mux(_)) {
+            for companion in self.companions(key, lost.reason == Reason::Silent) {
+                self.lose(cx, companion, Lost { reason: lost.reason, detail: "its link was lost".into() });
+            }
         }
         self.close_carrier(cx, key);
     }

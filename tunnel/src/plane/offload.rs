@@ -45,7 +45,7 @@ impl Plane {
 
     /// A carrier whose keys have done most of what they may is given up for a new one, in peace.
     pub(super) fn look_at_wear(&mut self, key: Key) {
-        let Some(c) = self.carriers.get_mut(key).filter(|c| c.phase == Phase::Up) else { return };
+        let Some(c) = self.carriers.get_mut(key).filter(|c| c.phase == Phase::Up && c.is_framed()) else { return };
         let is_worn = match (c.records, c.plain) {
             (true, _) => c.wear_in.is_worn() || c.wear_out.is_worn(),
             (false, true) => false,
@@ -107,7 +107,10 @@ impl Carrier {
         match (received.kind, body) {
             (record::DATA, []) => Err(Lost::end()),
             (record::DATA, _) => Ok(Some(received.len)),
-            (record::ALERT, [_, 0]) => Err(Lost::end()),
+            (record::ALERT, [_, 0]) => {
+                self.said_end = true;
+                Err(Lost::end())
+            }
             (record::ALERT, [_, alert]) => broken(format!("the peer ended TLS with alert {alert} (RFC 8446 §6)")),
             (record::HANDSHAKE, [NEW_SESSION_TICKET, ..]) => Ok(None),
             (record::HANDSHAKE, [KEY_UPDATE, ..]) => broken(

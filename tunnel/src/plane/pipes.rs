@@ -20,8 +20,9 @@ const WAITING_MAX: usize = PIPES_MAX / 2;
 /// A pipe with fewer bytes of capacity than this was refused its size: copying is cheaper than one page at a time.
 const PIPE_BYTES_MIN: usize = 64 << 10;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pipes {
+    bytes: usize,
     spare: Vec<Pipe>,
     made: usize,
     waiting: usize,
@@ -30,6 +31,11 @@ pub(crate) struct Pipes {
 }
 
 impl Pipes {
+    /// No pipes yet; each will ask for `bytes`.
+    pub(crate) fn new(bytes: usize) -> Pipes {
+        Pipes { bytes, spare: Vec::new(), made: 0, waiting: 0, refused: false }
+    }
+
     /// An empty pipe, if there is one or may be one more.
     pub(crate) fn take(&mut self) -> Option<Pipe> {
         if let Some(pipe) = self.spare.pop() {
@@ -38,7 +44,7 @@ impl Pipes {
         if self.made >= PIPES_MAX || self.refused {
             return None;
         }
-        match Pipe::new(PIPE_BYTES) {
+        match Pipe::new(self.bytes) {
             Ok(pipe) if pipe.bytes_max() >= PIPE_BYTES_MIN => {
                 self.made += 1;
                 Some(pipe)

@@ -10,10 +10,11 @@
 //! next header is read alone. A carrier whose records are made in user space always copies.
 
 use super::carrier::{Carrier, Lost, Phase, Reading};
+use super::direct::Load;
 use super::endpoint::Endpoint;
 use super::offload::received;
 use super::{Event, OP_CARRIER_READ, Plane};
-use crate::frame::{HEADER_BYTES, Header, Kind, Reason, Violation};
+use crate::frame::{FLAG_JOIN, HEADER_BYTES, Header, Kind, OPEN_BYTES_MAX, Reason, Violation};
 use crate::mux::{Input, OpenInfo, Side};
 use crate::slots::Key;
 use ringspan_engine::io::{Interest, Op};
@@ -38,13 +39,15 @@ enum Read {
 impl Plane {
     /// Reads until the carrier has nothing more, or its turn is over.
     pub(super) fn rx(&mut self, cx: &mut Cx<'_>, key: Key) {
-        let Some(c) = self.carriers.get(key).filter(|c| c.is_live() && c.readable && !c.read_armed && !c.paused) else {
-            return;
-        };
-        let plain = c.plain;
-        let result = if plain { self.rx_plain(cx, key) } else { self.rx_tls(cx, key) };
-        if let Err(lost) = result.and_then(|()| self.try_offload(key)) {
-            self.lose(cx, key, lost);
+        let Some(c) = self.carriers.get(key).filter(|c| c.is_live() && !c.paused) else { return };
+        if !c.is_raw() && c.readable && !c.read_armed {
+            let result = if c.plain { self.rx_plain(cx, key) } else { self.rx_tls(cx, key) };
+            if let Err(lost) = result.and_then(|()| self.try_offload(key)) {
+                return self.lose(cx, key, lost);
+            }
+        }
+        if self.carriers.get(key).is_some_and(|c| c.is_live() && c.is_raw()) {
+            self.rx_raw(cx, key);
         }
     }
 
@@ -58,7 +61,9 @@ impl Plane {
     fn rx_plain_into(&mut self, cx: &mut Cx<'_>, key: Key, scratch: &mut [u8]) -> Result<(), Lost> {
         let mut budget = TURN_READ_BYTES;
         while budget > 0 {
-            let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.paused) else { return Ok(()) };
+            let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.paused && !c.is_raw()) else {
+                return Ok(());
+            };
             self.stats.link_reads.add(1);
             let (n, ask) = match c.next_read() {
                 Read::Splice(left) => match self.rx_splice(cx, key, left)? {
@@ -155,7 +160,8 @@ impl Plane {
         let Some(mut tls) = self.carriers.get_mut(key).and_then(|c| c.tls.take()) else { return Ok(()) };
         let mut budget = TURN_READ_BYTES;
         let result = loop {
-            let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.paused && budget > 0) else {
+            let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.paused && !c.is_raw() && budget > 0)
+            else {
                 break Ok(());
             };
             self.stats.link_reads.add(1);
@@ -210,7 +216,7 @@ impl Plane {
     pub(super) fn parse(&mut self, cx: &mut Cx<'_>, key: Key, mut bytes: &[u8]) -> Result<(), Lost> {
         while !bytes.is_empty() {
             let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live()) else { return Ok(()) };
-            if c.paused {
+            if c.paused || c.is_raw() {
                 c.stash.extend_from_slice(bytes);
                 return Ok(());
             }
@@ -282,6 +288,25 @@ impl Plane {
         if c.phase == Phase::Hello && !matches!(header.kind, Kind::Hello | Kind::Goaway) {
             return Err(Violation::Unexpected(header.kind).into());
         }
+        match &c.load {
+            Load::Stream(_) | Load::Ending { .. } => return self.on_direct_header(cx, key, header),
+            Load::Spare { .. } if header.kind == Kind::Open && self.side == Side::Accepter => {
+                let Header { flags, aux: backend, stream, len, .. } = *header;
+                if len > OPEN_BYTES_MAX || (flags & FLAG_JOIN != 0 && len > 0) {
+                    return Err(Violation::Length(len).into());
+                }
+                if flags & FLAG_JOIN != 0 {
+                    return self.join(cx, key, stream);
+                }
+                if len > 0 {
+                    c.reading = Reading::Open { id: 0, backend, tell: false, left: len as usize };
+                } else {
+                    self.dial(cx, (key, 0), backend, false, OpenInfo::default());
+                }
+                return Ok(());
+            }
+            Load::Spare { .. } | Load::Mux(_) => {}
+        }
         match c.mux.on_header(header)? {
             Input::Nothing => {}
             Input::Pong { cookie } => c.mux.on_pong(cookie, cx.now),
@@ -305,7 +330,8 @@ impl Plane {
             }
             Input::Opened { owner } if self.side == Side::Opener => self.on_placed(owner),
             Input::Opened { owner } => self.on_asked_for_sign(owner),
-            Input::Moved { .. } | Input::Spare { .. } => {}
+            Input::Moved { owner } => self.on_marker(owner)?,
+            Input::Spare { count } => self.events.push(Event::SpareWanted { carrier: key, count }),
             Input::Reset { owner, reason } => {
                 if let Some(e) = self.endpoints.get(owner) {
                     let (backend, early) =
@@ -335,7 +361,7 @@ impl Plane {
         self.after_delivery(cx, key, id, owner, result);
     }
 
-    fn after_delivery(&mut self, cx: &mut Cx<'_>, key: Key, id: u32, owner: Key, result: io::Result<usize>) {
+    pub(super) fn after_delivery(&mut self, cx: &mut Cx<'_>, key: Key, id: u32, owner: Key, result: io::Result<usize>) {
         match result {
             Ok(n) => {
                 self.stats.bytes_from_link.add(n as u64);
@@ -343,6 +369,7 @@ impl Plane {
                 if let Some(c) = self.carriers.get_mut(key) {
                     c.mux.delivered(id, n as u32, waiting, cx.now);
                 }
+                self.on_carried(owner, n);
                 self.settle(cx, owner);
                 if waiting > 0 && self.budget.is_exceeded() {
                     self.relieve(cx);
@@ -360,9 +387,10 @@ impl Plane {
         }
     }
 
-    fn on_fin(&mut self, cx: &mut Cx<'_>, owner: Key) {
+    pub(super) fn on_fin(&mut self, cx: &mut Cx<'_>, owner: Key) {
         if let Some(e) = self.endpoints.get_mut(owner).filter(|e| e.is_live()) {
             e.fin_due = true;
+            e.moving.on_end();
             self.settle(cx, owner);
         }
     }

@@ -1,9 +1,12 @@
 //! The sockets of streams on one worker: dialed, waited for, written when there is room, closed once and for all.
 //! Promise: a socket is closed only when none of its operations is in flight any more.
 
+use super::carrier::Carrier;
+use super::direct::Load;
 use super::endpoint::{Armed, Endpoint, Stage};
 use super::{Backend, Event, OP_DIAL, OP_READ, OP_WRITE, Plane, dialer};
 use crate::frame::Reason;
+use crate::moving::Way;
 use crate::mux::OpenInfo;
 use crate::slots::Key;
 use ringspan_engine::io::{Interest, Op};
@@ -20,6 +23,7 @@ impl Plane {
         tell: bool,
         info: OpenInfo,
     ) {
+        let direct = self.carriers.get(carrier).is_some_and(|c| !matches!(c.load, Load::Mux(_)));
         let started = match self.backends.get(usize::from(backend)) {
             None => Err(Reason::UnknownBackend),
             Some(Backend::Tcp(to)) => dialer(to).map(|socket| Some((socket, *to))).map_err(|_| Reason::DialLocal),
@@ -30,6 +34,9 @@ impl Plane {
             Err(reason) => {
                 if let Some(c) = self.carriers.get_mut(carrier) {
                     c.mux.reset(id, reason);
+                }
+                if direct {
+                    self.refuse_direct(carrier, reason);
                 }
                 self.stats.dials_failed.add(1);
                 self.stats.count(reason);
@@ -46,6 +53,9 @@ impl Plane {
         let key = self.endpoints.insert(endpoint);
         if let Some(c) = self.carriers.get_mut(carrier) {
             c.mux.adopt(id, key);
+        }
+        if direct {
+            self.accept_direct(carrier, key);
         }
         self.stats.streams_total.add(1);
         self.stats.streams_open.add(1);
@@ -73,7 +83,9 @@ impl Plane {
     pub(super) fn on_connected(&mut self, cx: &mut Cx<'_>, key: Key) {
         if let Some(e) = self.endpoints.get_mut(key) {
             e.stage = Stage::Open;
-            if std::mem::take(&mut e.tell) {
+            if let Some(direct) = e.direct {
+                self.answer_direct(direct);
+            } else if std::mem::take(&mut e.tell) {
                 let (carrier, stream) = (e.carrier, e.stream);
                 if let Some(c) = self.carriers.get_mut(carrier) {
                     c.mux.opened(stream);
@@ -97,9 +109,23 @@ impl Plane {
     pub(super) fn source_ready(&mut self, key: Key) {
         let Some(e) = self.endpoints.get(key) else { return };
         let (carrier, stream) = (e.carrier, e.stream);
-        if let Some(c) = self.carriers.get_mut(carrier) {
+        if let (Some(direct), Way::Direct) = (e.direct, e.moving.out()) {
+            if let Some(raw) = self.carriers.get_mut(direct).and_then(Carrier::raw) {
+                raw.ready = true;
+                self.queue(direct);
+            }
+        } else if let Some(c) = self.carriers.get_mut(carrier) {
             c.mux.source_ready(stream);
             self.queue(carrier);
+        }
+    }
+
+    /// Bridge: a stream has carried `n` more bytes, either way: bulk leaves the mux.
+    pub(super) fn on_carried(&mut self, key: Key, n: usize) {
+        let Some(e) = self.endpoints.get_mut(key).filter(|e| e.may_move) else { return };
+        e.carried += n as u64;
+        if e.carried >= self.options.move_bytes {
+            self.consider_move(key);
         }
     }
 
@@ -113,11 +139,16 @@ impl Plane {
         match result {
             Ok(n) => {
                 let (carrier, stream) = (e.carrier, e.stream);
+                let direct = e.direct.filter(|_| e.held_bytes() == 0);
                 self.stats.bytes_from_link.add(n as u64);
                 if let Some(c) = self.carriers.get_mut(carrier) {
                     c.mux.delivered(stream, n as u32, waiting, cx.now);
                     self.queue(carrier);
                 }
+                if let Some(direct) = direct {
+                    self.wake_direct(direct);
+                }
+                self.on_carried(key, n);
                 self.settle(cx, key);
             }
             Err(_) => self.fail(cx, key, Reason::SocketReset),
@@ -148,8 +179,13 @@ impl Plane {
 
     /// Our socket failed: tells the peer, and resets.
     pub(super) fn fail(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason) {
-        let Some(e) = self.endpoints.get(key) else { return };
+        let Some(e) = self.endpoints.get_mut(key) else { return };
         let (carrier, stream) = (e.carrier, e.stream);
+        if let Stage::Dialing { .. } = e.stage
+            && let Some(direct) = e.direct.take()
+        {
+            self.refuse_direct(direct, reason);
+        }
         if let Some(c) = self.carriers.get_mut(carrier) {
             c.mux.reset(stream, reason);
             self.queue(carrier);
@@ -167,6 +203,9 @@ impl Plane {
             if let Some(unplaced) = e.unplaced.take() {
                 self.events.push(Event::Placed { ticket: unplaced.into_ticket(), result: Err(reason) });
             }
+            if let Some(direct) = e.direct.take() {
+                self.end_direct(cx, direct, true);
+            }
         }
         self.close_endpoint(cx, key);
     }
@@ -180,12 +219,19 @@ impl Plane {
         let held = e.forget(&mut self.pipes);
         e.stage = stage;
         let armed_now = e.armed;
+        let (direct, link) = (e.direct.take(), e.carrier);
+        let awaits = e.moving.needs_direct() && !e.moving.is_bound();
         self.on_held(held, 0);
         self.stats.streams_open.sub(1);
         for (armed, op) in [(armed_now.read, OP_READ), (armed_now.write, OP_WRITE), (armed_now.dial, OP_DIAL)] {
             if armed {
                 cx.io.cancel(cx.token(op, key.generation, key.index));
             }
+        }
+        if let Some(direct) = direct {
+            self.end_direct(cx, direct, false);
+        } else if awaits {
+            self.forget_awaited(link, key);
         }
         self.reap_endpoint(key);
     }

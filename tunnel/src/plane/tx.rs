@@ -8,6 +8,7 @@
 //! reads and demoted after two small ones.
 
 use super::carrier::{Carrier, Lost};
+use super::direct::Load;
 use super::endpoint::{Stage, drain, or_nothing};
 use super::{OP_CARRIER_WRITE, Plane};
 use crate::frame::{HEADER_BYTES, Header, Reason};
@@ -30,7 +31,7 @@ const STREAK: u8 = 2;
 const TURN_WRITE_BYTES: usize = 1 << 20;
 
 /// Whether the carrier's socket took everything.
-enum Sent {
+pub(super) enum Sent {
     All,
     Blocked,
 }
@@ -59,7 +60,10 @@ impl Plane {
 
     fn tx_from(&mut self, cx: &mut Cx<'_>, key: Key, scratch: &mut [u8]) -> Result<Sent, Lost> {
         let Some(c) = self.carriers.get_mut(key) else { return Ok(Sent::All) };
-        if let Sent::Blocked = c.send_rest(&self.stats)? {
+        let raw = matches!(c.load, Load::Stream(_) | Load::Ending { .. });
+        if (!raw || c.out_pipe.is_some())
+            && let Sent::Blocked = c.send_rest(&self.stats)?
+        {
             return Ok(Sent::Blocked);
         }
         if let Some((pipe, left)) = c.out_pipe.take() {
@@ -79,6 +83,9 @@ impl Plane {
                     return Err(error.into());
                 }
             }
+        }
+        if raw {
+            return self.tx_raw(cx, key, scratch);
         }
         let (mut len, mut budget) = (0, TURN_WRITE_BYTES);
         while budget > 0 {
@@ -183,9 +190,10 @@ impl Plane {
                 } else if ask == COPY_BYTES {
                     e.streak += 1;
                     if e.streak >= STREAK {
-                        (e.splices, e.streak) = (c.splice_out, 0);
+                        (e.splices, e.streak) = (c.splice_out && self.options.may_splice, 0);
                     }
                 }
+                self.on_carried(owner, n);
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 c.mux.dry(id);
@@ -261,6 +269,7 @@ impl Plane {
         if n < len_max as usize {
             self.arm_read(cx, owner);
         }
+        self.on_carried(owner, n);
         Ok(if blocked { None } else { Some(n) })
     }
 
@@ -268,6 +277,7 @@ impl Plane {
     fn on_read_end(&mut self, cx: &mut Cx<'_>, owner: Key) {
         if let Some(e) = self.endpoints.get_mut(owner) {
             e.read_ended = true;
+            e.moving.end();
             self.settle(cx, owner);
         }
     }
@@ -290,7 +300,7 @@ impl Carrier {
     }
 
     /// Sends a batch of whole frames, keeping what the socket does not take.
-    fn send(&mut self, batch: &[u8], stats: &WorkerStats) -> Result<Sent, Lost> {
+    pub(super) fn send(&mut self, batch: &[u8], stats: &WorkerStats) -> Result<Sent, Lost> {
         if !self.plain {
             self.out.extend_from_slice(batch);
             return self.send_rest(stats);
@@ -306,7 +316,7 @@ impl Carrier {
     }
 
     /// Sends what an earlier batch left behind. MSG_MORE if a spliced payload follows at once.
-    fn send_rest(&mut self, stats: &WorkerStats) -> Result<Sent, Lost> {
+    pub(super) fn send_rest(&mut self, stats: &WorkerStats) -> Result<Sent, Lost> {
         if !self.plain {
             return self.send_cipher(stats);
         }

@@ -8,7 +8,9 @@ use ringspan_engine::time::Instant;
 use ringspan_engine::worker::{WorkerOptions, Workers};
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::agent::{Agent, AgentEvent, AgentHandle, AgentOptions};
-use ringspan_tunnel::bridge::{Bridge, BridgeEvent, BridgeHandle, BridgeOptions, Gate, Listener};
+use ringspan_tunnel::bridge::{
+    Bridge, BridgeEvent, BridgeHandle, BridgeOptions, CarrierMode, Gate, Listener, PlaneOptions,
+};
 use ringspan_tunnel::fingerprint::Trust;
 use ringspan_tunnel::health_feed::BackendHealth;
 use ringspan_tunnel::hello::{
@@ -146,8 +148,10 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let tls = with_tls.then(|| ServerTls::self_signed(folder.path()).unwrap());
         let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let listener =
-            Listener { address: anywhere, gate: Arc::new(Gate { name: "public".into(), service: service("echo") }) };
+        let listener = Listener {
+            address: anywhere,
+            gate: Arc::new(Gate { name: "public".into(), service: service("echo"), carrier: CarrierMode::Auto }),
+        };
         let options = BridgeOptions {
             link: anywhere,
             tls: tls.clone(),
@@ -156,6 +160,7 @@ impl World {
             streams_max: 1024,
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
             software: "adversary/bridge".into(),
+            plane: PlaneOptions::default(),
         };
         let bell = Arc::new(Bell::default());
         let seats = Workers::plan(2).unwrap();
@@ -304,6 +309,8 @@ impl Honest {
             backends: vec![echo().into()],
             dial_timeout: Duration::from_secs(5),
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
+            direct_max: 8,
+            plane: PlaneOptions::default(),
         };
         let bell = Arc::new(Bell::default());
         let seats = Workers::plan(1).unwrap();

@@ -1,9 +1,13 @@
 //! Something between agent and bridge that carries their bytes, badly.
 
-use std::io::{Read, Write};
+use ringspan_engine::kernel::Socket;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 /// A relay for one link. Its threads end with their connections, or with the process.
 pub(crate) struct Cable {
@@ -16,6 +20,8 @@ struct Line {
     far: TcpStream,
     /// Taken by each copying thread for each piece: who holds it stops them.
     gate: Arc<Mutex<()>>,
+    /// The copying threads end with resets.
+    dead: Arc<AtomicBool>,
 }
 
 /// Passes bytes on as they come.
@@ -37,33 +43,62 @@ fn relay(to: SocketAddr, choppy: bool) -> Cable {
             let near = near.unwrap();
             // The bridge may be gone at the end of a test.
             let Ok(far) = TcpStream::connect(to) else { return };
-            let gate = Arc::new(Mutex::new(()));
+            let (gate, dead) = (Arc::new(Mutex::new(())), Arc::new(AtomicBool::new(false)));
             for (from, to) in [(&near, &far), (&far, &near)] {
                 let (from, to, gate) = (from.try_clone().unwrap(), to.try_clone().unwrap(), gate.clone());
-                thread::spawn(move || carry(from, to, choppy, &gate));
+                let dead = dead.clone();
+                thread::spawn(move || carry(from, to, choppy, &gate, &dead));
             }
-            kept.lock().unwrap().push(Line { near, far, gate });
+            kept.lock().unwrap().push(Line { near, far, gate, dead });
         }
     });
     Cable { address, lines }
 }
 
-fn carry(mut from: TcpStream, mut to: TcpStream, choppy: bool, gate: &Mutex<()>) {
+fn carry(mut from: TcpStream, mut to: TcpStream, choppy: bool, gate: &Mutex<()>, dead: &AtomicBool) {
     let (mut rng, mut buffer) = (fastrand::Rng::with_seed(9), vec![0; 64 << 10]);
     to.set_nodelay(true).unwrap();
-    while let Ok(n @ 1..) = from.read(&mut buffer) {
+    // A look at `dead` now and then.
+    from.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    loop {
+        let n = match from.read(&mut buffer) {
+            Ok(0) => return drop(to.shutdown(Shutdown::Write)),
+            Ok(n) => n,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                if dead.load(Ordering::Acquire) {
+                    return;
+                }
+                continue;
+            }
+            Err(_) => break,
+        };
+        if dead.load(Ordering::Acquire) {
+            return;
+        }
         let mut rest = &buffer[..n];
         while !rest.is_empty() {
             let max = if choppy && rng.u8(..20) > 0 { rng.usize(1..=60) } else { rest.len() };
             let (piece, after) = rest.split_at(max.min(rest.len()));
             drop(gate.lock().unwrap());
             if to.write_all(piece).is_err() {
+                // The other thread of this line waits in a read.
+                let _ = from.shutdown(Shutdown::Both);
                 return;
             }
             rest = after;
         }
     }
     let _ = to.shutdown(Shutdown::Both);
+}
+
+impl Line {
+    /// The last to close either socket resets it: one of the threads, a moment later.
+    fn reset(self) {
+        for socket in [self.near, self.far] {
+            Socket::from_owned(OwnedFd::from(socket)).reset_on_close().unwrap();
+        }
+        self.dead.store(true, Ordering::Release);
+    }
 }
 
 impl Cable {
@@ -73,6 +108,16 @@ impl Cable {
             let _ = line.near.shutdown(Shutdown::Both);
             let _ = line.far.shutdown(Shutdown::Both);
         }
+    }
+
+    /// Resets the connections that were made first, so many.
+    pub(crate) fn reset_first(&self, n: usize) {
+        self.lines.lock().unwrap().drain(..n).for_each(Line::reset);
+    }
+
+    /// Resets the connections that were made after the first so many.
+    pub(crate) fn reset_after(&self, n: usize) {
+        self.lines.lock().unwrap().drain(n..).for_each(Line::reset);
     }
 
     /// Stops every connection that is open now, without a word to either side. Later ones work.

@@ -14,7 +14,8 @@ use ringspan_engine::time::Instant as EngineInstant;
 use ringspan_engine::worker::{WorkerOptions, Workers};
 use ringspan_tunnel::agent::{Agent, AgentEvent, AgentHandle, AgentOptions, Backend as AgentBackend};
 use ringspan_tunnel::bridge::{
-    Bridge, BridgeEvent, BridgeEvents, BridgeHandle, BridgeOptions, Gate, Inherited, Listener,
+    Bridge, BridgeEvent, BridgeEvents, BridgeHandle, BridgeOptions, CarrierMode, Gate, Inherited, Listener,
+    PlaneOptions,
 };
 use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::health_feed::BackendHealth;
@@ -104,6 +105,7 @@ pub(crate) struct Shape {
     pub(crate) carriers: u8,
     pub(crate) window_bytes: u32,
     pub(crate) memory: MemoryLimits,
+    pub(crate) carrier: CarrierMode,
 }
 
 pub(crate) const MEMORY: MemoryLimits = MemoryLimits {
@@ -121,6 +123,7 @@ pub(crate) const RING: Shape = Shape {
     carriers: 2,
     window_bytes: 256 << 10,
     memory: MEMORY,
+    carrier: CarrierMode::Mux,
 };
 pub(crate) const EPOLL: Shape = Shape { io: IoBackend::Epoll, ..RING };
 
@@ -142,9 +145,10 @@ pub(crate) struct BridgeRig {
 /// A bridge with one listener for each service.
 pub(crate) fn bridge(shape: Shape, services: &[&str]) -> BridgeRig {
     let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let listeners = services
-        .iter()
-        .map(|name| Listener { address: local, gate: Arc::new(Gate { name: (*name).into(), service: service(name) }) });
+    let listeners = services.iter().map(|name| Listener {
+        address: local,
+        gate: Arc::new(Gate { name: (*name).into(), service: service(name), carrier: shape.carrier }),
+    });
     let bridge = bridge_inheriting(shape, listeners.collect(), Inherited::default());
     bridge.handle.hold_visitors(false);
     bridge
@@ -163,6 +167,7 @@ pub(crate) fn bridge_inheriting(shape: Shape, listeners: Vec<Listener>, inherite
         streams_max: 16_384,
         memory: shape.memory,
         software: "test".into(),
+        plane: PlaneOptions::default(),
     };
     let bell = Arc::new(Bell::default());
     let seats = Workers::plan(shape.workers).unwrap();
@@ -339,6 +344,8 @@ impl BridgeRig {
             backends: backends.iter().map(|(_, address)| reached(*address)).collect(),
             dial_timeout: Duration::from_secs(5),
             memory: shape.memory,
+            direct_max: 64,
+            plane: PlaneOptions::default(),
         };
         let bell = Arc::new(Bell::default());
         let seats = Workers::plan(shape.workers).unwrap();
