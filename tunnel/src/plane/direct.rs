@@ -390,10 +390,13 @@ impl Plane {
                 e.direct = None;
                 let (backend, needs) = (e.backend, e.moving.needs_direct());
                 let early = e.unplaced.as_ref().is_some_and(|unplaced| unplaced.is_telling());
+                if needs {
+                    // Before the role forgets whose carrier it was.
+                    self.events.push(Event::StreamReset { carrier: direct, backend, reason, early });
+                }
                 self.close_direct(cx, direct);
                 if needs {
                     self.stats.count(reason);
-                    self.events.push(Event::StreamReset { carrier: direct, backend, reason, early });
                     self.end_in_mux(endpoint, reason);
                     self.turn_away(cx, endpoint, reason);
                 }

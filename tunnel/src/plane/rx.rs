@@ -186,7 +186,8 @@ impl Plane {
             if let Err(lost) = outcome.and(parsed) {
                 break Err(lost);
             }
-            if tls.peer_closed() {
+            // Behind a welcome that is not looked at yet there may be a whole stream.
+            if tls.peer_closed() && self.carriers.get(key).is_some_and(|c| !c.is_raw() && !c.paused) {
                 break Err(Lost::end());
             }
             budget = budget.saturating_sub(n);
