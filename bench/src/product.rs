@@ -118,7 +118,7 @@ pub(crate) struct Tunnel {
     services: Vec<Service>,
     tls: bool,
     /// How streams ride; none: as the product has it by default.
-    pub(crate) carrier: Option<Carrier>,
+    carrier: Option<Carrier>,
     /// What new tokens tell agents to dial, if not the link's own address.
     pub(crate) via: Option<SocketAddr>,
     /// The process whose network namespace the agents run in; none: ours.
@@ -179,11 +179,42 @@ impl Tunnel {
                 "[[listener]]\nname = \"{0}\"\ntype = \"tcp\"\nlisten = \"{1}\"\nservice = \"{0}\"\n",
                 service.name, service.listen
             );
+            if let Some(carrier) = self.carrier {
+                text += &format!("carrier = \"{}\"\n", carrier.as_str());
+            }
         }
         // Renamed over the old one, so that nobody reads half of it.
         let (new, file) = (self.folder.join("bridge.toml.new"), self.folder.join("bridge.toml"));
         write(&new, &text)?;
         fs::rename(&new, &file).map_err(|e| format!("{}: {e}", file.display()))
+    }
+
+    /// Lets streams ride like this; before the bridge starts. A product that has no choice keeps what it has.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn set_carrier(&mut self, carrier: Carrier) -> Result<(), Failure> {
+        self.carrier = Some(carrier);
+        let services = self.services.clone();
+        self.write_bridge(&services)?;
+        if !self.accepts_its_config() {
+            self.carrier = None;
+            self.write_bridge(&services)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the product has a choice of carriers.
+    pub(crate) fn has_carriers(program: &Path, folder: &Path) -> bool {
+        let (http, link, listen) = (([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 2).into(), ([127, 0, 0, 1], 3).into());
+        let service = Service { name: "x", listen, backends: Vec::new() };
+        let tunnel = Tunnel::new(program, folder, None, (http, link), false, &[service]);
+        tunnel.is_ok_and(|mut it| it.set_carrier(Carrier::Mux).is_ok() && it.carrier.is_some())
+    }
+
+    fn accepts_its_config(&self) -> bool {
+        let config = self.path("bridge.toml");
+        process::run("check-config", process::command(&self.program, &["check-config", &config], None), &[0]).is_ok()
     }
 
     /// Starts the bridge again beside the one that runs, which hands its sockets over.
@@ -217,9 +248,6 @@ impl Tunnel {
         write(&self.folder.join(format!("{name}.token")), token.trim())?;
         let (token_file, state) = (self.path(&format!("{name}.token")), self.path(&format!("{name}-state")));
         let mut text = format!("[link]\ntoken_file = {token_file:?}\nstate_dir = {state:?}\ncarriers = {carriers}\n");
-        if let Some(carrier) = self.carrier {
-            text += &format!("carrier = \"{}\"\n", carrier.as_str());
-        }
         text += &self.agent_link;
         for service in &self.services {
             for backend in service.backends.iter().skip(index).step_by(agents) {

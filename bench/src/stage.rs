@@ -146,6 +146,10 @@ impl<'a> Stage<'a> {
         let wanted = |name: &str| {
             names.contains(&name) && self.who.only.as_ref().is_none_or(|word| name.contains(word.as_str()))
         };
+        let has_carriers = Tunnel::has_carriers(&self.common.ringspan, &self.common.folder);
+        if !has_carriers {
+            section.note("this ringspan has no choice of carriers: all of its rows are its one way");
+        }
         for (name, _) in ALL.into_iter().filter(|&(name, c)| wanted(name) && !there(c)) {
             section.note(format!("{name} is not there (scripts/peers)"));
         }
@@ -165,7 +169,7 @@ impl<'a> Stage<'a> {
                 let service = Service { name: "bench", listen: entry, backends: vec![backend] };
                 let ports = (self.port(0), self.port(1));
                 let mut tunnel = Tunnel::new(&self.common.ringspan, folder, core, ports, tls, &[service])?;
-                tunnel.carrier = Some(carrier);
+                tunnel.set_carrier(carrier)?;
                 let mut bridge = tunnel.start_bridge()?;
                 bridge.wait_listening(entry)?;
                 tunnel.enrol_agent("agent", 0, 1, self.who.carriers)?;

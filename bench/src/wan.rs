@@ -114,7 +114,8 @@ fn start(
     let link = SocketAddr::from((HERE, common.port_base + 1));
     let service = Service { name: "bench", listen: local(2), backends: vec![backend] };
     let mut tunnel = Tunnel::new(&common.ringspan, folder, None, (local(0), link), tls, &[service])?;
-    (tunnel.carrier, tunnel.agents_in) = (Some(carrier), Some(wire.there()));
+    tunnel.agents_in = Some(wire.there());
+    tunnel.set_carrier(carrier)?;
     let bridge = tunnel.start_bridge()?;
     tunnel.enrol_agent("agent", 0, 1, 2)?;
     let agent = tunnel.start_agent("agent")?;
