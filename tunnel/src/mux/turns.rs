@@ -106,11 +106,12 @@ impl Turns {
     /// The next in turn. It is to be asked how much it may send, and to leave or to wake again.
     pub(super) fn pick(&mut self) -> Option<u32> {
         self.was_fresh = false;
-        if self.run < FRESH_RUN_BYTES || (self.now.is_empty() && self.next.is_empty()) {
-            if let Some(id) = self.fresh.pop_front() {
-                self.was_fresh = true;
-                return Some(id);
-            }
+        let only_fresh = self.now.is_empty() && self.next.is_empty();
+        if (self.run < FRESH_RUN_BYTES || only_fresh)
+            && let Some(id) = self.fresh.pop_front()
+        {
+            self.was_fresh = true;
+            return Some(id);
         }
         if self.now.is_empty() && !self.next.is_empty() {
             self.round = self.round.wrapping_add(1);
