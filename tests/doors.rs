@@ -414,7 +414,9 @@ fn a_range_of_ports_is_many_listeners() {
         ),
         &format!("[[expose]]\nservice = \"g-*\"\naddress = \"127.0.0.2:{first}-{last}\"\n"),
     );
-    place.bridge.wait_line(&["backend up", &format!("127.0.0.2:{last}")]);
+    for port in [first, last] {
+        place.bridge.wait_line(&["backend up", &format!("127.0.0.2:{port}")]);
+    }
     for (port, name) in [(first, "one"), (last, "two"), (first, "one")] {
         let mut text = String::new();
         connect(([127, 0, 0, 1], port).into()).read_to_string(&mut text).expect("a clean end");

@@ -97,7 +97,9 @@ impl Document {
     /// An error about a value.
     pub(crate) fn wrong(&self, span: Range<usize>, problem: impl Into<String>, remedy: impl Into<String>) -> Error {
         let place = place::of_value(&self.text, span.start);
-        self.error(place, place::shown(&self.text, &span), problem.into(), remedy.into())
+        // A whole section is named once.
+        let shown = Some(place::shown(&self.text, &span)).filter(|shown| *shown != place.key).unwrap_or_default();
+        self.error(place, shown, problem.into(), remedy.into())
     }
 
     /// An error about a value that is not to be shown as it is.
