@@ -81,6 +81,14 @@ impl Pipes {
         may
     }
 
+    /// The same for a pipe whose bytes cannot be copied instead: the kernel's TLS has begun a record with some of them, and
+    /// before 6.7 a copy behind a splice into one record wrote where it should not (CVE-2024-0646). Such pipes count, and
+    /// are bounded by `PIPES_MAX`.
+    pub(crate) fn must_wait(&mut self) -> bool {
+        self.waiting += 1;
+        true
+    }
+
     /// Takes a pipe back that waited and is empty now.
     pub(crate) fn put_waiting(&mut self, pipe: Pipe) {
         self.waiting -= 1;

@@ -391,7 +391,7 @@ impl Plane {
                 if c.records {
                     c.push();
                 }
-                if self.pipes.may_wait() {
+                if (c.records && self.pipes.must_wait()) || self.pipes.may_wait() {
                     c.out_pipe = Some((pipe, left));
                 } else {
                     c.out.extend_from_slice(&self.pipes.empty(pipe, left)?);

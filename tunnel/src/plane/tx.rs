@@ -257,7 +257,9 @@ impl Plane {
         };
         match left {
             Ok(0) => self.pipes.put(pipe),
-            Ok(left) if self.pipes.may_wait() => c.out_pipe = Some((pipe, left)),
+            Ok(left) if (c.records && self.pipes.must_wait()) || self.pipes.may_wait() => {
+                c.out_pipe = Some((pipe, left))
+            }
             Ok(left) => c.out.extend_from_slice(&self.pipes.empty(pipe, left)?),
             Err(error) => {
                 self.pipes.drop_full(pipe);
