@@ -241,8 +241,12 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
             });
             continue;
         }
+        const NO_HTTP: (&str, &str) = ("this type of listener reads no HTTP", "type = \"http\" or \"https\"");
         if let Some(at) = of_http(listener) {
-            return Err(doc.wrong(at, "this type of listener reads no HTTP", "type = \"http\" or \"https\""));
+            return Err(doc.wrong(at, NO_HTTP.0, NO_HTTP.1));
+        }
+        if let Some(http) = &listener.http {
+            return Err(doc.wrong_table(http.span(), NO_HTTP.0, NO_HTTP.1));
         }
         let path = unix_path(doc, &listener.listen)?;
         let is_unix = path.is_some();
@@ -268,12 +272,12 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
     Ok(bridge)
 }
 
-/// The first key of a listener that only one which speaks HTTP has.
+/// The first value of a listener that only one which speaks HTTP has.
 fn of_http(listener: &RawListener) -> Option<std::ops::Range<usize>> {
-    let RawListener { route, tls, passthrough, http, .. } = listener;
+    let RawListener { route, tls, passthrough, .. } = listener;
     let passthrough = passthrough.as_ref().map(Spanned::span);
     let route = route.first().map(http::RawRoute::span);
-    passthrough.or(http.as_ref().map(Spanned::span)).or(route).or(tls.first().map(http::RawCert::span))
+    passthrough.or(route).or(tls.first().map(http::RawCert::span))
 }
 
 /// The `[engine]` section of either file.

@@ -119,8 +119,17 @@ impl Document {
 
     /// An error about a key that a table has not; `span` is the table's.
     pub(crate) fn missing(&self, span: Range<usize>, key: &str) -> Error {
-        let (place, problem) = (place::of_table(&self.text, span.start), format!("{key:?} is missing"));
-        self.error(place, String::new(), problem, format!("add {key} = ..."))
+        self.wrong_table(span, format!("{key:?} is missing"), format!("add {key} = ..."))
+    }
+
+    /// An error about a table as a whole.
+    pub(crate) fn wrong_table(
+        &self,
+        span: Range<usize>,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Error {
+        self.error(place::of_table(&self.text, span.start), String::new(), problem.into(), remedy.into())
     }
 
     /// A path in the file: relative ones start at the folder the file is in.

@@ -118,7 +118,7 @@ pub(super) async fn answer(visit: Visit, request: Request<Incoming>) -> Result<R
         visit,
         setup: setup.clone(),
     };
-    let is_browser = wants_html(&parts.headers);
+    let (is_browser, version) = (wants_html(&parts.headers), parts.version);
     let mut answer = match forward(&mut record, &mut parts, body).await {
         Ok(answer) => {
             record.status = answer.status();
@@ -136,6 +136,10 @@ pub(super) async fn answer(visit: Visit, request: Request<Incoming>) -> Result<R
             }
             if status == StatusCode::METHOD_NOT_ALLOWED {
                 headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+            }
+            if status == StatusCode::BAD_REQUEST && version < Version::HTTP_2 {
+                // Whoever cannot write one request is not trusted to write another one behind it (RFC 9112 §11.2).
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             if let Some(to) = location {
                 headers.insert(header::LOCATION, to);
