@@ -65,10 +65,13 @@ pub enum StartError {
     Ended(usize),
 }
 
+/// One worker's way in: how to wake it, and where to leave a resident.
+type Way = (Waker, Sender<Box<dyn Resident>>);
+
 /// Where residents move in while the workers run. Clones lead to the same workers.
 #[derive(Clone)]
 pub struct Lodging {
-    doors: Arc<[(Waker, Sender<Box<dyn Resident>>)]>,
+    doors: Arc<[Way]>,
 }
 
 impl Lodging {
