@@ -259,15 +259,13 @@ fn bodies_arrive_whole() {
     let folder = tempfile::tempdir().expect("a folder");
     certificate(folder.path(), "site", "DNS:site.example");
     let at = folder.path().display();
-    let world = World::start_with(&format!(
-        "{}{}",
-        site("service = \"nginx\"\n[[listener.route]]\nhost = \"mirror\"\nservice = \"mirror\"\n"),
-        format!(
-            "[[listener]]\nname = \"tls\"\ntype = \"https\"\nlisten = \"127.0.0.1:0\"\nservice = \"nginx\"\n\
-             tls = [{{ cert = \"{at}/site.pem\", key = \"{at}/site.key\" }}]\n\
-             [[listener.route]]\nhost = \"mirror.example\"\nservice = \"mirror\"\n"
-        )
-    ));
+    let plain = site("service = \"nginx\"\n[[listener.route]]\nhost = \"mirror\"\nservice = \"mirror\"\n");
+    let tls = format!(
+        "[[listener]]\nname = \"tls\"\ntype = \"https\"\nlisten = \"127.0.0.1:0\"\nservice = \"nginx\"\n\
+         tls = [{{ cert = \"{at}/site.pem\", key = \"{at}/site.key\" }}]\n\
+         [[listener.route]]\nhost = \"mirror.example\"\nservice = \"mirror\"\n"
+    );
+    let world = World::start_with(&format!("{plain}{tls}"));
     let nginx = Nginx::start_server(free(), "client_max_body_size 0; location / { root files; }");
     let (noise, sum) = noise(BYTES);
     std::fs::create_dir(nginx.folder().join("files")).expect("made");

@@ -234,7 +234,9 @@ mod tests {
     #[test]
     fn who_asked() {
         let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
-        let rows: &[(&str, &[(&str, &str)], &str, &str, &str)] = &[
+        /// Who connects, what the request says, and who it is then: address, chain, scheme.
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, &'a str, &'a str);
+        let rows: &[Row<'_>] = &[
             ("192.0.2.1", &[], "192.0.2.1", "192.0.2.1", "http"),
             (
                 "192.0.2.1",
