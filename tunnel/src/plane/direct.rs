@@ -214,6 +214,10 @@ impl Plane {
     }
 
     /// Bridge: gives a visitor a direct carrier from the start. `Err`: there is none.
+    #[expect(
+        clippy::result_large_err,
+        reason = "a visitor comes back to be sent elsewhere at once; a box would cost them all"
+    )]
     pub(super) fn open_direct(
         &mut self,
         socket: Socket,

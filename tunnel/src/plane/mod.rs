@@ -307,6 +307,10 @@ impl Plane {
     ///
     /// # Errors
     /// The visitor back, if the carrier is full or gone.
+    #[expect(
+        clippy::result_large_err,
+        reason = "a visitor comes back to be sent elsewhere at once; a box would cost them all"
+    )]
     pub(crate) fn add_visitor(
         &mut self,
         now: Instant,

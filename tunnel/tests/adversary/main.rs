@@ -8,7 +8,7 @@ use harness::{Honest, PATIENCE, Visitor, World};
 use raw::{Raw, connect, until_closed};
 use ringspan_engine::kernel::facts::raise_nofile;
 use ringspan_tunnel::frame::{FRAME_BYTES_MAX, HEADER_BYTES, Header, Kind};
-use ringspan_tunnel::hello::{AgentHello, AgentStep, Carrier, Message, VERSIONS};
+use ringspan_tunnel::hello::{AgentHello, AgentStep, Carrier, CarrierUse, Introduction, Message, VERSIONS};
 use ringspan_tunnel::tls::{Binding, ClientTls, ServerTls};
 use std::io::Write;
 use std::net::Shutdown;
@@ -198,6 +198,7 @@ fn a_traitor_loses_its_own_link() {
             ("another version", raw_header(0x21, 0)),
             ("an unknown frame", raw_header(0x1f, 0)),
             ("an OPEN of the agent's", Header::new(Kind::Open, 1).encode().to_vec()),
+            ("a SPARE of the agent's", Header { aux: 9, ..Header::new(Kind::Spare, 0) }.encode().to_vec()),
             ("a second HELLO", frame(Kind::Hello, b"{}")),
             ("health without sense", frame(Kind::Health, b"nonsense")),
             (
@@ -240,6 +241,41 @@ fn a_traitor_loses_its_own_link() {
             drop(traitor);
             scene.world.journal.wait(&["gone", &id]);
         }
+        scene.is_undisturbed();
+    }
+}
+
+/// A direct carrier comes in beside its own link alone: not without one, not for another connection of it, not for another
+/// agent's session. One that waits and talks
+/// out of turn loses itself and not its link.
+#[test]
+fn direct_carriers_belong_to_links() {
+    for with_tls in [true, false] {
+        let mut scene = Scene::new(with_tls);
+        let mine = scene.world.introduction("traitor");
+        let id = mine.identity.id().to_string();
+        let direct = Carrier { used: CarrierUse::Direct, ..Carrier::mux(0, 1) };
+        let refused = |introduction: &Introduction, place| {
+            let why = Raw::greet(&scene.world, introduction, place).err().expect("it is kept out");
+            assert!(why.contains("without its link"), "{why}");
+        };
+        refused(&mine, direct);
+        let (mut link, _) = Raw::enrol(&scene.world, &mine);
+        scene.world.journal.wait(&["up", &id]);
+        refused(&mine, Carrier { serial: 7, ..direct });
+        refused(&mine, Carrier { index: 1, count: 2, ..direct });
+        let mut stranger = scene.world.introduction("stranger");
+        stranger.session = mine.session;
+        refused(&stranger, direct);
+        for frame in [Header { len: 1, ..Header::new(Kind::Rst, 1) }, Header::new(Kind::Open, 0)] {
+            let (mut spare, _) = Raw::greet(&scene.world, &mine, direct).expect("its link is up");
+            spare.write(&[&frame.encode()[..], &[0]].concat()).unwrap();
+            spare.last_words();
+        }
+        assert!(!scene.world.journal.holds(&["gone", &id]), "the link outlives its direct carriers");
+        link.write(&Header { aux: 1, ..Header::new(Kind::Spare, 0) }.encode()).unwrap();
+        link.last_words();
+        scene.world.journal.wait(&["gone", &id]);
         scene.is_undisturbed();
     }
 }

@@ -56,16 +56,24 @@ impl Raw {
 
     /// All the way: a welcomed carrier of a hostile agent.
     pub(crate) fn enrol(world: &World, introduction: &Introduction) -> (Raw, Welcome) {
+        Raw::greet(world, introduction, Carrier::mux(0, 1)).expect("the bridge lets it in")
+    }
+
+    /// The handshake of any carrier; `Err`: why the bridge does not let it in.
+    pub(crate) fn greet(world: &World, introduction: &Introduction, place: Carrier) -> Result<(Raw, Welcome), String> {
         let mut raw = Raw::connect(world);
         let binding = raw.tls.binding().expect("TLS is through");
-        let mut hello = AgentHello::new(introduction.clone(), VERSIONS, Carrier::mux(0, 1), binding);
+        let mut hello = AgentHello::new(introduction.clone(), VERSIONS, place, binding);
         loop {
-            let (header, payload) = raw.frame().unwrap().expect("a bridge that answers");
-            assert_eq!(header.kind, Kind::Hello);
+            let Some((header, payload)) = raw.frame().unwrap() else { return Err("closed".into()) };
+            if header.kind != Kind::Hello {
+                return Err(String::from_utf8_lossy(&payload).into_owned());
+            }
             match hello.on_message(hello_kind(header.aux), &payload) {
                 AgentStep::Send(message) => raw.hello(&message),
-                AgentStep::Welcomed(welcome) => return (raw, welcome),
-                step => panic!("{step:?}"),
+                AgentStep::Welcomed(welcome) => return Ok((raw, welcome)),
+                AgentStep::Refused(refusal) => return Err(refusal.to_string()),
+                AgentStep::Over => panic!("the handshake was over"),
             }
         }
     }
