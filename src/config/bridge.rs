@@ -242,11 +242,11 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
             continue;
         }
         const NO_HTTP: (&str, &str) = ("this type of listener reads no HTTP", "type = \"http\" or \"https\"");
-        if let Some(at) = of_http(listener) {
-            return Err(doc.wrong(at, NO_HTTP.0, NO_HTTP.1));
-        }
         if let Some(http) = &listener.http {
             return Err(doc.wrong_table(http.span(), NO_HTTP.0, NO_HTTP.1));
+        }
+        if let Some(at) = of_http(listener) {
+            return Err(doc.wrong(at, NO_HTTP.0, NO_HTTP.1));
         }
         let path = unix_path(doc, &listener.listen)?;
         let is_unix = path.is_some();
