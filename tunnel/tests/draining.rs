@@ -4,7 +4,7 @@
 mod rig;
 
 use rig::backend::{self, Order, Source, ask, finish, read_all};
-use rig::{BridgeRig, EPOLL, PATIENCE, RING, SHAPES};
+use rig::{BridgeRig, EPOLL, PATIENCE, RING, SHAPES, Shape};
 use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
@@ -104,5 +104,17 @@ fn links_are_renewed() {
         visitor.read_exact(&mut [0; 10]).unwrap();
         finish_echo(inside, 1);
         until("the old links stay", || bridge.stats().carriers_up == u64::from(shape.carriers));
+    }
+}
+
+/// An agent that is sent away hears why, even if the end of the connection comes with the goodbye.
+#[test]
+fn a_goodbye_is_heard() {
+    for shape in SHAPES.into_iter().chain([Shape { tls: true, ktls: false, ..RING }]) {
+        let (address, _reports) = backend::start();
+        let bridge = rig::bridge(shape, &["web"]);
+        let agent = bridge.agent(shape, &[("web", address)]);
+        bridge.handle.disconnect_agent(agent.id, "not you");
+        agent.log.wait_for("disconnected not you", shape.carriers.into());
     }
 }

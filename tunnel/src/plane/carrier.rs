@@ -108,6 +108,8 @@ pub(crate) struct Carrier {
     pub(super) write_armed: bool,
     /// Takes no new streams, and ends with its last one.
     pub(super) draining: bool,
+    /// Drained: the peer was told then, and closes.
+    pub(super) parted: Option<Instant>,
     /// Bytes of begun frames that the socket did not take.
     pub(super) out: Vec<u8>,
     pub(super) out_at: usize,
@@ -152,6 +154,7 @@ impl Carrier {
             read_armed: false,
             write_armed: false,
             draining: false,
+            parted: None,
             out: Vec::new(),
             out_at: 0,
             out_pipe: None,
@@ -235,5 +238,10 @@ impl From<io::Error> for Lost {
 impl Lost {
     pub(super) fn end() -> Lost {
         Lost { reason: Reason::LinkLost, detail: "closed by the peer".into() }
+    }
+
+    /// Its last stream has ended, and it takes no new ones.
+    pub(super) fn drained() -> Lost {
+        Lost { reason: Reason::Disconnected, detail: super::DRAINED.into() }
     }
 }

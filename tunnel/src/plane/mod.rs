@@ -72,6 +72,10 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Unsent bytes a carrier's socket may hold at first: later ones wait in the mux, where small streams overtake large
 /// ones. 128 KiB are 10 ms at 100 Mbit/s. [`Carrier::on_second`] makes it follow what the carrier really sends.
 const NOTSENT_BYTES: u32 = 128 << 10;
+/// A drained carrier is closed by the peer that was told so; one that does not, after this long.
+const PARTING_MAX: Duration = Duration::from_secs(3);
+/// What such a peer is told.
+const DRAINED: &str = "drained: the last stream has ended";
 /// How often silence, handshakes and dials are looked at.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// One read of a carrier and one batch of small frames are at most this long; four TLS records.
@@ -448,8 +452,14 @@ impl Plane {
                     let detail = format!("not done after {} s", HANDSHAKE_MAX.as_secs());
                     self.lose(cx, key, Lost { reason: Reason::HandshakeSlow, detail });
                 }
-                Phase::Up if c.draining && c.mux.streams() == 0 => {
-                    self.dismiss(cx, key, Reason::Disconnected, "drained: the last stream has ended");
+                Phase::Up if c.parted.is_some_and(|at| cx.now.since(at) >= PARTING_MAX) => {
+                    self.lose(cx, key, Lost::drained());
+                }
+                Phase::Up if c.parted.is_none() && c.draining && c.mux.streams() == 0 => {
+                    // Read on until the peer closes: a socket that is closed with bytes unread is reset, and a reset
+                    // may overtake the goodbye.
+                    c.parted = Some(cx.now);
+                    self.send(key, Kind::Goaway, Reason::Disconnected as u16, DRAINED.into());
                 }
                 Phase::Up if c.is_framed() && cx.now.since(c.heard) >= SILENT_MAX => {
                     let detail = format!("not heard for {} s", SILENT_MAX.as_secs());
@@ -478,10 +488,13 @@ impl Plane {
         }
     }
 
-    /// The carrier is over: its streams are reset, the role is told.
+    /// The carrier is over: its streams are reset, the role is told. One that ends behind a goodbye, the peer's or ours,
+    /// ends for that reason, whatever the socket says.
     fn lose(&mut self, cx: &mut Cx<'_>, key: Key, lost: Lost) {
         let empty = self.new_mux();
+        let said = self.events.iter().rev().find_map(|event| goodbye_of(event, key));
         let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live()) else { return };
+        let lost = if c.parted.is_some() { Lost::drained() } else { said.unwrap_or(lost) };
         c.phase = Phase::Closing;
         let mux = std::mem::replace(&mut c.mux, empty);
         if let Some((pipe, _)) = c.out_pipe.take() {
@@ -531,6 +544,17 @@ impl Plane {
         for key in self.endpoints.keys() {
             self.abort(cx, key, Reason::Stopping);
         }
+    }
+}
+
+/// The goodbye of that carrier's peer, if the event is one that the role has not seen yet. Draining is none.
+fn goodbye_of(event: &Event, key: Key) -> Option<Lost> {
+    match event {
+        Event::Control { carrier, kind: Kind::Goaway, aux, payload } if *carrier == key => {
+            let reason = Reason::of(*aux);
+            (reason != Reason::Draining).then(|| Lost { reason, detail: tame(payload) })
+        }
+        _ => None,
     }
 }
 
