@@ -19,6 +19,10 @@ fn until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
+/// A visitor that does not read holds at least this in the end, whatever else happens: its window, but for less than a
+/// quarter that is not worth a grant.
+const STALLED_BYTES: u64 = (RING.window_bytes / 4 * 3) as u64;
+
 /// Visitors that do not read take half of the pipes at most, however many they are: who comes after them is spliced.
 #[test]
 fn stalled_visitors_leave_pipes_to_others() {
@@ -31,9 +35,8 @@ fn stalled_visitors_leave_pipes_to_others() {
         let mut visitor = bridge.visit(0);
         ask(&mut visitor, Order::Flood, seed, 0);
         stalled.push(visitor);
-        // It has stalled once its bytes wait.
-        let before = bridge.stats().bytes_held;
-        until("it stalls", || bridge.stats().bytes_held > before);
+        // Not "more than before": what those before it hold may still become less.
+        until("they stall", || bridge.stats().bytes_held >= stalled.len() as u64 * STALLED_BYTES);
     }
     let before = bridge.stats();
     assert!(before.pipes <= 48, "{} pipes", before.pipes);
@@ -64,12 +67,15 @@ fn too_much_that_waits_costs_those_that_hold_it() {
     let resets = || bridge.stats().reasons[Reason::MemoryMax as usize];
     while resets() < 8 {
         assert!(stalled.len() < 400, "no limit in sight with {} bytes", bridge.stats().bytes_held);
-        let (held, count) = (bridge.stats().bytes_held, resets());
         let mut visitor = bridge.visit(0);
         ask(&mut visitor, Order::Flood, stalled.len() as u64, 0);
         stalled.push(visitor);
-        // It has stalled once its bytes wait, or cost somebody his stream.
-        until("it stalls", || bridge.stats().bytes_held > held || resets() > count);
+        // Not "more than before": what the reader holds comes and goes, and what is reset goes a moment after it is
+        // counted. Those that are left hold theirs in the end.
+        until("they stall", || {
+            let left = (stalled.len() as u64).saturating_sub(resets());
+            bridge.stats().bytes_held >= left * STALLED_BYTES
+        });
         let held = bridge.stats().bytes_held;
         // One frame of each carrier may be on its way when the limit is reached.
         assert!(held <= (16 << 20) + (4 << 20), "{held} bytes are held");
