@@ -4,9 +4,11 @@
 mod rig;
 
 use rig::backend::{self, Order, Source, ask, finish, read_all};
-use rig::{BridgeRig, PATIENCE, SHAPES, Shape, cable};
+use rig::cable::{self, Cable};
+use rig::{BridgeRig, PATIENCE, SHAPES, Shape};
 use ringspan_engine::kernel::Socket;
-use std::io::{Read, Write};
+use ringspan_tunnel::frame::Reason;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
@@ -14,6 +16,17 @@ use std::time::Duration;
 /// An address where nothing listens.
 fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// An address that does not answer, while what comes with it is kept: its queue is full, and the kernel drops what comes.
+fn hole() -> (SocketAddr, (Socket, Vec<TcpStream>)) {
+    let silent = Socket::listen(&"127.0.0.1:0".parse().unwrap(), 0, false).unwrap();
+    let hole = silent.local_addr().unwrap();
+    let mut fillers = Vec::new();
+    while let Ok(filler) = TcpStream::connect_timeout(&hole, Duration::from_millis(300)) {
+        fillers.push(filler);
+    }
+    (hole, (silent, fillers))
 }
 
 /// Sends `bytes` for an echo, ends early, and checks that all of them come back.
@@ -53,13 +66,7 @@ fn a_refusing_backend_is_not_noticed() {
 /// A backend that does not answer the dial costs its visitor the time of the dial, no more.
 #[test]
 fn a_silent_backend_is_replaced() {
-    // Its queue is full: the kernel drops what comes.
-    let silent = Socket::listen(&"127.0.0.1:0".parse().unwrap(), 0, false).unwrap();
-    let hole = silent.local_addr().unwrap();
-    let mut fillers = Vec::new();
-    while let Ok(filler) = TcpStream::connect_timeout(&hole, Duration::from_millis(300)) {
-        fillers.push(filler);
-    }
+    let (hole, _queue) = hole();
     for shape in [rig::RING, rig::EPOLL] {
         let (address, _reports) = backend::start();
         let bridge = rig::bridge(shape, &["web"]);
@@ -85,6 +92,7 @@ fn a_dead_agent_is_replaced_for_the_silent() {
         let cable = cable::straight(bridge.handle.link_address());
         let dying = bridge.agent_via(shape, cable.address, &[("web", mute.local_addr().unwrap())]);
         bridge.log.wait_for(&format!("health {} 0 Up", dying.id), 1);
+        bridge.log.wait_for(&format!("carriers {} {}", dying.id, shape.carriers), 1);
         let (mut silent, mut speaking) = (bridge.visit(0), bridge.visit(0));
         ask(&mut speaking, Order::Send, 1, 10);
         let _reached = [mute.accept().unwrap(), mute.accept().unwrap()];
@@ -94,13 +102,48 @@ fn a_dead_agent_is_replaced_for_the_silent() {
         let (address, _reports) = backend::start();
         let _good = bridge.agent(shape, &[("web", address)]);
         drop(mute);
-        cable.cut();
-        assert!(speaking.read(&mut [0; 1]).is_err(), "{shape:?}");
+        cut(&bridge, &cable, shape, 2);
+        assert_eq!(speaking.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset, "{shape:?}");
         ask(&mut silent, Order::Send, 1, 100_000);
         silent.shutdown(Shutdown::Write).unwrap();
         assert_eq!(read_all(&mut silent, 1).0, 100_000, "{shape:?}");
         drop(dying);
     }
+}
+
+/// How long a visitor has been silent makes no difference: only words and answers tie it to a backend.
+#[test]
+fn silence_is_free_for_ever() {
+    let (hole, _queue) = hole();
+    for shape in [rig::RING, Shape { tls: true, ..rig::EPOLL }] {
+        let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+        let bridge = rig::bridge(shape, &["web", "hole"]);
+        let cable = cable::straight(bridge.handle.link_address());
+        let dying = bridge.agent_via(shape, cable.address, &[("web", mute.local_addr().unwrap()), ("hole", hole)]);
+        bridge.log.wait_for(&format!("health {} 1 Up", dying.id), 1);
+        bridge.log.wait_for(&format!("carriers {} {}", dying.id, shape.carriers), 1);
+        let mut silent = bridge.visit(0);
+        let _reached = mute.accept().unwrap();
+        // This takes longer than anything that is asked of an agent.
+        let late = bridge.visit(1);
+        bridge.log.wait_for("dial failed 1 dial_timeout", 1);
+        let (address, _reports) = backend::start();
+        let _good = bridge.agent(shape, &[("web", address)]);
+        drop((mute, late));
+        cut(&bridge, &cable, shape, 1);
+        ask(&mut silent, Order::Send, 1, 100_000);
+        silent.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_all(&mut silent, 1).0, 100_000, "{shape:?}");
+    }
+}
+
+/// Cuts a link with so many streams, and waits until the bridge has lost all of it: what a visitor says before that may
+/// have gone to the dead agent.
+fn cut(bridge: &BridgeRig, cable: &Cable, shape: Shape, streams: u64) {
+    let lost = || bridge.stats().reasons[Reason::LinkLost as usize];
+    let before = lost();
+    cable.cut();
+    rig::until(|| lost() >= before + u64::from(shape.carriers) + streams);
 }
 
 fn wait_for_words(heard: &mut [TcpStream]) {

@@ -569,7 +569,7 @@ impl BridgeWorker {
             };
             visitor.ticket.wants_news |= outliers.knows(&(session, backend));
             let given = match carrier_of(links, &self.plane, &session) {
-                Some(key) => place(&mut self.plane, now, visitor, key, (session, backend)),
+                Some(key) => place(&mut self.plane, visitor, key, (session, backend)),
                 None => hand_over(&self.shared, here, Box::new(Handed { visitor, session, backend })),
             };
             match given {
@@ -585,7 +585,7 @@ impl BridgeWorker {
     fn on_handed(&mut self, now: Instant, handed: Handed) {
         let Handed { visitor, session, backend } = handed;
         let rest = match carrier_of(&self.links, &self.plane, &session) {
-            Some(key) => place(&mut self.plane, now, visitor, key, (session, backend)),
+            Some(key) => place(&mut self.plane, visitor, key, (session, backend)),
             None => Err((visitor, Reason::NoBackend)),
         };
         if let Err((mut visitor, reason)) = rest {
@@ -809,18 +809,12 @@ fn carrier_of(links: &HashMap<SessionKey, Vec<Key>>, plane: &Plane, session: &Se
 }
 
 /// Gives a visitor a stream on that carrier; or back, with the reason.
-fn place(
-    plane: &mut Plane,
-    now: Instant,
-    visitor: Visitor,
-    carrier: Key,
-    backend: Place,
-) -> Result<(), (Visitor, Reason)> {
+fn place(plane: &mut Plane, visitor: Visitor, carrier: Key, backend: Place) -> Result<(), (Visitor, Reason)> {
     let Visitor { socket, arrival, mut ticket } = visitor;
     ticket.sent = ticket.sent.saturating_add(1);
     ticket.at = Some(backend);
     plane
-        .add_visitor(now, socket, (carrier, backend.1), arrival, ticket)
+        .add_visitor(socket, (carrier, backend.1), arrival, ticket)
         .map_err(|(socket, arrival, ticket)| (Visitor { socket, arrival, ticket }, Reason::StreamsMax))
 }
 

@@ -148,7 +148,7 @@ pub(crate) struct Plane {
     backends: Vec<Backend>,
     dial_max: Duration,
     moving: Vec<(Key, usize)>,
-    /// Visitors whose backends have given no sign yet, and when to ask for one, in order.
+    /// Visitors that have spoken and whose backends had given no sign then, and when to ask for one, in order.
     signs: VecDeque<(Instant, Key)>,
     options: Settled,
 }
@@ -317,7 +317,6 @@ impl Plane {
     )]
     pub(crate) fn add_visitor(
         &mut self,
-        now: Instant,
         socket: Socket,
         (key, backend): (Key, u16),
         arrival: Arrival,
@@ -354,7 +353,6 @@ impl Plane {
         };
         self.stats.streams_total.add(1);
         self.stats.streams_open.add(1);
-        self.expect_sign(endpoint, now);
         self.queue(key);
         Ok(())
     }

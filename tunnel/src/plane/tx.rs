@@ -150,14 +150,15 @@ impl Plane {
             scratch[at..at + n].copy_from_slice(&e.prefix[..n]);
             e.prefix.drain(..n);
             e.prefix.shrink_to_fit();
-            if let Some(unplaced) = &mut e.unplaced {
-                unplaced.on_said();
-            }
+            let first_words = e.unplaced.as_mut().is_some_and(|unplaced| unplaced.on_said());
             let header = c.mux.sent(id, n as u32, false, true);
             put(scratch, len, &header);
             *len += n;
             self.stats.frames_sent.add(1);
             self.stats.bytes_to_link.add(n as u64);
+            if first_words {
+                self.expect_sign(owner, cx.now);
+            }
             return;
         }
         if let Some(unplaced) = &e.unplaced {
@@ -176,9 +177,7 @@ impl Plane {
                 self.on_read_end(cx, owner);
             }
             Ok(n) => {
-                if let Some(unplaced) = &mut e.unplaced {
-                    unplaced.keep(&scratch[at..at + n]);
-                }
+                let first_words = e.unplaced.as_mut().is_some_and(|unplaced| unplaced.keep(&scratch[at..at + n]));
                 let header = c.mux.sent(id, n as u32, false, n == ask);
                 put(scratch, len, &header);
                 *len += n;
@@ -192,6 +191,9 @@ impl Plane {
                     if e.streak >= STREAK {
                         (e.splices, e.streak) = (c.splice_out && self.options.may_splice, 0);
                     }
+                }
+                if first_words {
+                    self.expect_sign(owner, cx.now);
                 }
                 self.on_carried(owner, n);
             }

@@ -1,10 +1,12 @@
 //! A visitor whose backend has given no sign yet: what it said is kept, so that another backend can be told the same.
 //! Promise: a backend that was reached is never replaced by another; nothing a visitor said is lost or said twice to
-//! one backend; what is kept of one visitor is bounded, and then its reading waits.
+//! one backend; what is kept of one visitor is bounded, and then its reading waits. When its link is lost, a visitor
+//! that has said nothing goes to another backend, however long it has been there; one that has spoken is reset, since
+//! nobody knows whether it was heard.
 //!
 //! ```text
 //! stream opened ──DATA or OPENED──▶ placed: what was kept is forgotten
-//!      │ 64 KiB kept, or 2 s without a sign: the agent is asked for OPENED
+//!      │ 64 KiB kept, or 2 s after its first words without a sign: the agent is asked for OPENED
 //!      └──RST with a reason why it was not reached, or carrier lost──▶ Bounced: the role finds another backend
 //! ```
 //! The first DATA is the sign mostly, so a visitor that is answered costs no frame for this.
@@ -23,8 +25,9 @@ use std::time::Duration;
 /// Bytes of a visitor that are kept; then it waits for a sign. A request and its head are less; an upload asks for a
 /// sign and waits one round trip.
 pub(super) const KEPT_BYTES_MAX: usize = 64 << 10;
-/// Without a sign for this long the agent is asked for one: a backend that only listens gives none by itself, and what
-/// is kept for it would stay for as long as it listens.
+/// Without a sign for this long after the first words the agent is asked for one: a backend that only listens gives none
+/// by itself, and what is kept for it would stay for as long as it listens. Of a visitor that says nothing nothing is
+/// kept, and without a sign it stays free to go elsewhere: nobody is asked.
 const ASK_AFTER: Duration = Duration::from_secs(2);
 
 /// See the module.
@@ -76,15 +79,15 @@ impl Unplaced {
         KEPT_BYTES_MAX.saturating_sub(self.kept.len())
     }
 
-    /// These bytes of the socket go out.
-    pub(super) fn keep(&mut self, bytes: &[u8]) {
+    /// These bytes of the socket go out. Returns whether they are its first words.
+    pub(super) fn keep(&mut self, bytes: &[u8]) -> bool {
         self.kept.extend_from_slice(bytes);
-        self.said = true;
+        self.on_said()
     }
 
-    /// Some of the prefix goes out.
-    pub(super) fn on_said(&mut self) {
-        self.said = true;
+    /// Some of the prefix goes out. Returns whether these are its first words.
+    pub(super) fn on_said(&mut self) -> bool {
+        !std::mem::replace(&mut self.said, true)
     }
 
     pub(super) fn into_ticket(self: Box<Self>) -> Box<Ticket> {

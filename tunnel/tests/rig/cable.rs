@@ -44,12 +44,14 @@ fn relay(to: SocketAddr, choppy: bool) -> Cable {
             // The bridge may be gone at the end of a test.
             let Ok(far) = TcpStream::connect(to) else { return };
             let (gate, dead) = (Arc::new(Mutex::new(())), Arc::new(AtomicBool::new(false)));
-            for (from, to) in [(&near, &far), (&far, &near)] {
-                let (from, to, gate) = (from.try_clone().unwrap(), to.try_clone().unwrap(), gate.clone());
-                let dead = dead.clone();
+            let ways =
+                [(&near, &far), (&far, &near)].map(|(from, to)| (from.try_clone().unwrap(), to.try_clone().unwrap()));
+            // Known before it carries anything: who sees that it works can cut it.
+            kept.lock().unwrap().push(Line { near, far, gate: gate.clone(), dead: dead.clone() });
+            for (from, to) in ways {
+                let (gate, dead) = (gate.clone(), dead.clone());
                 thread::spawn(move || carry(from, to, choppy, &gate, &dead));
             }
-            kept.lock().unwrap().push(Line { near, far, gate, dead });
         }
     });
     Cable { address, lines }
