@@ -248,11 +248,7 @@ pub(crate) mod tests {
             identity: identity.clone(),
             token: token.cloned(),
             session: SessionId::generate(),
-            exposes: vec![Expose {
-                service: "web".to_owned().try_into().expect("a name"),
-                address: "127.0.0.1:1".into(),
-                weight: 1,
-            }],
+            exposes: vec![Expose::new("web".to_owned().try_into().expect("a name"), "127.0.0.1:1".into())],
             software: "test".into(),
         };
         let (mut bridge, challenge) = BridgeHello::new(VERSIONS, [7; 32], Binding::NONE, "test");

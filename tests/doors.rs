@@ -388,6 +388,53 @@ fn unix_sockets_at_both_ends() {
     until("the file to go", || (!socket.exists()).then_some(()));
 }
 
+/// As configured: nginx hears in a PROXY header who asks, over TCP and over a Unix socket; a listener that trusts us is
+/// told it by us; and who is denied hears nothing.
+#[test]
+fn headers_and_lists() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, local) = (folder.path().join("web.sock"), SocketAddr::from(([127, 0, 0, 1], closed_port())));
+    let nginx = Nginx::start_server(
+        SocketAddr::from(([127, 0, 0, 1], closed_port())),
+        &format!(
+            "listen {local} proxy_protocol; listen unix:{} proxy_protocol;\n\
+             location / {{ return 200 \"$proxy_protocol_addr to $proxy_protocol_server_port\"; }}",
+            path.display()
+        ),
+    );
+    let listener = |name: &str, service: &str, more: &str| {
+        format!(
+            "[[listener]]\nname = \"{name}\"\ntype = \"tcp\"\nlisten = \"127.0.0.1:0\"\nservice = \"{service}\"\n{more}\n"
+        )
+    };
+    let listeners = [
+        listener("plain", "tcp", "limits = { deny = [\"127.0.0.2\"] }"),
+        listener("unix", "unix", ""),
+        listener("behind", "tcp", "proxy_protocol_from = [\"127.0.0.1\"]"),
+    ];
+    let exposes = format!(
+        "[[expose]]\nservice = \"tcp\"\naddress = \"{local}\"\nproxy_protocol = \"v2\"\n\
+         [[expose]]\nservice = \"unix\"\naddress = \"unix:{}\"\nproxy_protocol = \"v1\"\n",
+        path.display()
+    );
+    let place = Place::start(&listeners.concat(), &exposes);
+    let (plain, unix, behind) = (place.listener("plain"), place.listener("unix"), place.listener("behind"));
+    for at in [plain, unix] {
+        assert_eq!(get(at, "/"), Ok((200, format!("127.0.0.1 to {}", at.port()))));
+    }
+    let mut stream = connect(behind);
+    let request = "PROXY TCP4 203.0.113.9 198.51.100.1 1000 443\r\nGET / HTTP/1.0\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("it is open");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("a whole answer");
+    assert!(answer.ends_with("203.0.113.9 to 443"), "{answer}");
+    let curl = ["-sS", "--max-time", "60", "--interface", "127.0.0.2", &format!("http://{plain}/")];
+    let (code, text, _) = parts(&run_with(Command::new("curl").args(curl), ""));
+    assert!(code != 0 && text.is_empty(), "{text}");
+    place.bridge.wait_line(&["denied", "plain"]);
+    drop(nginx);
+}
+
 /// A range of ports leads to a range of backends, each port to its own.
 #[test]
 fn a_range_of_ports_is_many_listeners() {

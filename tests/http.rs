@@ -190,6 +190,33 @@ fn connections_are_kept() {
     assert!(posts.iter().all(|s| [200, 502].contains(s)), "{posts:?}");
 }
 
+/// A service's lists hold for each request, although visitors share connections otherwise: who is denied gets 403 and
+/// the backend hears nothing, also when a proxy that is trusted says who it is.
+#[test]
+fn the_denied_are_told_so() {
+    let text = "service = \"web\"\n[listener.http]\ntrusted = [\"127.0.0.3\"]\n\
+                [[service]]\nname = \"web\"\nlimits = { deny = [\"127.0.0.2\", \"192.0.2.0/24\"] }\n";
+    let world = World::start_with(&site(text));
+    let origin = Origin::mirror();
+    let _agent = world.agent_of(&[("web", origin.address)]);
+    let site = world.listener("site");
+    let url = format!("http://{site}/");
+    let ask_from = |from: &str, header: &str| {
+        let wants = ["--interface", from, "-H", header, "-o", "/dev/null", "-w", "%{http_code}", &url];
+        let (code, status, err) = curl(&wants);
+        assert_eq!(code, 0, "{err}");
+        status
+    };
+    for round in 0..3 {
+        assert_eq!(status(&ask(site, "GET /", "Host: a\r\n").0), 200, "round {round}");
+        let heard = origin.connections();
+        assert_eq!(ask_from("127.0.0.2", "X-Forwarded-For: 127.0.0.1"), "403", "round {round}");
+        assert_eq!(ask_from("127.0.0.3", "X-Forwarded-For: 192.0.2.7"), "403", "round {round}");
+        assert_eq!(origin.connections(), heard, "round {round}: nobody knocked at the backend");
+        assert_eq!(ask_from("127.0.0.3", "X-Forwarded-For: 198.51.100.7"), "200", "round {round}");
+    }
+}
+
 /// An answer that breaks off at the backend breaks off at the visitor, however it was framed.
 #[test]
 fn broken_stays_broken() {

@@ -70,10 +70,8 @@ fn of_flags(args: &cli::Agent) -> Result<Config, Failure> {
             "nothing to offer. Try: --expose web=127.0.0.1:8080, or --config agent.toml".into(),
         ));
     }
-    let expose = |(service, address): &(String, std::net::SocketAddr)| Expose {
-        service: service.clone(),
-        backend: (*address).into(),
-        check: CHECK_DEFAULT,
+    let expose = |(service, address): &(String, std::net::SocketAddr)| {
+        Expose::new(service.clone(), (*address).into(), CHECK_DEFAULT)
     };
     Ok(Config {
         token: args.token.as_ref().map(|t| Secret(t.trim().to_owned())),
@@ -332,7 +330,8 @@ impl AgentServer {
 fn offer(expose: &Expose) -> Result<Offer, Failure> {
     let service = expose.service.clone().try_into();
     let service = service.map_err(|e| Failure::Usage(format!("[[expose]] service {:?}: {e}", expose.service)))?;
-    Ok(Offer { service, address: expose.backend.to_string(), weight: 1 })
+    let (weight, priority, proxy_protocol) = (expose.weight, expose.priority, expose.proxy_protocol);
+    Ok(Offer { weight, priority, proxy_protocol, ..Offer::new(service, expose.backend.to_string()) })
 }
 
 fn log_transition(expose: &Expose, t: &Transition) {

@@ -127,11 +127,13 @@ impl BridgeServer {
         let (probes, capabilities) = (engine.probes(), engine.capabilities().clone());
         let engine = Arc::new(Mutex::new(engine));
 
+        let mut sessions = Sessions::new(first_session());
+        sessions.set_policies(config.policies.clone());
         let hall = Arc::new(Hall {
             handle: handle.clone(),
             keyring: keyring.clone(),
             registry: registry.clone(),
-            sessions: Mutex::new(Sessions::new(first_session())),
+            sessions: Mutex::new(sessions),
             software,
             runtime: tokio::runtime::Handle::current(),
         });

@@ -2,6 +2,7 @@
 //! Promise: a lost agent's backends are unroutable in the next [`Sessions::routes`]; news of an older session change
 //! nothing. Pure: events in, orders for the registry out.
 
+use crate::config::balance::Policies;
 use ringspan_engine::health::Health;
 use ringspan_registry::health::Reason;
 use ringspan_registry::model::{Metadata, ServiceKey};
@@ -9,7 +10,7 @@ use ringspan_registry::table::{Delta, Exposed};
 use ringspan_tunnel::health_feed::Change;
 use ringspan_tunnel::hello::{Applicant, Expose, SessionId};
 use ringspan_tunnel::identity::{AgentId, AgentName};
-use ringspan_tunnel::routes::{Backend, Routes};
+use ringspan_tunnel::routes::{Backend, Load, Routes};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Hex digits of an agent's id in its cluster's name: 32 bits tell apart what people call by one name.
@@ -56,6 +57,7 @@ pub(super) struct Sessions {
     next: u64,
     /// Revoked in this run: an agent that was admitted a moment before may still come up a moment later.
     revoked: HashSet<AgentId>,
+    policies: Policies,
 }
 
 struct Session {
@@ -63,13 +65,21 @@ struct Session {
     generation: u64,
     exposes: Vec<Expose>,
     health: Vec<Health>,
+    /// Visitors of each.
+    loads: Vec<Load>,
 }
 
 impl Sessions {
     /// Nobody is connected. Sessions are numbered from `first` on: later than any number of an earlier run, so that
     /// the registry never takes a new session for an old one.
     pub(super) fn new(first: u64) -> Sessions {
-        Sessions { agents: BTreeMap::new(), tickets: HashMap::new(), next: first.max(1), revoked: HashSet::new() }
+        Sessions {
+            agents: BTreeMap::new(),
+            tickets: HashMap::new(),
+            next: first.max(1),
+            revoked: HashSet::new(),
+            policies: Policies::new(),
+        }
     }
 
     /// The number of this session of an admitted agent: the same for all its carriers.
@@ -91,7 +101,8 @@ impl Sessions {
         let exposes = applicant.exposes.clone();
         let exposed = exposes.iter().filter_map(exposed).collect();
         let health = vec![Health::Unknown; exposes.len()];
-        self.agents.insert(applicant.agent, Session { cluster: cluster.clone(), generation, exposes, health });
+        let loads = exposes.iter().map(|_| Load::default()).collect();
+        self.agents.insert(applicant.agent, Session { cluster: cluster.clone(), generation, exposes, health, loads });
         Order::Up { cluster, generation, exposed }
     }
 
@@ -164,16 +175,23 @@ impl Sessions {
         let mut services: BTreeMap<&str, Vec<Backend>> = BTreeMap::new();
         for (agent, session) in &self.agents {
             for (index, (expose, health)) in session.exposes.iter().zip(&session.health).enumerate() {
+                let number = u16::try_from(index).expect("an agent exposes at most 256 backends");
                 services.entry(expose.service.as_str()).or_default().push(Backend {
-                    agent: *agent,
-                    session: session.generation,
-                    index: u16::try_from(index).expect("an agent exposes at most 256 backends"),
                     health: *health,
                     weight: expose.weight,
+                    priority: expose.priority,
+                    proxy: expose.proxy_protocol,
+                    load: session.loads[index].clone(),
+                    ..Backend::new(*agent, session.generation, number)
                 });
             }
         }
-        Routes::new(services)
+        Routes::with_policies(services, |name| self.policies.get(name).cloned().unwrap_or_default())
+    }
+
+    /// How visitors of services are spread and limited from the next [`Sessions::routes`] on.
+    pub(super) fn set_policies(&mut self, policies: Policies) {
+        self.policies = policies;
     }
 }
 

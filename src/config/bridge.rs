@@ -1,18 +1,23 @@
 //! bridge.toml: its keys, their ranges and defaults. The table for people is docs/configuration.md.
 
+use super::balance::{Policies, RawService, check_services};
 use super::carrier::{self, CARRIER_DEFAULT};
 use super::doors::{Door, Keys, check_door, fits, unix_path};
+use super::limits::{RawLimits, check_limits, networks};
 use super::memory::{RawMemory, check_memory};
 use super::{Document, Error, http, ports, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
+use ipnet::IpNet;
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::bridge::CarrierMode;
+use ringspan_tunnel::limits::Limiter;
 use ringspan_tunnel::memory::MemoryLimits;
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use toml::Spanned;
 
 /// The registry's port: the one every Nacos client knows.
@@ -33,6 +38,8 @@ pub(crate) struct Bridge {
     pub(crate) link: Link,
     /// Where visitors connect.
     pub(crate) listeners: Vec<Listener>,
+    /// How services spread and limit their visitors.
+    pub(crate) policies: Policies,
     /// Threads and kernel interface.
     pub(crate) engine: Engine,
     /// What its streams may take.
@@ -81,6 +88,10 @@ pub(crate) struct Listener {
     pub(crate) door: Door,
     /// By which kind of carrier they go.
     pub(crate) carrier: CarrierMode,
+    /// What its visitors may do.
+    pub(crate) limiter: Option<Arc<Limiter>>,
+    /// From whom a PROXY header is taken, and then from each connection.
+    pub(crate) proxy_from: Option<Vec<IpNet>>,
 }
 
 /// Threads and kernel interface; the same section in both files.
@@ -106,6 +117,7 @@ impl Default for Bridge {
             http_listen: HTTP_LISTEN_DEFAULT,
             link: Link { listen: LINK_LISTEN_DEFAULT, public: None, tls: Tls::Auto, ktls: true },
             listeners: Vec::new(),
+            policies: Policies::new(),
             engine: Engine::default(),
             memory: MemoryLimits::default(),
         }
@@ -129,6 +141,8 @@ struct Raw {
     memory: Option<RawMemory>,
     #[serde(default)]
     listener: Vec<Spanned<RawListener>>,
+    #[serde(default)]
+    service: Vec<RawService>,
 }
 
 #[derive(Deserialize)]
@@ -175,6 +189,8 @@ struct RawListener {
     allow: Option<Spanned<Vec<Spanned<String>>>>,
     mode: Option<Spanned<String>>,
     carrier: Option<Spanned<String>>,
+    limits: Option<Spanned<RawLimits>>,
+    proxy_protocol_from: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 /// Checks a whole document.
@@ -198,6 +214,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         taken.take(Transport::Tcp, bridge.link.listen, "[link] listen", None)?;
     }
     bridge.engine = check_engine(doc, raw.engine.as_ref())?;
+    bridge.policies = check_services(doc, &raw.service)?;
     bridge.memory = check_memory(doc, raw.memory.as_ref())?;
     let mut names = HashSet::new();
     for spanned in &raw.listener {
@@ -206,6 +223,11 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         if !names.insert(name.clone()) {
             return Err(doc.wrong(listener.name.span(), "another listener has this name", "a name of its own"));
         }
+        let limiter = check_limits(doc, listener.limits.as_ref().map(Spanned::get_ref))?;
+        let proxy_from = match &listener.proxy_protocol_from {
+            None => None,
+            Some(from) => Some(networks(doc, Some(from.get_ref()))?),
+        };
         let keys = Keys {
             idle_timeout: listener.idle_timeout.as_ref(),
             sessions_max: listener.sessions_max.as_ref(),
@@ -230,6 +252,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
                 passthrough: listener.passthrough.as_ref(),
                 options: listener.http.as_ref().map(Spanned::get_ref),
             };
+            of_tcp(doc, listener, false)?;
             let door = http::check(doc, &name, is_tls, &parts)?;
             let service = door.routes.last().map(|route| route.service.clone()).unwrap_or_default();
             bridge.listeners.push(Listener {
@@ -238,6 +261,8 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
                 service,
                 door: Door::Http(Box::new(door)),
                 carrier: CARRIER_DEFAULT,
+                limiter,
+                proxy_from,
             });
             continue;
         }
@@ -258,6 +283,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         let transport = if let Door::Udp(_) = door { Transport::Udp } else { Transport::Tcp };
         let carrier = carrier::carrier(doc, listener.carrier.as_ref())?;
         let Some(service) = &listener.service else { return Err(doc.missing(spanned.span(), "service")) };
+        of_tcp(doc, listener, matches!(door, Door::Tcp))?;
         for &listen in &listens {
             taken.take(transport, listen, &format!("listener {name:?}"), Some(&listener.listen))?;
             let service = ports::service(doc, service, &listens, listen.port())?;
@@ -266,7 +292,8 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
                 let problem = format!("another listener is called {name:?}");
                 return Err(doc.wrong(listener.name.span(), problem, "a name of its own"));
             }
-            bridge.listeners.push(Listener { name, listen, service, door: door.clone(), carrier });
+            let (limiter, proxy_from) = (limiter.clone(), proxy_from.clone());
+            bridge.listeners.push(Listener { name, listen, service, door: door.clone(), carrier, limiter, proxy_from });
         }
     }
     Ok(bridge)
@@ -278,6 +305,16 @@ fn of_http(listener: &RawListener) -> Option<std::ops::Range<usize>> {
     let passthrough = passthrough.as_ref().map(Spanned::span);
     let route = route.first().map(http::RawRoute::span);
     passthrough.or(route).or(tls.first().map(http::RawCert::span))
+}
+
+/// Limits and PROXY headers are kept by listeners of plain TCP; a key that does nothing would be a lie.
+fn of_tcp(doc: &Document, raw: &RawListener, is_plain: bool) -> Result<(), Error> {
+    let limits = raw.limits.as_ref().map(|limits| (limits.span(), "limits of the [[service]]"));
+    let proxy = raw.proxy_protocol_from.as_ref().map(|from| (from.span(), "remove it"));
+    match limits.or(proxy) {
+        Some((span, remedy)) if !is_plain => Err(doc.wrong(span, "only listeners of type \"tcp\" keep it", remedy)),
+        _ => Ok(()),
+    }
 }
 
 /// The `[engine]` section of either file.

@@ -6,6 +6,7 @@ use super::visit::secret;
 use super::{Document, Error, ports};
 use crate::doors::proxy::allow::Allow;
 use crate::doors::secret::key::SecretKey;
+use ringspan_tunnel::proxy_header::Version;
 use serde::Deserialize;
 use std::fmt;
 use std::net::SocketAddr;
@@ -26,6 +27,19 @@ pub(crate) struct Expose {
     pub(crate) backend: Backend,
     /// How it is checked.
     pub(crate) check: Check,
+    /// Its share of visitors, 1 to 100. Default 1.
+    pub(crate) weight: u8,
+    /// 0 first. Default 0.
+    pub(crate) priority: u8,
+    /// The PROXY header that it wants to hear.
+    pub(crate) proxy_protocol: Option<Version>,
+}
+
+impl Expose {
+    /// One of weight 1, without further wishes.
+    pub(crate) fn new(service: String, backend: Backend, check: Check) -> Expose {
+        Expose { service, backend, check, weight: 1, priority: 0, proxy_protocol: None }
+    }
 }
 
 /// How a backend is reached. Shown as the bridge and its registry call it.
@@ -80,6 +94,9 @@ pub(super) struct RawExpose {
     allow: Option<Spanned<Vec<Spanned<String>>>>,
     secret_file: Option<Spanned<String>>,
     check: Option<RawCheck>,
+    weight: Option<Spanned<i64>>,
+    priority: Option<Spanned<i64>>,
+    proxy_protocol: Option<Spanned<String>>,
 }
 
 /// Checks one entry and adds its backends, one for each port, to `known`.
@@ -87,6 +104,17 @@ pub(super) fn check_expose(doc: &Document, raw: &RawExpose, known: &mut Vec<Expo
     let backends = backends(doc, raw)?;
     let addresses: Vec<SocketAddr> = backends.iter().filter_map(Backend::address).collect();
     let at = raw.address.as_ref().or(raw.r#type.as_ref()).map_or(0..0, Spanned::span);
+    let weight = raw.weight.as_ref().map_or(Ok(1), |weight| doc.number(weight, 1..=100))? as u8;
+    let priority = raw.priority.as_ref().map_or(Ok(0), |priority| doc.number(priority, 0..=255))? as u8;
+    let version = |text: &str| match text {
+        "v1" => Ok(Version::V1),
+        "v2" => Ok(Version::V2),
+        _ => Err("no such version".into()),
+    };
+    let proxy_protocol = match &raw.proxy_protocol {
+        None => None,
+        Some(raw) => Some(doc.value(raw, version, "\"v1\" or \"v2\"")?),
+    };
     for backend in backends {
         let port = backend.address().map_or(0, |address| address.port());
         let service = ports::service(doc, &raw.service, &addresses, port)?;
@@ -95,7 +123,15 @@ pub(super) fn check_expose(doc: &Document, raw: &RawExpose, known: &mut Vec<Expo
             return Err(doc.wrong(at, problem, "another address, or remove one of the two"));
         }
         let check = check_check(doc, raw.check.as_ref(), &backend)?;
-        known.push(Expose { service, backend, check });
+        let is_deaf = matches!(backend, Backend::Udp(_) | Backend::Proxy(_) | Backend::Secret { .. });
+        if let (Some(raw), true) = (&raw.proxy_protocol, is_deaf) {
+            return Err(doc.wrong(
+                raw.span(),
+                "only a TCP or Unix backend without a secret hears a header",
+                "remove it",
+            ));
+        }
+        known.push(Expose { weight, priority, proxy_protocol, ..Expose::new(service, backend, check) });
     }
     Ok(())
 }

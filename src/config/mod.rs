@@ -6,6 +6,7 @@
 //! ```
 
 pub(crate) mod agent;
+pub(crate) mod balance;
 pub(crate) mod bridge;
 pub(crate) mod carrier;
 pub(crate) mod check;
@@ -13,6 +14,7 @@ pub(crate) mod doors;
 pub(crate) mod expose;
 pub(crate) mod http;
 mod ktls;
+mod limits;
 mod memory;
 mod place;
 mod ports;

@@ -2,6 +2,7 @@
 //! Method: a table of files and their exact messages.
 
 use super::*;
+use std::time::Duration;
 
 const BRIDGE: &str = r#"data_dir = "/var/lib/ringspan"
 [http]
@@ -65,7 +66,7 @@ fn bridge_errors() {
         (
             "[http]",
             "[wormhole]",
-            "bridge.toml:2: [wormhole]: unknown key. Try: one of data_dir, http, link, engine, memory, listener",
+            "bridge.toml:2: [wormhole]: unknown key. Try: one of data_dir, http, link, engine, memory, listener, service",
         ),
         ("service = \"web\"\n", "", "bridge.toml:7: [[listener]]: \"service\" is missing. Try: add service = ..."),
         (
@@ -161,6 +162,48 @@ fn listener_names_are_unique() {
         error.to_string(),
         "bridge.toml:13: [[listener]] name = \"web\": another listener has this name. Try: a name of its own"
     );
+}
+
+/// How visitors are spread and limited, and from whom a header is taken: read as it is written, and what does not fit
+/// is an error that says so.
+#[test]
+fn visitors_are_spread_and_limited() {
+    use ringspan_tunnel::routes::Balance;
+    let all = "limits = { connections = 3, rate = 5, up = \"1MiB\", idle = \"10m\", allow = [\"10.0.0.0/8\"], \
+               visitor = { connections = 1, ipv6_bits = 56 } }\nproxy_protocol_from = [\"10.0.0.1\"]\n\
+               [[service]]\nname = \"web\"\nbalance = \"source_hash\"\nretries = 0\nresend = true\n\
+               eject = { dials = 2, length = \"5s\" }\nlimits = { total = \"1h\" }\n";
+    let read = |more: &str| {
+        let text = format!("{BRIDGE}{more}");
+        bridge::check(&Document::of("bridge.toml", &text)).map_err(|e| e.to_string())
+    };
+    let b = read(all).expect("it is good");
+    let rules = b.listeners[0].limiter.as_ref().expect("it has limits").rules();
+    let numbers = (rules.all.connections_max, rules.all.rate, rules.all.up_bytes, rules.visitor.connections_max);
+    assert_eq!((numbers, rules.visitor_bits), ((3, 5, 1 << 20, 1), Some((32, 56))));
+    assert_eq!((rules.idle, rules.lists.allow.len()), (Some(Duration::from_secs(600)), 1));
+    assert_eq!(b.listeners[0].proxy_from.as_deref(), Some(&["10.0.0.1/32".parse().expect("a network")][..]));
+    let policy = &b.policies["web"];
+    assert_eq!((policy.balance, policy.retries, policy.resend), (Balance::SourceHash, 0, true));
+    assert_eq!((policy.eject.dials, policy.eject.length), (2, Duration::from_secs(5)));
+    assert!(policy.limiter.is_some());
+    assert!(read("").expect("it is good").listeners[0].limiter.is_none(), "nothing is limited that is not asked for");
+    let udp = "[[listener]]\nname = \"dns\"\ntype = \"udp\"\nlisten = \"0.0.0.0:53\"\nservice = \"dns\"\n";
+    for (more, say) in [
+        (
+            format!("{udp}limits = {{ connections = 3 }}\n"),
+            "only listeners of type \"tcp\" keep it. Try: limits of the",
+        ),
+        (format!("{udp}proxy_protocol_from = [\"10.0.0.1\"]\n"), "only listeners of type \"tcp\" keep it. Try: remove"),
+        ("limits = { burst = 3 }\n".into(), "a burst of what rate?"),
+        ("limits = { up = \"100B\" }\n".into(), "limits.up = \"100B\": it needs a unit"),
+        ("limits = { deny = [\"10.0.0.0/33\"] }\n".into(), "no address or network"),
+        ("[[service]]\nname = \"web\"\nbalance = \"random\"\n".into(), "no such way to balance"),
+        ("[[service]]\nname = \"a\"\n[[service]]\nname = \"a\"\n".into(), "this service has a section already"),
+    ] {
+        let error = read(&more).expect_err(&more);
+        assert!(error.contains(say), "{more}: {error}");
+    }
 }
 
 /// In the clear is fine on loopback, and where the file says that it knows.
@@ -511,6 +554,17 @@ fn backends_of_the_agent() {
         let e = expose(text).unwrap_or_else(|e| panic!("{text}: {e}")).remove(0);
         assert_eq!((e.backend.to_string().as_str(), e.check.ask.as_str()), (shown, asked), "{text}");
     }
+    let heard = expose("address = \"127.0.0.1:80\"\nproxy_protocol = \"v2\"\nweight = 3\npriority = 1").expect("good");
+    assert_eq!((heard[0].weight, heard[0].priority), (3, 1));
+    assert_eq!(heard[0].proxy_protocol, Some(ringspan_tunnel::proxy_header::Version::V2));
+    let folder = tempfile::tempdir().expect("a place");
+    let key = folder.path().join("key");
+    std::fs::write(&key, "0123456789abcdef0123456789abcdef\n").expect("room");
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("it is ours");
+    let secret = format!("address = \"127.0.0.1:1\"\nsecret_file = {:?}", key.to_str().expect("plain"));
+    expose(&secret).expect("good");
+    let error = expose(&format!("{secret}\nproxy_protocol = \"v1\"")).expect_err("it would break the secret's TLS");
+    assert!(error.contains("only a TCP or Unix backend without a secret hears a header"), "{error}");
     for (text, say) in [
         ("type = \"udp\"\naddress = \"127.0.0.1:53\"\ncheck = { type = \"tcp\" }", "the backend is no TCP server"),
         ("type = \"proxy\"", "where may it go? Nothing is allowed that allow does not say"),
@@ -529,6 +583,17 @@ fn backends_of_the_agent() {
         ("address = \"127.0.0.1:1\"\ncheck = { type = \"http\", status = \"99\" }", "check.status"),
         ("address = \"127.0.0.1:1\"\nsecret_file = \"/nowhere/key\"", "/nowhere/key: No such file"),
         ("type = \"udp\"\naddress = \"127.0.0.1:1\"\nsecret_file = \"k\"", "a secret service is of type \"tcp\""),
+        ("address = \"127.0.0.1:1\"\nproxy_protocol = \"v3\"", "no such version. Try: \"v1\" or \"v2\""),
+        (
+            "type = \"udp\"\naddress = \"127.0.0.1:53\"\nproxy_protocol = \"v2\"",
+            "only a TCP or Unix backend without a secret hears a header",
+        ),
+        (
+            "type = \"proxy\"\nallow = [\"*:80\"]\nproxy_protocol = \"v2\"",
+            "only a TCP or Unix backend without a secret hears a header",
+        ),
+        ("address = \"127.0.0.1:1\"\nweight = 0", "below the minimum of 1"),
+        ("address = \"127.0.0.1:1\"\npriority = 256", "above the maximum of 255"),
     ] {
         let error = expose(text).expect_err(text);
         assert!(error.contains(say), "{text}: {error}");

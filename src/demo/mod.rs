@@ -150,12 +150,15 @@ impl Demo {
             data_dir: folder.0.join("bridge"),
             http_listen: loopback,
             link: Link { listen: loopback, public: None, tls: Tls::Auto, ktls: true },
+            policies: Default::default(),
             listeners: vec![Listener {
                 name: SERVICE.into(),
                 listen: loopback,
                 service: SERVICE.into(),
                 door: Door::Tcp,
                 carrier: CARRIER_DEFAULT,
+                limiter: None,
+                proxy_from: None,
             }],
             engine: EngineConfig::default(),
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
@@ -190,11 +193,7 @@ impl Demo {
         };
         let policy = Policy { interval: INTERVAL, timeout: INTERVAL, ..Policy::DEFAULT };
         let check = Check { policy, ..CHECK_DEFAULT };
-        let expose = |backend: &Backend| Expose {
-            service: SERVICE.into(),
-            backend: backend.address.into(),
-            check: check.clone(),
-        };
+        let expose = |backend: &Backend| Expose::new(SERVICE.into(), backend.address.into(), check.clone());
         let mut agent = AgentServer::start(AgentConfig {
             token: Some(Secret(token)),
             token_file_missing: None,

@@ -179,5 +179,10 @@ impl Doors {
 pub(crate) fn gate(listener: &Listener) -> Result<Arc<Gate>, Failure> {
     let service = listener.service.clone().try_into();
     let service = service.map_err(|e| Failure::Usage(format!("listener {:?}: {e}", listener.name)))?;
-    Ok(Arc::new(Gate { name: listener.name.clone(), service, carrier: listener.carrier }))
+    Ok(Arc::new(Gate {
+        carrier: listener.carrier,
+        limiter: listener.limiter.clone(),
+        proxy_from: listener.proxy_from.clone(),
+        ..Gate::new(listener.name.clone(), service)
+    }))
 }

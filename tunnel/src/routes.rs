@@ -4,14 +4,27 @@
 //! none (its first check is at most one interval away, and the first visitor should not be the one to find out), and
 //! an agent that is lost leaves its backends `Unknown`, so unroutable at once.
 //!
-//! Among those that are up it is weighted round robin, smoothly interleaved (weights 3 and 1: A A B A, as nginx does
-//! it), worked out once per snapshot, so that a pick is an index and an addition. Pure; nothing here locks.
+//! Among those that are up it is by default weighted round robin, smoothly interleaved (weights 3 and 1: A A B A, as
+//! nginx does it), worked out once per snapshot, so that a pick is an index and an addition. Least connections and the
+//! hash of the visitor's address look at each backend that is up ([`policy`]). Pure; nothing here locks.
+//!
+//! ```text
+//! weight 0 or not up: out ──▶ priorities 0, 1, … until healthy_min are there: active ──balance──▶ one
+//!                                     the rest: spare, for visitors whom no active one could serve
+//! ```
 
 use crate::identity::AgentId;
 use crate::outliers::Place;
+use crate::proxy_header;
 use ringspan_engine::health::Health;
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
 use std::sync::Arc;
+
+mod policy;
+
+pub use policy::{Balance, Load, LoadGuard, Policy};
 
 /// Largest weight; larger ones are taken as this. With 100 the smallest share is 1 %.
 pub const WEIGHT_MAX: u8 = 100;
@@ -33,9 +46,28 @@ pub struct Backend {
     pub health: Health,
     /// Its share, 1 to [`WEIGHT_MAX`]; 0 takes no visitors (drained).
     pub weight: u8,
+    /// 0 first; a larger number is used only when too few of the smaller ones are healthy ([`Policy::healthy_min`]).
+    pub priority: u8,
+    /// The header that it wants to hear before the visitor's own bytes.
+    pub proxy: Option<proxy_header::Version>,
+    /// Visitors that it has now.
+    pub load: Load,
 }
 
 impl Backend {
+    /// One of weight 1, unknown health, and no wishes.
+    pub fn new(agent: AgentId, session: u64, index: u16) -> Backend {
+        let (health, load) = (Health::Unknown, Load::default());
+        Backend { agent, session, index, health, weight: 1, priority: 0, proxy: None, load }
+    }
+
+    /// What the hash of a visitor is mixed with: the same for each session of the agent.
+    fn seed(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.agent, self.index).hash(&mut hasher);
+        hasher.finish()
+    }
+
     /// Which one.
     pub fn place(&self) -> Place {
         ((self.agent, self.session), self.index)
@@ -49,15 +81,111 @@ impl Backend {
 /// One service's backends and whose turn it is.
 #[derive(Clone, Debug, Default)]
 struct Service {
+    policy: Arc<Policy>,
     backends: Vec<Backend>,
     /// Indices into `backends`, of those that take visitors, in the order they are served.
     schedule: Box<[u32]>,
+    /// The same, each once, with its seed.
+    active: Box<[(u32, u64)]>,
+    /// Of lower priority, the best first.
+    spare: Box<[u32]>,
 }
 
 impl Service {
-    fn new(backends: Vec<Backend>) -> Service {
-        Service { schedule: schedule(&backends), backends }
+    fn new(backends: Vec<Backend>, policy: Arc<Policy>) -> Service {
+        let count = |is: &dyn Fn(&Backend) -> bool| backends.iter().filter(|b| is(b)).count();
+        let (wanted, up) = (count(&|b| b.weight > 0), count(&Backend::takes_visitors));
+        let panics = up * 100 < wanted * usize::from(policy.panic_percent);
+        let mut usable: Vec<u32> = (0u32..)
+            .zip(&backends)
+            .filter(|(_, b)| b.takes_visitors() || (panics && b.weight > 0))
+            .map(|(i, _)| i)
+            .collect();
+        usable.sort_by_key(|i| backends[*i as usize].priority);
+        let healthy_min = usize::from(policy.healthy_min.max(1));
+        // Whole priorities, until there are enough.
+        let mut split = usable.len().min(healthy_min);
+        while split > 0 && split < usable.len() {
+            let priority = |at: usize| backends[usable[at] as usize].priority;
+            if priority(split) != priority(split - 1) {
+                break;
+            }
+            split += 1;
+        }
+        let spare = usable.split_off(split);
+        usable.sort_unstable();
+        let schedule = schedule(&backends, &usable);
+        let active = usable.iter().map(|i| (*i, backends[*i as usize].seed())).collect();
+        Service { policy, schedule, active, spare: spare.into(), backends }
     }
+
+    fn pick(
+        &self,
+        cursor: &mut Cursor,
+        source: Option<IpAddr>,
+        usable: &mut dyn FnMut(&Backend) -> bool,
+    ) -> Option<&Backend> {
+        let picked = match (self.policy.balance, source) {
+            (Balance::LeastConnections, _) => self.least_loaded(cursor, usable),
+            (Balance::SourceHash, Some(source)) => self.hashed(source, usable),
+            (Balance::RoundRobin | Balance::SourceHash, _) => self.next(cursor, usable),
+        };
+        let spare = || self.spare.iter().map(|i| &self.backends[*i as usize]);
+        picked.or_else(|| spare().find(|backend| usable(backend)))
+    }
+
+    fn next(&self, cursor: &mut Cursor, usable: &mut dyn FnMut(&Backend) -> bool) -> Option<&Backend> {
+        for step in 0..self.schedule.len() {
+            let at = cursor.0.wrapping_add(step) % self.schedule.len();
+            let backend = &self.backends[self.schedule[at] as usize];
+            if usable(backend) {
+                cursor.0 = at + 1;
+                return Some(backend);
+            }
+        }
+        None
+    }
+
+    /// The one with the fewest visitors for its weight; of several whose turn it is.
+    fn least_loaded(&self, cursor: &mut Cursor, usable: &mut dyn FnMut(&Backend) -> bool) -> Option<&Backend> {
+        let mut best: Option<(&Backend, u64, usize)> = None;
+        for step in 0..self.active.len() {
+            let at = cursor.0.wrapping_add(step) % self.active.len();
+            let backend = &self.backends[self.active[at].0 as usize];
+            // As it would be with this visitor; weights are at most 100, so parts of it are told apart.
+            let load = (u64::from(backend.load.get()) + 1) * 1_000_000 / u64::from(backend.weight.max(1));
+            if best.is_none_or(|(_, least, _)| load < least) && usable(backend) {
+                best = Some((backend, load, at));
+            }
+        }
+        best.map(|(backend, _, at)| {
+            cursor.0 = at + 1;
+            backend
+        })
+    }
+
+    /// Weighted rendezvous hashing: each backend draws a number that depends on it and the visitor alone, and the best
+    /// draw wins. Who is gone takes only its own visitors along, who comes takes only its share.
+    fn hashed(&self, source: IpAddr, usable: &mut dyn FnMut(&Backend) -> bool) -> Option<&Backend> {
+        let mut hasher = DefaultHasher::new();
+        source.to_canonical().hash(&mut hasher);
+        let visitor = hasher.finish();
+        let draw = |(i, seed): &(u32, u64)| {
+            let backend = &self.backends[*i as usize];
+            // 53 bits, above 0 and below 1.
+            let unit = ((mix(visitor ^ seed) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+            (-unit.ln() / f64::from(backend.weight.clamp(1, WEIGHT_MAX)), backend)
+        };
+        let candidates = self.active.iter().map(draw).filter(|(_, backend)| usable(backend));
+        candidates.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, backend)| backend)
+    }
+}
+
+/// Spreads every bit over all (the finalizer of SplitMix64).
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
 }
 
 /// The snapshot. Cheap to share, built anew for each change.
@@ -91,8 +219,25 @@ pub enum NoRoute {
 impl Routes {
     /// From every service's backends. A service that comes twice keeps the last list.
     pub fn new<N: Into<Arc<str>>>(services: impl IntoIterator<Item = (N, Vec<Backend>)>) -> Routes {
-        let services = services.into_iter().map(|(name, backends)| (name.into(), Service::new(backends))).collect();
-        Routes { services }
+        Routes::with_policies(services, |_| Arc::default())
+    }
+
+    /// The same, with what each service asks for.
+    pub fn with_policies<N: Into<Arc<str>>>(
+        services: impl IntoIterator<Item = (N, Vec<Backend>)>,
+        policy: impl Fn(&str) -> Arc<Policy>,
+    ) -> Routes {
+        let service = |(name, backends): (N, _)| {
+            let name = name.into();
+            let service = Service::new(backends, policy(&name));
+            (name, service)
+        };
+        Routes { services: services.into_iter().map(service).collect() }
+    }
+
+    /// What the service asks for.
+    pub fn policy(&self, service: &str) -> Option<&Arc<Policy>> {
+        self.services.get(service).map(|service| &service.policy)
     }
 
     /// The next backend of `service` that is up and that `usable` accepts: the caller knows which agents have a link
@@ -104,18 +249,24 @@ impl Routes {
         &self,
         service: &str,
         cursor: &mut Cursor,
+        usable: impl FnMut(&Backend) -> bool,
+    ) -> Result<&Backend, NoRoute> {
+        self.pick_for(service, cursor, None, usable)
+    }
+
+    /// The same for a visitor from this address: a service that balances by it needs it.
+    ///
+    /// # Errors
+    /// [`NoRoute`].
+    pub fn pick_for(
+        &self,
+        service: &str,
+        cursor: &mut Cursor,
+        source: Option<IpAddr>,
         mut usable: impl FnMut(&Backend) -> bool,
     ) -> Result<&Backend, NoRoute> {
-        let Service { backends, schedule } = self.services.get(service).ok_or(NoRoute::NoService)?;
-        for step in 0..schedule.len() {
-            let at = cursor.0.wrapping_add(step) % schedule.len();
-            let backend = &backends[schedule[at] as usize];
-            if usable(backend) {
-                cursor.0 = at + 1;
-                return Ok(backend);
-            }
-        }
-        Err(NoRoute::NoBackend)
+        let service = self.services.get(service).ok_or(NoRoute::NoService)?;
+        service.pick(cursor, source, &mut usable).ok_or(NoRoute::NoBackend)
     }
 
     /// The same without what `agent` offered: its link is gone.
@@ -141,7 +292,7 @@ impl Routes {
         for (name, service) in &self.services {
             let mut backends = service.backends.clone();
             backends.iter_mut().for_each(&mut change);
-            services.insert(name.clone(), Service::new(backends));
+            services.insert(name.clone(), Service::new(backends, service.policy.clone()));
         }
         Routes { services }
     }
@@ -149,6 +300,12 @@ impl Routes {
     /// The backends of a service, in the order they were given; `None` if there is no such service.
     pub fn backends(&self, service: &str) -> Option<&[Backend]> {
         self.services.get(service).map(|service| service.backends.as_slice())
+    }
+
+    /// What the first service that has this backend asks for.
+    pub fn policy_of(&self, place: &Place) -> Option<&Arc<Policy>> {
+        let has = |service: &&Service| service.backends.iter().any(|b| b.place() == *place);
+        self.services.values().find(has).map(|service| &service.policy)
     }
 
     /// The healthy backends of the services that this one belongs to.
@@ -166,12 +323,9 @@ impl Routes {
 
 /// Smooth weighted round robin: each turn everybody gains its weight, the richest serves and pays the total. The
 /// schedule repeats after sum / gcd turns.
-fn schedule(backends: &[Backend]) -> Box<[u32]> {
-    let live: Vec<(u32, i64)> = (0u32..)
-        .zip(backends)
-        .filter(|(_, backend)| backend.takes_visitors())
-        .map(|(i, backend)| (i, i64::from(backend.weight.min(WEIGHT_MAX))))
-        .collect();
+fn schedule(backends: &[Backend], active: &[u32]) -> Box<[u32]> {
+    let weight = |i: u32| i64::from(backends[i as usize].weight.min(WEIGHT_MAX));
+    let live: Vec<(u32, i64)> = active.iter().map(|i| (*i, weight(*i))).collect();
     let divisor = live.iter().fold(0, |a, (_, weight)| gcd(a, *weight)).max(1);
     let total: i64 = live.iter().map(|(_, weight)| weight / divisor).sum();
     if usize::try_from(total).is_ok_and(|total| total == live.len()) || total > SCHEDULE_MAX as i64 {
@@ -198,100 +352,4 @@ fn gcd(a: i64, b: i64) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::keys::PublicKey;
-    use proptest::prelude::*;
-
-    fn agent(n: u8) -> AgentId {
-        AgentId::of(&PublicKey::from_bytes([n; 32]))
-    }
-
-    fn backend(index: u16, health: Health, weight: u8) -> Backend {
-        Backend { agent: agent((index % 4) as u8), session: 1, index, health, weight }
-    }
-
-    fn picks(routes: &Routes, n: usize) -> Vec<u16> {
-        let mut cursor = Cursor::default();
-        (0..n).map(|_| routes.pick("web", &mut cursor, |_| true).unwrap().index).collect()
-    }
-
-    /// Only what is up takes visitors: not what is down, not what was never seen, not what is drained.
-    #[test]
-    fn only_the_living_are_visited() {
-        let routes = Routes::new([(
-            "web",
-            vec![
-                backend(0, Health::Unknown, 1),
-                backend(1, Health::Up, 1),
-                backend(2, Health::Down, 1),
-                backend(3, Health::Up, 0),
-                backend(4, Health::Up, 1),
-            ],
-        )]);
-        assert_eq!(picks(&routes, 5), [1, 4, 1, 4, 1]);
-        let mut cursor = Cursor::default();
-        assert_eq!(routes.pick("db", &mut cursor, |_| true), Err(NoRoute::NoService));
-        assert_eq!(routes.pick("web", &mut cursor, |_| false), Err(NoRoute::NoBackend));
-        let none = routes.without_agent(agent(1)).with_health(agent(0), 4, Health::Down);
-        assert_eq!(none.pick("web", &mut cursor, |_| true), Err(NoRoute::NoBackend));
-        let back = none.with_health(agent(2), 2, Health::Up);
-        assert_eq!(back.pick("web", &mut cursor, |_| true).unwrap().index, 2);
-    }
-
-    /// Weights interleave instead of bursting.
-    #[test]
-    fn weights_interleave() {
-        let routes = Routes::new([("web", vec![backend(0, Health::Up, 75), backend(1, Health::Up, 25)])]);
-        assert_eq!(picks(&routes, 8), [0, 0, 1, 0, 0, 0, 1, 0]);
-    }
-
-    /// A visitor whose backend could not be dialled gets each other one once, then nothing.
-    #[test]
-    fn each_is_tried_once() {
-        let routes = Routes::new([("web", (0..5).map(|i| backend(i, Health::Up, 1 + (i % 3) as u8)).collect())]);
-        let (mut cursor, mut tried) = (Cursor::starting_at(3), Vec::new());
-        while let Ok(backend) = routes.pick("web", &mut cursor, |b| !tried.contains(&b.index)) {
-            tried.push(backend.index);
-        }
-        tried.sort_unstable();
-        assert_eq!(tried, [0, 1, 2, 3, 4]);
-    }
-
-    /// A cursor from a larger snapshot is good for a smaller one, and a huge one wraps.
-    #[test]
-    fn cursors_outlive_snapshots() {
-        let routes = Routes::new([("web", vec![backend(0, Health::Up, 1)])]);
-        for start in [0, 1, 999, usize::MAX] {
-            let mut cursor = Cursor(start);
-            assert_eq!(routes.pick("web", &mut cursor, |_| true).unwrap().index, 0);
-        }
-    }
-
-    proptest! {
-        /// Over one round of the schedule each live backend gets exactly its share, and nobody waits longer than twice
-        /// its fair distance.
-        #[test]
-        fn shares_are_exact(list in proptest::collection::vec((0u8..3, 0u8..=100), 1..12)) {
-            let backends: Vec<Backend> = (0u16..).zip(&list).map(|(i, (health, weight))| {
-                backend(i, [Health::Up, Health::Down, Health::Unknown][usize::from(*health)], *weight)
-            }).collect();
-            let routes = Routes::new([("web", backends.clone())]);
-            let round = routes.services["web"].schedule.len();
-            let live: Vec<&Backend> = backends.iter().filter(|b| b.takes_visitors()).collect();
-            prop_assert_eq!(round == 0, live.is_empty());
-            if round > 0 {
-                let served = picks(&routes, round);
-                let total: usize = live.iter().map(|b| usize::from(b.weight)).sum();
-                for b in &live {
-                    let turns = served.iter().filter(|i| **i == b.index).count();
-                    prop_assert_eq!(turns * total, usize::from(b.weight) * round);
-                    let twice = [&served[..], &served[..]].concat();
-                    let gap = twice.split(|i| *i == b.index).map(<[u16]>::len).max().unwrap();
-                    prop_assert!(gap <= 2 * total.div_ceil(usize::from(b.weight)), "gap {}", gap);
-                }
-                prop_assert_eq!(served.len(), round);
-            }
-        }
-    }
-}
+mod tests;

@@ -22,7 +22,7 @@ fn enter(
 ) -> (UnixStream, Receiver<Result<(), Reason>>) {
     let (inside, outside) = Socket::pair().unwrap();
     let (tell, told) = channel();
-    let gate = Gate { name: "door".into(), service: service.to_owned().try_into().unwrap(), carrier: CarrierMode::Mux };
+    let gate = Gate { carrier: CarrierMode::Mux, ..Gate::new("door", service.to_owned().try_into().unwrap()) };
     let entry = Entry {
         socket: inside,
         gate: Arc::new(gate),

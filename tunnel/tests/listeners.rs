@@ -11,10 +11,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 fn listener(name: &str, address: SocketAddr, service: &str) -> Listener {
-    Listener {
-        address,
-        gate: Arc::new(Gate { name: name.into(), service: rig::service(service), carrier: CarrierMode::Auto }),
-    }
+    Listener { address, gate: Arc::new(Gate { carrier: CarrierMode::Auto, ..Gate::new(name, rig::service(service)) }) }
 }
 
 fn is_served(address: SocketAddr) -> bool {

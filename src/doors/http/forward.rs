@@ -240,7 +240,13 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
     };
     let request = head(parts, body);
     let spare = repeats.then(|| parts.clone());
-    let sent = send(&setup, &visit, way, request, spare, protocol.is_some());
+    let asks_who = way.pool.asks_who();
+    let alone = (!options.reuse || protocol.is_some() || asks_who).then(|| {
+        // Behind a proxy that is trusted the port is not known.
+        let port = if record.visitor == visit.peer.ip().to_canonical() { visit.peer.port() } else { 0 };
+        SocketAddr::new(record.visitor, port)
+    });
+    let sent = send(&setup, &visit, way, request, spare, alone);
     let (mut response, line) = in_time(sent, &progress, options, until).await?;
 
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -261,7 +267,7 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
         answer.headers_mut().insert(header::UPGRADE, protocol.expect("the request had one"));
         return Ok(answer);
     }
-    if options.reuse && protocol.is_none() {
+    if alone.is_none() {
         way.pool.keep(line, setup.manner);
     }
     let is_measured = response.headers().contains_key(header::CONTENT_LENGTH);
@@ -363,25 +369,24 @@ fn head(parts: &Parts, body: Body) -> Request<Body> {
     request
 }
 
-/// Sends a request and waits for the head of its answer. `is_alone`: on a connection of its own.
+/// Sends a request and waits for the head of its answer. `alone`: on a connection of its own, for this visitor. A
+/// connection that serves many is nobody's: the visitor stands in the headers.
 async fn send(
     setup: &Setup,
     visit: &Visit,
     way: &Way,
     mut request: Request<Body>,
     spare: Option<Parts>,
-    is_alone: bool,
+    alone: Option<SocketAddr>,
 ) -> Result<(Response<Incoming>, Line), Refusal> {
-    let mut may_reuse = setup.options.reuse && !is_alone;
-    // A connection that serves many is nobody's: the visitor stands in the headers.
-    let visitor = (!may_reuse).then_some(visit.peer);
+    let mut may_reuse = alone.is_none();
     loop {
         let kept = if may_reuse { way.pool.take(&setup.manner) } else { None };
         let mut line = match kept {
             Some(line) => line,
             None => {
                 visit.shared.hall.stats.on_dial(&setup.name);
-                way.pool.dial(&setup.manner, visitor).await.map_err(no_line)?
+                way.pool.dial(&setup.manner, alone).await.map_err(no_line)?
             }
         };
         let mut error = match line.sender.try_send_request(request).await {
@@ -421,6 +426,7 @@ fn late() -> Refusal {
 fn no_line(why: NoLine) -> Refusal {
     const DOWN: &str = "No server for this address is up at the moment.";
     const BUSY: &str = "Too much is going on here at the moment.";
+    const DENIED: &str = "Your address may not come in here.";
     const AWAY: &str = "The server behind this address cannot be reached.";
     let (refusal, detail) = match why {
         NoLine::Ours(error) => (Refusal::new(StatusCode::SERVICE_UNAVAILABLE, BUSY), error.to_string()),
@@ -435,6 +441,7 @@ fn no_line(why: NoLine) -> Refusal {
                 | Reason::ConnectionsMax
                 | Reason::RateMax
                 | Reason::VisitorsMax => (StatusCode::SERVICE_UNAVAILABLE, BUSY),
+                Reason::Denied => (StatusCode::FORBIDDEN, DENIED),
                 Reason::DialTimeout => return Refusal { detail: reason.sentence().into(), ..late() },
                 _ => (StatusCode::BAD_GATEWAY, AWAY),
             };

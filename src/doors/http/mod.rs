@@ -185,7 +185,7 @@ impl Setup {
         let mut ways = Vec::new();
         for route in &config.routes {
             let service = route.service.clone().try_into().map_err(|e| format!("service {:?}: {e}", route.service))?;
-            let gate = Arc::new(Gate { name: config.name.clone(), service, carrier: CARRIER_DEFAULT });
+            let gate = Arc::new(Gate { carrier: CARRIER_DEFAULT, ..Gate::new(config.name.clone(), service) });
             let pool = pools.entry(route.service.clone());
             let pool = pool.or_insert_with(|| Arc::new(Pool::new(hall.handle.clone(), gate.clone()))).clone();
             ways.push((route.host.clone(), route.path.clone(), Arc::new(Way::new(route, options, gate, pool))));

@@ -86,6 +86,11 @@ impl Pool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the service wants to know each visitor's address: then none may be kept.
+    pub(super) fn asks_who(&self) -> bool {
+        self.handle.routes().policy(self.gate.service.as_str()).is_some_and(|policy| policy.asks_who())
+    }
+
     /// A kept connection, if one is good.
     pub(super) fn take(&self, manner: &Manner) -> Option<Line> {
         let mut idle = self.idle();

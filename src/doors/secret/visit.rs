@@ -132,7 +132,7 @@ impl Way {
             identity: self.identity.clone(),
             token: None,
             session: SessionId::generate(),
-            exposes: vec![Expose { service, address: "visit".into(), weight: 1 }],
+            exposes: vec![Expose::new(service, "visit".into())],
             software: format!("ringspan/{}", env!("CARGO_PKG_VERSION")),
         };
         let mut hello = AgentHello::new(introduction, VERSIONS, Carrier::mux(0, 1), binding);

@@ -3,9 +3,13 @@
 use super::directory::SessionKey;
 use crate::frame::Reason;
 use crate::hello::ServiceName;
+use crate::limits::{Limiter, Pass};
 use crate::mux::OpenInfo;
 use crate::outliers::Place;
-use crate::plane::{Arrival, CarrierMode};
+use crate::plane::{Arrival, CarrierMode, Fare};
+use crate::proxy_header::{self, Transport};
+use crate::routes::Backend;
+use ipnet::IpNet;
 use ringspan_engine::kernel::Socket;
 use ringspan_engine::time::Instant;
 use std::fmt;
@@ -22,6 +26,22 @@ pub struct Gate {
     pub service: ServiceName,
     /// By which kind of carrier they go.
     pub carrier: CarrierMode,
+    /// What its visitors may do. Kept by the workers for listeners; a door keeps it by itself, at its own accept.
+    pub limiter: Option<Arc<Limiter>>,
+    /// From whom a PROXY header is taken, and then from each connection; `None`: from nobody.
+    pub proxy_from: Option<Vec<IpNet>>,
+}
+
+impl Gate {
+    /// One without limits and headers.
+    pub fn new(name: impl Into<String>, service: ServiceName) -> Gate {
+        Gate { name: name.into(), service, carrier: CarrierMode::default(), limiter: None, proxy_from: None }
+    }
+
+    /// Whether a visitor's address matters at once.
+    pub(super) fn asks_who(&self) -> bool {
+        self.limiter.as_ref().is_some_and(|limiter| limiter.asks_who())
+    }
 }
 
 /// Told once whether a visitor's backend was reached, or why not. On a worker's thread: must not block.
@@ -48,6 +68,8 @@ pub(crate) struct Ticket {
     pub(super) gate: Arc<Gate>,
     /// Who it is.
     pub(super) visitor: Option<SocketAddr>,
+    /// What it connected to, if that is another than its socket says.
+    pub(super) target: Option<SocketAddr>,
     pub(super) on_placed: Option<OnPlaced>,
     /// Written to it when its backend is reached, before the backend's bytes. A few: the socket has room.
     pub(crate) greeting: Option<Box<[u8]>>,
@@ -57,6 +79,8 @@ pub(crate) struct Ticket {
     pub(super) tried: Vec<Place>,
     /// How often it has been sent to a backend.
     pub(super) sent: u8,
+    /// Other backends that may be tried.
+    pub(super) retries: u8,
     /// When it was first; `None`: it has not been.
     pub(super) since: Option<Instant>,
     /// Whether what it said may be said again although nobody knows whether it was heard.
@@ -75,7 +99,20 @@ impl Ticket {
         let wants_news = on_placed.is_some();
         let (at, tried, since) = (None, Vec::new(), None);
         let greeting = None;
-        Box::new(Ticket { gate, visitor, on_placed, greeting, at, tried, sent: 0, since, resend: false, wants_news })
+        Box::new(Ticket {
+            gate,
+            visitor,
+            target: None,
+            on_placed,
+            greeting,
+            at,
+            tried,
+            sent: 0,
+            retries: 0,
+            since,
+            resend: false,
+            wants_news,
+        })
     }
 
     /// Whether the agent is to say at once that the backend is reached.
@@ -103,6 +140,22 @@ impl Visitor {
     pub(super) fn accepted(socket: Socket, gate: Arc<Gate>) -> Visitor {
         Visitor { socket, arrival: Arrival::default(), ticket: Ticket::new(gate, None, None) }
     }
+
+    /// For this backend: the header that it wants to hear, and a place in its count if it is counted.
+    pub(super) fn prepare(&mut self, backend: &Backend, counts: bool) {
+        self.arrival.header = match backend.proxy {
+            None => Vec::new(),
+            Some(version) => {
+                let source = self.ticket.visitor.or_else(|| self.socket.peer_addr().ok());
+                let to = self.ticket.target.or_else(|| self.socket.local_addr().ok());
+                proxy_header::write(version, Transport::Tcp, source, to)
+            }
+        };
+        if counts {
+            let fare = self.arrival.fare.get_or_insert_with(|| Fare::new(Pass::default()));
+            fare.load = Some(backend.load.enter());
+        }
+    }
 }
 
 impl From<Entry> for Visitor {
@@ -110,7 +163,7 @@ impl From<Entry> for Visitor {
         let Entry { socket, gate, visitor, prefix, target, on_placed } = entry;
         let info = OpenInfo { visitor: target.as_ref().and(visitor), target };
         let ticket = Ticket::new(gate, visitor, on_placed);
-        Visitor { socket, arrival: Arrival { prefix, header: Vec::new(), info, tell: ticket.asks() }, ticket }
+        Visitor { socket, arrival: Arrival { prefix, info, tell: ticket.asks(), ..Arrival::default() }, ticket }
     }
 }
 

@@ -17,6 +17,7 @@
 mod directory;
 mod ears;
 mod entry;
+mod greeting;
 mod roster;
 mod worker;
 

@@ -8,15 +8,16 @@
 use super::directory::SessionKey;
 use super::ears::{Ear, Step};
 use super::entry::{Handed, Ticket, Visitor};
+use super::greeting::Greetings;
 use super::{BridgeEvent, BridgeOptions, Decision, Mail, Raw, Shared, Transfer, directory};
 use crate::frame::{Kind, Reason};
 use crate::hello::{self, Applicant, BridgeHello, BridgeStep, CarrierUse, VERSIONS};
 use crate::identity::AgentId;
 use crate::keys;
 use crate::mux::{Limits, Side};
-use crate::outliers::{EjectPolicy, Outliers, Place};
-use crate::plane::{Bounced, Event, OP_ROLE, Plane, TICK, hello_kind, tame};
-use crate::routes::{Backend, Cursor, NoRoute};
+use crate::outliers::{Outliers, Place};
+use crate::plane::{Bounced, Event, Fare, OP_ROLE, Plane, TICK, hello_kind, tame};
+use crate::routes::{Backend, Balance, Cursor, NoRoute, Policy};
 use crate::slots::Key;
 use crate::stats::WorkerStats;
 use crate::tls::{Binding, ServerTls, Tls};
@@ -32,12 +33,12 @@ use std::time::Duration;
 
 /// Accepts visitors or agents; the index is the ear's.
 const OP_ACCEPT: u8 = OP_ROLE;
+/// Waits for a PROXY header.
+pub(super) const OP_GREETING: u8 = OP_ROLE + 1;
 /// Who waits in the queue of a listener that is taken away is taken in; more than this the kernel does not keep.
 const QUEUE_MAX: usize = super::BACKLOG as usize;
 
-/// A visitor is sent to this many backends at most, one after the other.
-const SENT_MAX: u8 = 4;
-/// And is sent to no other one after this: whoever waits longer has mostly gone. Two dials that nobody answers.
+/// A visitor is sent to no other backend after this: whoever waits longer has mostly gone. Two dials that nobody answers.
 const PLACING_MAX: Duration = Duration::from_secs(15);
 
 /// Said to an agent whose carrier needs a successor.
@@ -117,6 +118,8 @@ pub(super) struct BridgeWorker {
     links: HashMap<SessionKey, Vec<Key>>,
     /// Whose turn it is for what the control plane brings.
     entry_cursor: Cursor,
+    /// Visitors that have yet to say who they are.
+    pub(super) greetings: Greetings,
     /// Events the control plane had no room for.
     unsent: VecDeque<Raw>,
     refused: HashMap<(String, Reason), u64>,
@@ -126,7 +129,7 @@ pub(super) struct BridgeWorker {
     report_at: Instant,
     /// Accepts nobody any more.
     leaving: bool,
-    stopping: bool,
+    pub(super) stopping: bool,
 }
 
 impl BridgeWorker {
@@ -158,6 +161,7 @@ impl BridgeWorker {
             directs: HashMap::new(),
             links: HashMap::new(),
             entry_cursor: Cursor::starting_at(index),
+            greetings: Greetings::default(),
             unsent: VecDeque::new(),
             refused: HashMap::new(),
             failed: HashMap::new(),
@@ -196,7 +200,8 @@ impl BridgeWorker {
                     let peer = socket.peer_addr().ok();
                     self.on_link(cx, socket, peer);
                 }
-                Some(gate) => self.on_visitor(cx.now, Some(index), Visitor::accepted(socket, gate), None),
+                Some(gate) if gate.proxy_from.is_some() => self.greet(cx, index, socket, gate),
+                Some(gate) => self.enter(cx.now, index, Visitor::accepted(socket, gate)),
             },
             Err(errno) => {
                 listening.armed = false;
@@ -274,7 +279,12 @@ impl BridgeWorker {
             let waiting: Vec<Socket> =
                 (0..QUEUE_MAX).map_while(|_| listening.ear.socket.accept_now().ok().flatten()).collect();
             for socket in waiting {
-                self.on_visitor(now, Some(index), Visitor::accepted(socket, gate.clone()), None);
+                if gate.proxy_from.is_some() {
+                    // Its header would have to be waited for.
+                    self.refuse(Visitor::accepted(socket, gate.clone()), Reason::ProxyHeader);
+                } else {
+                    self.enter(now, index, Visitor::accepted(socket, gate.clone()));
+                }
             }
         }
         self.listening.remove(&index);
@@ -537,6 +547,46 @@ impl BridgeWorker {
 
     // Visitors.
 
+    /// A listener's visitor: its limits, then a backend.
+    pub(super) fn enter(&mut self, now: Instant, listener: u32, mut visitor: Visitor) {
+        let gate = visitor.ticket.gate.clone();
+        if let Some(limiter) = &gate.limiter {
+            if gate.asks_who() && visitor.ticket.visitor.is_none() {
+                visitor.ticket.visitor = visitor.socket.peer_addr().ok();
+            }
+            match limiter.enter(now, visitor.ticket.visitor.map(|address| address.ip())) {
+                Ok(pass) if pass.is_free() => {}
+                Ok(pass) => visitor.arrival.fare = Some(Fare::new(pass)),
+                Err(reason) => return self.refuse(visitor, reason),
+            }
+        }
+        self.on_visitor(now, Some(listener), visitor, None);
+    }
+
+    /// What the service lets a visitor do, the first time it is sent to a backend.
+    fn check(now: Instant, policy: &Policy, visitor: &mut Visitor) -> Result<(), Reason> {
+        if visitor.ticket.since.is_some() {
+            return Ok(());
+        }
+        visitor.ticket.since = Some(now);
+        visitor.ticket.retries = policy.retries;
+        visitor.ticket.resend = policy.resend;
+        let limiter = policy.limiter.as_ref();
+        let hashes = policy.balance == Balance::SourceHash;
+        if (hashes || limiter.is_some_and(|limiter| limiter.asks_who())) && visitor.ticket.visitor.is_none() {
+            visitor.ticket.visitor = visitor.socket.peer_addr().ok();
+        }
+        let Some(limiter) = limiter else { return Ok(()) };
+        let mut pass = limiter.enter(now, visitor.ticket.visitor.map(|address| address.ip()))?;
+        if let Some(fare) = visitor.arrival.fare.take() {
+            pass.join(fare.pass);
+        }
+        if !pass.is_free() {
+            visitor.arrival.fare = Some(Fare::new(pass));
+        }
+        Ok(())
+    }
+
     /// Finds a backend for a visitor, on this worker if possible. `why`: what it is told if there is none left.
     fn on_visitor(&mut self, now: Instant, listener: Option<u32>, mut visitor: Visitor, mut why: Option<Reason>) {
         let (routes, directory) = (self.shared.routes.load_full(), self.shared.directory.load_full());
@@ -547,7 +597,12 @@ impl BridgeWorker {
             Some(listening) => &mut listening.cursor,
             None => &mut self.entry_cursor,
         };
-        visitor.ticket.since.get_or_insert(now);
+        let service = gate.service.as_str();
+        let policy = routes.policy(service).cloned().unwrap_or_default();
+        if let Err(reason) = Self::check(now, &policy, &mut visitor) {
+            return self.refuse(visitor, reason);
+        }
+        let source = visitor.ticket.visitor.map(|address| address.ip());
         loop {
             let tried = &visitor.ticket.tried;
             let usable = |b: &Backend| {
@@ -555,21 +610,23 @@ impl BridgeWorker {
                 let linked = links.contains_key(&session) || directory.worker_of(&session, here).is_some();
                 linked && !tried.contains(&(session, b.index))
             };
-            let service = gate.service.as_str();
-            let mut picked = routes
-                .pick(service, cursor, |b| usable(b) && !outliers.is_ejected(&((b.agent, b.session), b.index), now));
+            let mut picked = routes.pick_for(service, cursor, source, |b| {
+                usable(b) && !outliers.is_ejected(&((b.agent, b.session), b.index), now)
+            });
             if picked == Err(NoRoute::NoBackend) && !outliers.is_empty() {
                 // Better one that failed a moment ago than none.
-                picked = routes.pick(service, cursor, usable);
+                picked = routes.pick_for(service, cursor, source, usable);
             }
-            let (session, backend) = match picked {
-                Ok(backend) => ((backend.agent, backend.session), backend.index),
+            let picked = match picked {
+                Ok(backend) => backend,
                 Err(NoRoute::NoService) => return self.refuse(visitor, why.unwrap_or(Reason::NoService)),
                 Err(NoRoute::NoBackend) => return self.refuse(visitor, why.unwrap_or(Reason::NoBackend)),
             };
+            let (session, backend) = ((picked.agent, picked.session), picked.index);
+            visitor.prepare(picked, policy.balance == Balance::LeastConnections);
             visitor.ticket.wants_news |= outliers.knows(&(session, backend));
             let given = match carrier_of(links, &self.plane, &session) {
-                Some(key) => place(&mut self.plane, visitor, key, (session, backend)),
+                Some(key) => place(&mut self.plane, now, visitor, key, (session, backend)),
                 None => hand_over(&self.shared, here, Box::new(Handed { visitor, session, backend })),
             };
             match given {
@@ -585,7 +642,7 @@ impl BridgeWorker {
     fn on_handed(&mut self, now: Instant, handed: Handed) {
         let Handed { visitor, session, backend } = handed;
         let rest = match carrier_of(&self.links, &self.plane, &session) {
-            Some(key) => place(&mut self.plane, visitor, key, (session, backend)),
+            Some(key) => place(&mut self.plane, now, visitor, key, (session, backend)),
             None => Err((visitor, Reason::NoBackend)),
         };
         if let Err((mut visitor, reason)) = rest {
@@ -612,8 +669,8 @@ impl BridgeWorker {
 
     /// Tries another backend, unless it has been enough.
     fn send_on(&mut self, now: Instant, visitor: Visitor, reason: Reason) {
-        let Ticket { sent, since, .. } = &*visitor.ticket;
-        if *sent >= SENT_MAX || since.is_some_and(|since| now.since(since) >= PLACING_MAX) {
+        let Ticket { sent, since, retries, .. } = &*visitor.ticket;
+        if *sent > *retries || since.is_some_and(|since| now.since(since) >= PLACING_MAX) {
             return self.refuse(visitor, reason);
         }
         self.stats.visitors_retried.add(1);
@@ -621,7 +678,7 @@ impl BridgeWorker {
     }
 
     /// A visitor's backend was reached, or the visitor is over before it was.
-    fn on_placed(&mut self, now: Instant, mut ticket: Box<Ticket>, result: Result<(), Reason>) {
+    fn on_placed(&mut self, now: Instant, ticket: &mut Ticket, result: Result<(), Reason>) {
         if let Some(place) = ticket.at
             && result.is_ok()
             && self.shared.outliers.load().knows(&place)
@@ -643,10 +700,11 @@ impl BridgeWorker {
         let routes = self.shared.routes.load_full();
         let (place, agent) = ((session, backend), session.0);
         let peers = routes.peers_of(&place);
+        let eject = routes.policy_of(&place).map(|policy| policy.eject).unwrap_or_default();
         let mut length = None;
         self.shared.outliers.rcu(|old| {
             let mut new = Outliers::clone(old);
-            length = new.on_failure(now, place, reason, &EjectPolicy::default(), &peers);
+            length = new.on_failure(now, place, reason, &eject, &peers);
             new
         });
         if let Some(length) = length {
@@ -655,7 +713,7 @@ impl BridgeWorker {
         }
     }
 
-    fn refuse(&mut self, visitor: Visitor, reason: Reason) {
+    pub(super) fn refuse(&mut self, visitor: Visitor, reason: Reason) {
         let _ = visitor.socket.reset_on_close();
         self.stats.visitors_refused.add(1);
         self.stats.count(reason);
@@ -723,7 +781,7 @@ impl BridgeWorker {
                         self.on_failure(cx.now, carrier, backend, reason);
                     }
                 }
-                Event::Placed { ticket, result } => self.on_placed(cx.now, ticket, result),
+                Event::Placed { mut ticket, result } => self.on_placed(cx.now, &mut ticket, result),
                 Event::Bounced(bounced) => self.on_bounced(cx.now, *bounced),
                 Event::DialFailed { .. } | Event::Asked { .. } => {}
             }
@@ -772,6 +830,7 @@ impl Resident for BridgeWorker {
         let Completion { token, event } = completion;
         match (token.op(), event) {
             (OP_ACCEPT, IoEvent::Accepted(result)) => self.on_accepted(cx, token.index(), result),
+            (OP_GREETING, _) => self.on_greeting(cx, Key { index: token.index(), generation: token.generation() }),
             (_, event) => self.plane.on_completion(cx, token, event),
         }
     }
@@ -780,13 +839,18 @@ impl Resident for BridgeWorker {
         self.on_steps(cx);
         self.on_mail(cx);
         if cx.now >= self.report_at && !self.stopping {
+            self.end_greetings(cx, false);
             self.report(cx);
         }
         let busy = self.plane.turn(cx);
         let busy = self.on_events(cx) || busy;
         if busy || self.plane.has_work() {
             Next::Now
-        } else if self.stopping && self.listening.values().all(|l| !l.armed) && self.plane.is_empty() {
+        } else if self.stopping
+            && self.listening.values().all(|l| !l.armed)
+            && self.greetings.is_empty()
+            && self.plane.is_empty()
+        {
             Next::Done
         } else {
             Next::At(self.plane.tick_at().min(self.report_at))
@@ -796,6 +860,7 @@ impl Resident for BridgeWorker {
     fn on_stop(&mut self, cx: &mut Cx<'_>) {
         self.stopping = true;
         self.stop_accepting(cx);
+        self.end_greetings(cx, true);
         self.plane.stop(cx);
     }
 }
@@ -809,16 +874,24 @@ fn carrier_of(links: &HashMap<SessionKey, Vec<Key>>, plane: &Plane, session: &Se
 }
 
 /// Gives a visitor a stream on that carrier; or back, with the reason.
-fn place(plane: &mut Plane, visitor: Visitor, carrier: Key, backend: Place) -> Result<(), (Visitor, Reason)> {
+#[expect(clippy::result_large_err, reason = "a box would cost an allocation for each visitor that is given back")]
+fn place(
+    plane: &mut Plane,
+    now: Instant,
+    visitor: Visitor,
+    carrier: Key,
+    backend: Place,
+) -> Result<(), (Visitor, Reason)> {
     let Visitor { socket, arrival, mut ticket } = visitor;
     ticket.sent = ticket.sent.saturating_add(1);
     ticket.at = Some(backend);
     plane
-        .add_visitor(socket, (carrier, backend.1), arrival, ticket)
+        .add_visitor(now, socket, (carrier, backend.1), arrival, ticket)
         .map_err(|(socket, arrival, ticket)| (Visitor { socket, arrival, ticket }, Reason::StreamsMax))
 }
 
 /// Gives a visitor to a worker that has a carrier of the agent; or back, with the reason.
+#[expect(clippy::result_large_err, reason = "a box would cost an allocation for each visitor that is given back")]
 fn hand_over(shared: &Shared, here: usize, handed: Box<Handed>) -> Result<(), (Visitor, Reason)> {
     let Some(worker) = shared.directory.load().worker_of(&handed.session, here) else {
         return Err((handed.visitor, Reason::NoBackend));

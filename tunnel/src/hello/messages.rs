@@ -188,6 +188,24 @@ pub struct Expose {
     /// Share of visitors beside other backends of the service, 1 to 100. Default 1.
     #[serde(default = "weight_default")]
     pub weight: u8,
+    /// 0 first; a larger number is used only when too few of the smaller ones are healthy. Default 0.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub priority: u8,
+    /// The PROXY header that it wants to hear before a visitor's bytes. Default none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<crate::proxy_header::Version>,
+}
+
+impl Expose {
+    /// One of weight 1, without further wishes.
+    pub fn new(service: ServiceName, address: String) -> Expose {
+        Expose { service, address, weight: 1, priority: 0, proxy_protocol: None }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_first(priority: &u8) -> bool {
+    *priority == 0
 }
 
 fn weight_default() -> u8 {
@@ -224,7 +242,7 @@ impl AuthBody {
             return Err("the name of the software is longer than 128 bytes".into());
         }
         let mut seen = HashSet::new();
-        for Expose { service, address, weight } in &self.exposes {
+        for Expose { service, address, weight, .. } in &self.exposes {
             if address.is_empty() || address.len() > 255 || address.chars().any(char::is_control) {
                 return Err(format!("service {service}: an address is 1 to 255 bytes without control characters"));
             }

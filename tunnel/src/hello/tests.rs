@@ -13,7 +13,7 @@ const KINDS: [Kind; 4] = [Kind::Challenge, Kind::Auth, Kind::Welcome, Kind::Refu
 const NOW: u64 = 1_000_000;
 
 fn expose(service: &str, address: &str) -> Expose {
-    Expose { service: service.to_owned().try_into().unwrap(), address: address.into(), weight: 1 }
+    Expose::new(service.to_owned().try_into().unwrap(), address.into())
 }
 
 fn introduction(token: Option<JoinToken>) -> Introduction {

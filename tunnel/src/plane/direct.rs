@@ -226,10 +226,10 @@ impl Plane {
         ticket: Box<Ticket>,
     ) -> Result<(), (Socket, Arrival, Box<Ticket>)> {
         let Some(direct) = self.take_spare(link, false) else { return Err((socket, arrival, ticket)) };
-        let Arrival { prefix, mut header, info, .. } = arrival;
+        let Arrival { prefix, mut header, info, fare, .. } = arrival;
         let payload = info.encode();
         let mut e = Endpoint::new(Some(socket), direct, backend, Stage::Open).with_nodelay();
-        (e.moving, e.direct) = (Moving::DIRECT, Some(direct));
+        (e.moving, e.direct, e.fare) = (Moving::DIRECT, Some(direct), fare);
         // The answer to OPEN is the sign: there is nothing to ask for.
         e.unplaced = Some(Unplaced::new(&prefix, info, true, ticket));
         header.extend_from_slice(&prefix);

@@ -6,9 +6,11 @@
 //! Dialing ──connected──▶ Open ──both ways over, or reset──▶ Closing (operations in flight come home) ──▶ gone
 //! ```
 
+use super::fare::Fare;
 use super::pipes::Pipes;
 use super::unplaced::Unplaced;
 use crate::frame::Reason;
+use crate::limits::Way;
 use crate::moving::Moving;
 use crate::slots::Key;
 use ringspan_engine::io::Errno;
@@ -93,6 +95,8 @@ pub(super) struct Endpoint {
     pub(super) tell: bool,
     /// Bridge: nothing says yet that the backend is reached.
     pub(super) unplaced: Option<Box<Unplaced>>,
+    /// Bridge: what counts and limits it, if anything does.
+    pub(super) fare: Option<Box<Fare>>,
 }
 
 impl Endpoint {
@@ -121,6 +125,7 @@ impl Endpoint {
             prefix: Vec::new(),
             tell: false,
             unplaced: None,
+            fare: None,
         }
     }
 
@@ -133,6 +138,12 @@ impl Endpoint {
     pub(super) fn with_nodelay(mut self) -> Endpoint {
         self.nodelay = true;
         self
+    }
+
+    /// Whether its bytes may go to the link without being looked at.
+    pub(super) fn may_splice(&self) -> bool {
+        let is_paced = self.fare.as_ref().is_some_and(|fare| fare.pass.limits(Way::Up));
+        self.splices && self.prefix.is_empty() && self.unplaced.is_none() && !is_paced
     }
 
     /// Whether it is still somebody's.
@@ -165,10 +176,20 @@ impl Endpoint {
         self.wrote = true;
     }
 
+    /// Whether nothing stands before new bytes, neither others nor a limit.
+    fn writes_at_once(&self) -> bool {
+        self.stage == Stage::Open && self.held.is_empty() && !self.is_paced()
+    }
+
+    /// Whether bytes to its socket are limited.
+    pub(super) fn is_paced(&self) -> bool {
+        self.fare.as_ref().is_some_and(|fare| fare.paced)
+    }
+
     /// Writes what the socket takes now and holds the rest. Returns how much was written.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut written = 0;
-        if self.stage == Stage::Open && self.held.is_empty() {
+        if self.writes_at_once() {
             self.before_write();
             written = or_nothing(self.open_socket().send(bytes, false))?;
         }
@@ -193,7 +214,7 @@ impl Endpoint {
     /// Writes what the socket takes now of the `left` bytes in the pipe and holds the pipe if some stay.
     pub(super) fn write_pipe(&mut self, pipe: Pipe, left: usize, pipes: &mut Pipes) -> io::Result<usize> {
         let mut now = left;
-        if self.stage == Stage::Open && self.held.is_empty() {
+        if self.writes_at_once() {
             self.before_write();
             now = match drain(&pipe, self.open_socket(), left) {
                 Ok(now) => now,
@@ -217,21 +238,26 @@ impl Endpoint {
         Ok(left - now)
     }
 
-    /// Writes what the socket takes now of what is held. Returns how much.
-    pub(super) fn flush(&mut self, pipes: &mut Pipes) -> io::Result<usize> {
+    /// Writes what the socket takes now of what is held, `max` bytes at most. Returns how much.
+    pub(super) fn flush(&mut self, max: usize, pipes: &mut Pipes) -> io::Result<usize> {
         let mut written = 0;
         let Some(socket) = &self.socket else { return Ok(0) };
-        while let Some(front) = self.held.front_mut() {
+        while let Some(front) = self.held.front_mut()
+            && written < max
+        {
+            let room = max - written;
             let (n, left) = match front {
                 Held::Bytes { bytes, at } => {
-                    let n = or_nothing(socket.send(&bytes[*at..], false))?;
+                    let end = bytes.len().min(at.saturating_add(room));
+                    let n = or_nothing(socket.send(&bytes[*at..end], false))?;
                     *at += n;
                     (n, bytes.len() - *at)
                 }
                 Held::Pipe { pipe, left } => {
-                    let before = *left;
-                    *left = drain(pipe, socket, before)?;
-                    (before - *left, *left)
+                    let piece = (*left).min(room);
+                    let n = piece - drain(pipe, socket, piece)?;
+                    *left -= n;
+                    (n, *left)
                 }
             };
             written += n;

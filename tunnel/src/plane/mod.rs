@@ -11,6 +11,7 @@
 mod carrier;
 mod direct;
 mod endpoint;
+mod fare;
 mod offload;
 mod options;
 mod pipes;
@@ -28,6 +29,8 @@ use carrier::{Lost, Phase};
 use direct::Load;
 pub(crate) use endpoint::dial_reason;
 use endpoint::{Endpoint, Stage};
+pub(crate) use fare::Fare;
+use fare::{LOOKS_MIN, Look};
 use options::Settled;
 pub use options::{CarrierMode, Mover, PlaneOptions};
 use pipes::Pipes;
@@ -47,7 +50,8 @@ use ringspan_engine::kernel::Socket;
 use ringspan_engine::resident::Cx;
 use ringspan_engine::time::Instant;
 use ringspan_engine::token::Token;
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -150,6 +154,10 @@ pub(crate) struct Plane {
     moving: Vec<(Key, usize)>,
     /// Visitors that have spoken and whose backends had given no sign then, and when to ask for one, in order.
     signs: VecDeque<(Instant, Key)>,
+    /// Limited streams, by when to look at them.
+    looks: BinaryHeap<Reverse<(Instant, Key, Look)>>,
+    /// So many, and those of streams that are over are forgotten.
+    looks_max: usize,
     options: Settled,
 }
 
@@ -179,6 +187,8 @@ impl Plane {
             dial_max,
             moving: Vec::new(),
             signs: VecDeque::new(),
+            looks: BinaryHeap::new(),
+            looks_max: LOOKS_MIN,
             options,
         }
     }
@@ -317,13 +327,15 @@ impl Plane {
     )]
     pub(crate) fn add_visitor(
         &mut self,
+        now: Instant,
         socket: Socket,
         (key, backend): (Key, u16),
         arrival: Arrival,
         ticket: Box<Ticket>,
     ) -> Result<(), (Socket, Arrival, Box<Ticket>)> {
         let (mut socket, mut arrival, mut ticket) = (socket, arrival, ticket);
-        if ticket.carrier() == CarrierMode::Direct && self.is_link(key) {
+        let is_watched = arrival.fare.as_ref().is_some_and(|fare| fare.is_watched());
+        if ticket.carrier() == CarrierMode::Direct && !is_watched && self.is_link(key) {
             match self.open_direct(socket, (key, backend), arrival, ticket) {
                 Ok(()) => return Ok(()),
                 Err(back) => (socket, arrival, ticket) = back,
@@ -341,9 +353,9 @@ impl Plane {
         };
         // A visitor usually speaks at once: its first bytes are looked for in this very turn, and ride with the OPEN.
         c.mux.source_ready(id);
-        let Arrival { prefix, mut header, info, tell } = arrival;
-        e.stream = id;
-        e.may_move = ticket.carrier() != CarrierMode::Mux;
+        let Arrival { prefix, mut header, info, tell, fare } = arrival;
+        (e.stream, e.fare) = (id, fare);
+        e.may_move = ticket.carrier() != CarrierMode::Mux && !is_watched;
         e.unplaced = Some(Unplaced::new(&prefix, info, tell, ticket));
         e.prefix = if header.is_empty() {
             prefix
@@ -353,6 +365,7 @@ impl Plane {
         };
         self.stats.streams_total.add(1);
         self.stats.streams_open.add(1);
+        self.begin_fare(endpoint, now);
         self.queue(key);
         Ok(())
     }
@@ -410,6 +423,7 @@ impl Plane {
             self.tick_at = cx.now + TICK;
             self.on_tick(cx);
         }
+        self.look(cx);
         let work = std::mem::take(&mut self.work);
         // Marked as queued while all are read: what that gives them to write is written in the second pass.
         for &key in &work {
@@ -436,7 +450,8 @@ impl Plane {
 
     /// When the plane wants a turn at the latest.
     pub(crate) fn tick_at(&self) -> Instant {
-        self.tick_at
+        let look = self.looks.peek().map(|Reverse((at, ..))| *at);
+        look.map_or(self.tick_at, |look| look.min(self.tick_at))
     }
 
     fn on_tick(&mut self, cx: &mut Cx<'_>) {

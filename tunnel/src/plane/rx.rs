@@ -15,6 +15,7 @@ use super::endpoint::Endpoint;
 use super::offload::received;
 use super::{Event, OP_CARRIER_READ, Plane};
 use crate::frame::{FLAG_JOIN, HEADER_BYTES, Header, Kind, OPEN_BYTES_MAX, Reason, Violation};
+use crate::limits::Way;
 use crate::mux::{Input, OpenInfo, Side};
 use crate::slots::Key;
 use ringspan_engine::io::{Interest, Op};
@@ -366,7 +367,11 @@ impl Plane {
         match result {
             Ok(n) => {
                 self.stats.bytes_from_link.add(n as u64);
-                let waiting = self.endpoints.get(owner).map_or(0, Endpoint::held_bytes);
+                let e = self.endpoints.get(owner);
+                let waiting = e.map_or(0, Endpoint::held_bytes);
+                if e.is_some_and(|e| e.fare.is_some()) {
+                    self.pay(owner, Way::Down, cx.now, n);
+                }
                 if let Some(c) = self.carriers.get_mut(key) {
                     c.mux.delivered(id, n as u32, waiting, cx.now);
                 }

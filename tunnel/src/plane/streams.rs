@@ -6,6 +6,7 @@ use super::direct::Load;
 use super::endpoint::{Armed, Endpoint, Stage};
 use super::{Backend, Event, OP_DIAL, OP_READ, OP_WRITE, Plane, dialer};
 use crate::frame::Reason;
+use crate::limits;
 use crate::moving::Way;
 use crate::mux::OpenInfo;
 use crate::slots::Key;
@@ -132,9 +133,14 @@ impl Plane {
     pub(super) fn flush(&mut self, cx: &mut Cx<'_>, key: Key) {
         let Some(e) = self.endpoints.get_mut(key) else { return };
         let held = e.held_bytes();
-        let result = e.flush(&mut self.pipes);
+        let max =
+            e.fare.as_ref().filter(|fare| fare.paced).map_or(usize::MAX, |fare| fare.pass.slice(limits::Way::Down));
+        let result = e.flush(max, &mut self.pipes);
         let waiting = e.held_bytes();
         self.on_held(held, waiting);
+        if let Ok(n) = &result {
+            self.pay(key, limits::Way::Down, cx.now, *n);
+        }
         let Some(e) = self.endpoints.get(key) else { return };
         match result {
             Ok(n) => {
@@ -158,7 +164,9 @@ impl Plane {
     /// After something was written or ended: waits for room, passes the end on, or closes.
     pub(super) fn settle(&mut self, cx: &mut Cx<'_>, key: Key) {
         let Some(e) = self.endpoints.get_mut(key) else { return };
-        if e.wants_write() {
+        let waits = e.wants_write() && e.is_paced() && self.must_wait(key, cx.now);
+        let Some(e) = self.endpoints.get_mut(key) else { return };
+        if e.wants_write() && !waits {
             e.armed.write = true;
             let fd = e.open_socket().fd();
             cx.io.submit(cx.token(OP_WRITE, key.generation, key.index), Op::Poll { fd, interest: Interest::Write });

@@ -9,9 +9,10 @@
 
 use super::carrier::{Carrier, Lost};
 use super::direct::Load;
-use super::endpoint::{Stage, drain, or_nothing};
+use super::endpoint::{Endpoint, Stage, drain, or_nothing};
 use super::{OP_CARRIER_WRITE, Plane};
 use crate::frame::{HEADER_BYTES, Header, Reason};
+use crate::limits::Way;
 use crate::mux::Output;
 use crate::slots::Key;
 use crate::stats::WorkerStats;
@@ -111,7 +112,7 @@ impl Plane {
                 }
                 Some(Output::Data { id, owner, len_max }) => {
                     let ready = self.endpoints.get(owner).filter(|e| e.stage == Stage::Open && !e.read_ended);
-                    let Some(splices) = ready.map(|e| e.splices && e.prefix.is_empty() && e.unplaced.is_none()) else {
+                    let Some(splices) = ready.map(Endpoint::may_splice) else {
                         c.mux.dry(id);
                         continue;
                     };
@@ -161,9 +162,18 @@ impl Plane {
             }
             return;
         }
+        if e.fare.is_some() {
+            let may = self.fare_up(owner, cx.now);
+            let (Some(c), Some(_)) = (self.carriers.get_mut(key), self.endpoints.get(owner)) else { return };
+            if may == 0 {
+                return c.mux.dry(id);
+            }
+            ask = ask.min(may);
+        }
+        let (Some(c), Some(e)) = (self.carriers.get_mut(key), self.endpoints.get_mut(owner)) else { return };
         if let Some(unplaced) = &e.unplaced {
             ask = ask.min(unplaced.room());
-            if ask == 0 {
+            if unplaced.room() == 0 {
                 // Read on when there is a sign.
                 c.mux.dry(id);
                 return self.ask_for_sign(owner);
@@ -183,6 +193,7 @@ impl Plane {
                 *len += n;
                 self.stats.frames_sent.add(1);
                 self.stats.bytes_to_link.add(n as u64);
+                let is_fared = e.fare.is_some();
                 if n < ask {
                     e.streak = 0;
                     self.arm_read(cx, owner);
@@ -194,6 +205,9 @@ impl Plane {
                 }
                 if first_words {
                     self.expect_sign(owner, cx.now);
+                }
+                if is_fared {
+                    self.pay(owner, Way::Up, cx.now, n);
                 }
                 self.on_carried(owner, n);
             }
@@ -240,6 +254,7 @@ impl Plane {
             self.on_read_end(cx, owner);
             return Ok(Some(0));
         }
+        let is_fared = e.fare.is_some();
         self.stats.bytes_to_link.add(n as u64);
         self.stats.bytes_spliced.add(n as u64);
         e.streak = if n < SMALL_BYTES { e.streak + 1 } else { 0 };
@@ -272,6 +287,9 @@ impl Plane {
         c.wrote(batch.len() + n - c.out_pipe.as_ref().map_or(0, |(_, left)| *left))?;
         if n < len_max as usize {
             self.arm_read(cx, owner);
+        }
+        if is_fared {
+            self.pay(owner, Way::Up, cx.now, n);
         }
         self.on_carried(owner, n);
         Ok(if blocked { None } else { Some(n) })

@@ -12,7 +12,7 @@
 //! The first DATA is the sign mostly, so a visitor that is answered costs no frame for this.
 
 use super::endpoint::Stage;
-use super::{Event, Plane};
+use super::{Event, Fare, Plane};
 use crate::bridge::Ticket;
 use crate::frame::Reason;
 use crate::mux::{OpenInfo, Side};
@@ -53,6 +53,8 @@ pub(crate) struct Arrival {
     pub(crate) info: OpenInfo,
     /// Whether an OPENED is to be asked for at once.
     pub(crate) tell: bool,
+    /// What counts and limits it, if anything does.
+    pub(crate) fare: Option<Box<Fare>>,
 }
 
 /// A visitor whose backend was not reached.
@@ -90,7 +92,7 @@ impl Unplaced {
         !std::mem::replace(&mut self.said, true)
     }
 
-    pub(super) fn into_ticket(self: Box<Self>) -> Box<Ticket> {
+    pub(super) fn into_ticket(self) -> Box<Ticket> {
         self.ticket
     }
 
@@ -176,7 +178,7 @@ impl Plane {
         let Stage::Leaving(reason) = e.stage else { return };
         let (Some(socket), Some(unplaced)) = (e.socket, e.unplaced) else { return };
         let Unplaced { kept, info, ticket, .. } = *unplaced;
-        let arrival = Arrival { prefix: kept, header: Vec::new(), info, tell: ticket.asks() };
+        let arrival = Arrival { prefix: kept, header: Vec::new(), info, tell: ticket.asks(), fare: e.fare };
         let bounced = Bounced { socket, arrival, ticket, reason };
         self.events.push(Event::Bounced(Box::new(bounced)));
     }

@@ -150,7 +150,7 @@ impl World {
         let anywhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let listener = Listener {
             address: anywhere,
-            gate: Arc::new(Gate { name: "public".into(), service: service("echo"), carrier: CarrierMode::Auto }),
+            gate: Arc::new(Gate { carrier: CarrierMode::Auto, ..Gate::new("public", service("echo")) }),
         };
         let options = BridgeOptions {
             link: anywhere,
@@ -199,7 +199,7 @@ impl World {
             identity: AgentKey::generate(name.to_owned().try_into().unwrap()),
             token: Some(self.token(GrantTerms::default())),
             session: SessionId::generate(),
-            exposes: vec![Expose { service: service("echo"), address: "echo:7".into(), weight: 1 }],
+            exposes: vec![Expose::new(service("echo"), "echo:7".into())],
             software: "adversary/agent".into(),
         }
     }
@@ -278,7 +278,7 @@ fn publish(keyring: &Keyring, bridge: &BridgeHandle) {
     let mut services: HashMap<&str, Vec<Place>> = HashMap::new();
     for (agent, (session, applicant, health)) in &keyring.present {
         for ((index, expose), health) in (0u16..).zip(&applicant.exposes).zip(health) {
-            let place = Place { agent: *agent, session: *session, index, health: *health, weight: expose.weight };
+            let place = Place { health: *health, weight: expose.weight, ..Place::new(*agent, *session, index) };
             services.entry(expose.service.as_str()).or_default().push(place);
         }
     }

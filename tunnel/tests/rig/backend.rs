@@ -116,6 +116,25 @@ pub(crate) fn start() -> (SocketAddr, mpsc::Receiver<Report>) {
     (address, receiver)
 }
 
+/// A backend that says its name and then sends back all it hears, from the first byte on: a header as well.
+pub(crate) fn mirror(name: u8) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                let mut reader = stream.try_clone().unwrap();
+                // A visitor may go at any time.
+                let _ = stream.write_all(&[name]);
+                let _ = std::io::copy(&mut reader, &mut stream);
+                let _ = stream.shutdown(Shutdown::Write);
+            });
+        }
+    });
+    address
+}
+
 fn serve(mut stream: TcpStream) -> Report {
     let mut order = [0; ORDER_BYTES];
     if let Err(error) = stream.read_exact(&mut order) {

@@ -23,7 +23,7 @@ use ringspan_tunnel::hello::{Expose, Introduction, Limits, ServiceName, SessionI
 use ringspan_tunnel::identity::{AgentId, AgentKey, AgentName};
 use ringspan_tunnel::memory::MemoryLimits;
 use ringspan_tunnel::mux::OpenInfo;
-use ringspan_tunnel::routes::{Backend, Routes};
+use ringspan_tunnel::routes::{Backend, Load, Policy, Routes};
 use ringspan_tunnel::stats::Stats;
 use ringspan_tunnel::tls::{ClientTls, ServerTls};
 use std::collections::HashMap;
@@ -139,15 +139,19 @@ pub(crate) struct BridgeRig {
     stop: Arc<AtomicBool>,
     bell: Arc<Bell>,
     thread: Option<JoinHandle<()>>,
+    policies: Policies,
     _data: tempfile::TempDir,
 }
+
+/// By service; the default for the others.
+type Policies = Arc<Mutex<HashMap<String, Arc<Policy>>>>;
 
 /// A bridge with one listener for each service.
 pub(crate) fn bridge(shape: Shape, services: &[&str]) -> BridgeRig {
     let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let listeners = services.iter().map(|name| Listener {
         address: local,
-        gate: Arc::new(Gate { name: (*name).into(), service: service(name), carrier: shape.carrier }),
+        gate: Arc::new(Gate { carrier: shape.carrier, ..Gate::new(*name, service(name)) }),
     });
     let bridge = bridge_inheriting(shape, listeners.collect(), Inherited::default());
     bridge.handle.hold_visitors(false);
@@ -176,6 +180,7 @@ pub(crate) fn bridge_inheriting(shape: Shape, listeners: Vec<Listener>, inherite
     let seats = seats.into_iter().zip(residents).map(|(seat, resident)| (seat, vec![resident])).collect();
     let workers = Workers::start(&WorkerOptions { backend: shape.io, pin: false }, seats).unwrap();
     let (log, stop) = (Arc::new(Log::default()), Arc::new(AtomicBool::new(false)));
+    let policies = Policies::default();
     let office = Office {
         events,
         handle: handle.clone(),
@@ -183,12 +188,15 @@ pub(crate) fn bridge_inheriting(shape: Shape, listeners: Vec<Listener>, inherite
         window_bytes: shape.window_bytes,
         generations: HashMap::new(),
         agents: HashMap::new(),
+        loads: HashMap::new(),
+        policies: policies.clone(),
     };
     let thread = {
         let (bell, stop) = (bell.clone(), stop.clone());
         std::thread::spawn(move || office.run(&bell, &stop))
     };
-    BridgeRig { workers: Some(workers), handle, log, tls, io: shape.io, stop, bell, thread: Some(thread), _data: data }
+    let (workers, thread, io) = (Some(workers), Some(thread), shape.io);
+    BridgeRig { workers, handle, log, tls, io, stop, bell, thread, policies, _data: data }
 }
 
 pub(crate) fn service(name: &str) -> ServiceName {
@@ -203,6 +211,8 @@ struct Office {
     window_bytes: u32,
     generations: HashMap<SessionId, u64>,
     agents: HashMap<AgentId, (u64, Vec<Expose>, Vec<Health>)>,
+    loads: HashMap<(AgentId, u64, usize), Load>,
+    policies: Policies,
 }
 
 impl Office {
@@ -268,16 +278,23 @@ impl Office {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let mut services: HashMap<String, Vec<Backend>> = HashMap::new();
         for (&agent, (session, exposes, health)) in &self.agents {
             for (index, expose) in exposes.iter().enumerate() {
-                let backend =
-                    Backend { agent, session: *session, index: index as u16, health: health[index], weight: 1 };
+                let backend = Backend {
+                    health: health[index],
+                    priority: expose.priority,
+                    proxy: expose.proxy_protocol,
+                    load: self.loads.entry((agent, *session, index)).or_default().clone(),
+                    ..Backend::new(agent, *session, index as u16)
+                };
                 services.entry(expose.service.as_str().to_owned()).or_default().push(backend);
             }
         }
-        self.handle.set_routes(Arc::new(Routes::new(services)));
+        let policies = self.policies.lock().unwrap();
+        let policy = |name: &str| policies.get(name).cloned().unwrap_or_default();
+        self.handle.set_routes(Arc::new(Routes::with_policies(services, policy)));
     }
 }
 
@@ -291,6 +308,11 @@ pub(crate) fn until(mut is_so: impl FnMut() -> bool) {
 }
 
 impl BridgeRig {
+    /// How the service's visitors are treated: from the next agent that comes up on.
+    pub(crate) fn set_policy(&self, service: &str, policy: Policy) {
+        self.policies.lock().unwrap().insert(service.into(), Arc::new(policy));
+    }
+
     pub(crate) fn visit(&self, listener: usize) -> TcpStream {
         let stream = TcpStream::connect(self.handle.addresses()[listener].1).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -300,9 +322,17 @@ impl BridgeRig {
 
     /// An agent of this bridge, up and with all its backends healthy.
     pub(crate) fn agent(&self, shape: Shape, backends: &[(&str, SocketAddr)]) -> AgentRig {
-        let agent = self.agent_via(shape, self.handle.link_address(), backends);
+        let exposes = backends.iter().map(|(name, address)| Expose::new(service(name), address.to_string())).collect();
+        self.agent_exposing(shape, exposes)
+    }
+
+    /// The same with wishes.
+    pub(crate) fn agent_exposing(&self, shape: Shape, exposes: Vec<Expose>) -> AgentRig {
+        let backends = exposes.len();
+        let identity = AgentKey::generate(AgentName::try_from("test".to_owned()).unwrap());
+        let agent = self.agent_of(identity, shape, self.handle.link_address(), exposes);
         let id = agent.id;
-        for backend in 0..backends.len() {
+        for backend in 0..backends {
             self.log.wait_for(&format!("health {id} {backend} Up"), 1);
         }
         if shape.carriers > 1 {
@@ -324,11 +354,13 @@ impl BridgeRig {
         bridge: SocketAddr,
         backends: &[(&str, SocketAddr)],
     ) -> AgentRig {
+        let exposes = backends.iter().map(|(name, address)| Expose::new(service(name), address.to_string())).collect();
+        self.agent_of(identity, shape, bridge, exposes)
+    }
+
+    fn agent_of(&self, identity: AgentKey, shape: Shape, bridge: SocketAddr, exposes: Vec<Expose>) -> AgentRig {
         let id = identity.id();
-        let exposes = backends
-            .iter()
-            .map(|(name, address)| Expose { service: service(name), address: address.to_string(), weight: 1 })
-            .collect();
+        let backends: Vec<SocketAddr> = exposes.iter().map(|expose| expose.address.parse().unwrap()).collect();
         let options = AgentOptions {
             bridge: vec![bridge],
             host: "localhost".into(),
@@ -341,7 +373,7 @@ impl BridgeRig {
                 software: "test".into(),
             },
             carriers: shape.carriers,
-            backends: backends.iter().map(|(_, address)| reached(*address)).collect(),
+            backends: backends.iter().map(|address| reached(*address)).collect(),
             dial_timeout: Duration::from_secs(5),
             memory: shape.memory,
             direct_max: 64,
