@@ -50,7 +50,7 @@ fn stalled_visitors_leave_pipes_to_others() {
 }
 
 /// What waits for slow receivers is bounded for the whole process: at the limit those that hold most are reset, with
-/// the reason counted, and those that read notice nothing.
+/// the reason counted; who reads hears all of it, or that it was reset, and never a short end.
 #[test]
 fn too_much_that_waits_costs_those_that_hold_it() {
     let limits = MemoryLimits { held_bytes_max: 16 << 20, ..MEMORY };
@@ -80,7 +80,11 @@ fn too_much_that_waits_costs_those_that_hold_it() {
         // One frame of each carrier may be on its way when the limit is reached.
         assert!(held <= (16 << 20) + (4 << 20), "{held} bytes are held");
     }
-    assert_eq!(reader.join().unwrap().0, 48 << 20);
+    // Who reads holds little, unless its thread does not get to run: then it may be the one that holds most.
+    match reader.join().unwrap() {
+        (bytes, _, None) => assert_eq!(bytes, 48 << 20, "a clean end that is none"),
+        (_, _, error) => assert_eq!(error, Some(ErrorKind::ConnectionReset)),
+    }
     let is_reset = |mut visitor: TcpStream| {
         let mut buffer = vec![0; 1 << 20];
         visitor.set_nonblocking(true).unwrap();

@@ -56,7 +56,8 @@ fn an_agent_leaves() {
             expected.write(&mut std::io::sink(), 1000).unwrap();
             assert_eq!(read_all(&mut visitor, seed), (1000, finish(expected.digest), None), "{shape:?}");
         }
-        assert_eq!(leaving.log.count("down"), 0, "{shape:?}: a link was cut with visitors on it");
+        // One that has no visitor of ours on it may have ended already.
+        assert_eq!(leaving.log.count("down"), leaving.log.count("drained"), "{shape:?}: a link was cut");
         for (seed, visitor) in inside.into_iter().enumerate() {
             finish_echo(visitor, seed as u64);
         }
