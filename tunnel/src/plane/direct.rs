@@ -38,8 +38,9 @@ pub(super) enum Load {
     Spare { link: Key },
     /// One stream, as it is.
     Stream(Raw),
-    /// The last bytes of a stream that is over.
-    Ending { link: Key },
+    /// The last bytes of a stream that is over. It is closed when all is said and the peer's answer has been read: closing
+    /// on unread bytes is a reset, which takes what is still unsent with it (RFC 2525 §2.17).
+    Ending { link: Key, since: Instant, said: bool, answered: bool },
 }
 
 /// The direct carriers that wait for streams of one carrier.
@@ -89,7 +90,7 @@ impl Carrier {
     pub(super) fn is_raw(&self) -> bool {
         match &self.load {
             Load::Stream(raw) => raw.answered,
-            Load::Ending { .. } => true,
+            Load::Ending { answered, .. } => *answered,
             Load::Mux(_) | Load::Spare { .. } => false,
         }
     }
@@ -127,7 +128,7 @@ impl Carrier {
     pub(super) fn has_raw_output(&self) -> bool {
         match &self.load {
             Load::Stream(raw) => raw.ready || raw.fin == Fin::Due,
-            Load::Ending { .. } => true,
+            Load::Ending { said, answered, .. } => !*said || *answered,
             Load::Mux(_) | Load::Spare { .. } => false,
         }
     }
@@ -136,7 +137,7 @@ impl Carrier {
     pub(super) fn wants_rx(&self) -> bool {
         let waits = match &self.load {
             Load::Stream(raw) => raw.stalled || raw.in_ended,
-            Load::Ending { .. } => true,
+            Load::Ending { answered, .. } => *answered,
             Load::Mux(_) | Load::Spare { .. } => false,
         };
         let has = self.readable || (self.is_raw() && !self.stash.is_empty());
@@ -365,7 +366,7 @@ impl Plane {
         };
         c.leave_frames();
         c.out.extend_from_slice(&Header { aux: reason as u16, ..Header::new(Kind::Rst, 0) }.encode());
-        c.load = Load::Ending { link };
+        c.load = Load::Ending { link, since: self.tick_at, said: false, answered: true };
         self.queue(direct);
     }
 
@@ -378,6 +379,14 @@ impl Plane {
 
     /// Bridge: the agent's word on a direct carrier that has been given a stream.
     pub(super) fn on_direct_header(&mut self, cx: &mut Cx<'_>, direct: Key, header: &Header) -> Result<(), Lost> {
+        if let Some(Load::Ending { answered, .. }) = self.carriers.get_mut(direct).map(|c| &mut c.load) {
+            // Whatever the answer is: the stream is over.
+            if matches!(header.kind, Kind::Opened | Kind::Rst) {
+                *answered = true;
+                self.queue(direct);
+            }
+            return Ok(());
+        }
         let Some(raw) = self.carriers.get_mut(direct).and_then(Carrier::raw) else { return Ok(()) };
         let endpoint = raw.endpoint;
         match header.kind {
@@ -491,9 +500,9 @@ impl Plane {
         if reset {
             return self.close_direct(cx, direct);
         }
-        let said = raw.fin == Fin::Said;
-        c.load = Load::Ending { link: raw.link };
-        if said {
+        let (said, answered) = (raw.fin == Fin::Said, raw.answered);
+        c.load = Load::Ending { link: raw.link, since: raw.since, said, answered };
+        if said && answered {
             let _ = c.socket.keep_on_close();
             return self.close_direct(cx, direct);
         }
@@ -524,6 +533,7 @@ impl Plane {
     pub(super) fn is_unanswered(&self, key: Key, now: Instant) -> bool {
         match self.carriers.get(key).map(|c| &c.load) {
             Some(Load::Stream(raw)) => !raw.answered && now.since(raw.since) >= ANSWER_MAX,
+            Some(Load::Ending { answered: false, since, .. }) => now.since(*since) >= ANSWER_MAX,
             _ => false,
         }
     }
@@ -532,7 +542,7 @@ impl Plane {
     pub(super) fn companions(&self, link: Key, all: bool) -> Vec<Key> {
         let goes = |c: &Carrier| match &c.load {
             Load::Spare { link: its } => *its == link,
-            Load::Stream(Raw { link: its, .. }) | Load::Ending { link: its } => all && *its == link,
+            Load::Stream(Raw { link: its, .. }) | Load::Ending { link: its, .. } => all && *its == link,
             Load::Mux(_) => false,
         };
         self.carriers.iter().filter(|(_, c)| c.is_live() && goes(c)).map(|(key, _)| key).collect()

@@ -513,7 +513,8 @@ impl Plane {
         if let Some((pipe, _)) = c.out_pipe.take() {
             self.pipes.drop_waiting(pipe);
         }
-        let load = std::mem::replace(&mut c.load, Load::Ending { link: key });
+        let load =
+            std::mem::replace(&mut c.load, Load::Ending { link: key, since: cx.now, said: true, answered: true });
         // Before its visitors come back: they are not to be sent there again.
         self.events.push(Event::Lost { carrier: key, reason: lost.reason, detail: lost.detail.clone() });
         self.on_direct_lost(cx, key, &load, &lost);

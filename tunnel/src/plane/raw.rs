@@ -247,18 +247,23 @@ impl Plane {
         let Some(c) = self.carriers.get_mut(key) else { return Ok(Sent::All) };
         let due = match &c.load {
             Load::Stream(raw) => raw.fin == Fin::Due,
-            Load::Ending { .. } => true,
+            Load::Ending { said, answered, .. } => !said || *answered,
             Load::Mux(_) | Load::Spare { .. } => false,
         };
         if !due {
             return Ok(Sent::All);
         }
-        if let Sent::Blocked = c.say_raw_end(&self.stats)? {
+        let was_said = matches!(c.load, Load::Ending { said: true, .. });
+        if !was_said && let Sent::Blocked = c.say_raw_end(&self.stats)? {
             return Ok(Sent::Blocked);
         }
         match &mut c.load {
             Load::Stream(raw) => {
                 raw.fin = Fin::Said;
+                c.socket.shutdown(Shutdown::Write);
+            }
+            Load::Ending { said, answered: false, .. } => {
+                *said = true;
                 c.socket.shutdown(Shutdown::Write);
             }
             Load::Mux(_) | Load::Spare { .. } | Load::Ending { .. } => self.finish_direct(cx, key),
