@@ -11,7 +11,6 @@ use ringspan_engine::io::Mode;
 use ringspan_engine::target::{INTERVAL_MAX, INTERVAL_MIN, Policy, TIMEOUT_MAX, TIMEOUT_MIN};
 use serde::Deserialize;
 use std::num::NonZeroU8;
-use std::str::FromStr;
 use std::time::Duration;
 use toml::Spanned;
 
@@ -177,16 +176,15 @@ fn policy(doc: &Document, raw: &RawCheck) -> Result<Policy, Error> {
 }
 
 fn ask(doc: &Document, raw: &RawCheck, kind: &str, backend: &Backend) -> Result<EngineCheck, Error> {
-    let text = |raw: &Option<Spanned<String>>, example: &str| -> Result<Option<String>, Error> {
-        raw.as_ref().map(|raw| doc.value(raw, |text| Ok(text.to_owned()), example)).transpose()
-    };
     let secret = |raw: &Option<Spanned<String>>| -> Result<Option<Secret>, Error> {
         Ok(raw.as_ref().map(|raw| doc.secret(raw)).transpose()?.map(Secret))
     };
     let is = |raw: &Option<Spanned<bool>>| raw.as_ref().is_some_and(|raw| *raw.get_ref());
-    let (user, password) = (text(&raw.user, "\"monitor\"")?, secret(&raw.password)?);
+    let (user, password) = (doc.text(raw.user.as_ref(), "\"monitor\"")?, secret(&raw.password)?);
     let said = || -> Result<(Vec<u8>, Vec<u8>), Error> {
-        let bytes = |raw| Ok::<_, Error>(text(raw, "\"PING\\r\\n\"")?.unwrap_or_default().into_bytes());
+        let bytes = |raw: &Option<Spanned<String>>| {
+            Ok::<_, Error>(doc.text(raw.as_ref(), "\"PING\\r\\n\"")?.unwrap_or_default().into_bytes())
+        };
         Ok((bytes(&raw.send)?, bytes(&raw.expect)?))
     };
     let asked = match kind {
@@ -209,8 +207,8 @@ fn ask(doc: &Document, raw: &RawCheck, kind: &str, backend: &Backend) -> Result<
         "mysql" => Kind::Mysql(Mysql {
             user: user.unwrap_or_default(),
             password: password.unwrap_or_default(),
-            query: text(&raw.query, "\"SELECT 1\"")?,
-            expect: text(&raw.expect, "\"1\"")?,
+            query: doc.text(raw.query.as_ref(), "\"SELECT 1\"")?,
+            expect: doc.text(raw.expect.as_ref(), "\"1\"")?,
             is_primary: is(&raw.primary),
             takes_server_key: is(&raw.server_key),
             tls: match &raw.tls {
@@ -225,7 +223,7 @@ fn ask(doc: &Document, raw: &RawCheck, kind: &str, backend: &Backend) -> Result<
                     doc.value(raw, read, "\"off\", \"prefer\" or \"require\"")?
                 }
             },
-            database: text(&raw.database, "\"app\"")?.unwrap_or_default(),
+            database: doc.text(raw.database.as_ref(), "\"app\"")?.unwrap_or_default(),
         }),
         "expect" => said().map(|(send, expect)| Kind::Expect { send, expect })?,
         "udp" => said().map(|(send, expect)| Kind::Udp { send, expect, is_silence_good: is(&raw.silence_good) })?,
@@ -241,16 +239,6 @@ fn ask(doc: &Document, raw: &RawCheck, kind: &str, backend: &Backend) -> Result<
 
 /// What comes beside the kind.
 fn settings(doc: &Document, raw: &RawCheck) -> Result<Settings, Error> {
-    fn parsed<T: FromStr<Err: std::fmt::Display>>(
-        doc: &Document,
-        raw: Option<&Spanned<String>>,
-        example: &str,
-    ) -> Result<Option<T>, Error> {
-        raw.map(|raw| doc.value(raw, |text| text.parse::<T>().map_err(|e| e.to_string()), example)).transpose()
-    }
-    let text = |raw: &Option<Spanned<String>>, example: &str| -> Result<Option<String>, Error> {
-        raw.as_ref().map(|raw| doc.value(raw, |text| Ok(text.to_owned()), example)).transpose()
-    };
     let mode = match &raw.mode {
         None => Mode::HalfOpen,
         Some(raw) => {
@@ -270,10 +258,10 @@ fn settings(doc: &Document, raw: &RawCheck) -> Result<Settings, Error> {
     if let (Some(_), Some(regex)) = (&raw.body, &raw.body_regex) {
         return Err(doc.wrong(regex.span(), "body is there, too", "one of the two"));
     }
-    let contains = text(&raw.body, "\"ok\"")?.map(Content::Contains);
-    let matches = text(&raw.body_regex, "\"ok|well\"")?.map(Content::Matches);
-    let pin = parsed(doc, raw.pin.as_ref(), "\"cert:<64 hex digits>\" or \"key:<64 hex digits>\"")?;
-    let ca = text(&raw.ca, "\"ca.pem\"")?.map(|path| doc.path_of(&path));
+    let contains = doc.text(raw.body.as_ref(), "\"ok\"")?.map(Content::Contains);
+    let matches = doc.text(raw.body_regex.as_ref(), "\"ok|well\"")?.map(Content::Matches);
+    let pin = doc.parsed(raw.pin.as_ref(), "\"cert:<64 hex digits>\" or \"key:<64 hex digits>\"")?;
+    let ca = doc.text(raw.ca.as_ref(), "\"ca.pem\"")?.map(|path| doc.path_of(&path));
     let insecure = raw.insecure.as_ref().is_some_and(|raw| *raw.get_ref());
     let Some(trust) = checks::trust(insecure, ca, pin) else {
         let span = raw.pin.as_ref().or(raw.ca.as_ref()).map_or(0..0, Spanned::span);
@@ -287,16 +275,16 @@ fn settings(doc: &Document, raw: &RawCheck) -> Result<Settings, Error> {
     Ok(Settings {
         mode,
         http: checks::Http {
-            method: parsed(doc, raw.method.as_ref(), "\"GET\"")?.unwrap_or_default(),
+            method: doc.parsed(raw.method.as_ref(), "\"GET\"")?.unwrap_or_default(),
             headers: headers.collect::<Result<_, _>>()?,
-            host: text(&raw.host, "\"example.com\"")?,
-            status: parsed(doc, raw.status.as_ref(), "\"200-399\"")?.unwrap_or_default(),
+            host: doc.text(raw.host.as_ref(), "\"example.com\"")?,
+            status: doc.parsed(raw.status.as_ref(), "\"200-399\"")?.unwrap_or_default(),
             content: contains.or(matches),
             ..checks::Http::default()
         },
         tls: checks::Tls {
             trust,
-            sni: text(&raw.sni, "\"example.com\"")?,
+            sni: doc.text(raw.sni.as_ref(), "\"example.com\"")?,
             cert_days_min: match &raw.cert_days {
                 Some(raw) => Some(doc.number(raw, 0..=3650)? as i16),
                 None => None,

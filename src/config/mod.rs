@@ -26,6 +26,7 @@ use serde::de::DeserializeOwned;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use toml::Spanned;
 
 /// What is wrong with a file, where, and what would be right. Boxed: it is rare, and the good way stays small.
@@ -154,6 +155,20 @@ impl Document {
             return Err(self.wrong(raw.span(), "${...} is replaced in secrets only", example));
         }
         read(text).map_err(|problem| self.wrong(raw.span(), problem, example))
+    }
+
+    /// A value that may be missing, by its own parser.
+    pub(super) fn parsed<T: FromStr<Err: fmt::Display>>(
+        &self,
+        raw: Option<&Spanned<String>>,
+        example: &str,
+    ) -> Result<Option<T>, Error> {
+        raw.map(|raw| self.value(raw, |text| text.parse::<T>().map_err(|e| e.to_string()), example)).transpose()
+    }
+
+    /// A text that may be missing.
+    pub(super) fn text(&self, raw: Option<&Spanned<String>>, example: &str) -> Result<Option<String>, Error> {
+        raw.map(|raw| self.value(raw, |text| Ok(text.to_owned()), example)).transpose()
     }
 
     /// A whole number within a range.

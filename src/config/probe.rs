@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroU16, NonZeroU32};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 use toml::Spanned;
@@ -367,23 +366,13 @@ fn target_name(text: &str) -> Result<String, String> {
 }
 
 fn settings(doc: &Document, raw: &RawTarget) -> Result<Settings, Error> {
-    fn parsed<T: FromStr<Err: std::fmt::Display>>(
-        doc: &Document,
-        raw: Option<&Spanned<String>>,
-        example: &str,
-    ) -> Result<Option<T>, Error> {
-        raw.map(|raw| doc.value(raw, |text| text.parse::<T>().map_err(|e| e.to_string()), example)).transpose()
-    }
-    let text = |raw: &Option<Spanned<String>>, example: &str| -> Result<Option<String>, Error> {
-        raw.as_ref().map(|raw| doc.value(raw, |text| Ok(text.to_owned()), example)).transpose()
-    };
     let mode = word(doc, raw.mode.as_ref(), &["half-open", "full", "graceful"])?;
     let headers = raw.headers.iter().map(|raw| {
         let line = doc.secret(raw)?;
         unit::header(&line).map_err(|e| doc.wrong_secret(raw.span(), e, "\"X-Probe: 1\""))
     });
-    let contains = text(&raw.body, "\"ok\"")?.map(Content::Contains);
-    let matches = text(&raw.body_regex, "\"ok|well\"")?.map(Content::Matches);
+    let contains = doc.text(raw.body.as_ref(), "\"ok\"")?.map(Content::Contains);
+    let matches = doc.text(raw.body_regex.as_ref(), "\"ok|well\"")?.map(Content::Matches);
     if let (Some(_), Some(_), Some(regex)) = (&contains, &matches, &raw.body_regex) {
         return Err(doc.wrong(regex.span(), "body is there, too", "one of the two"));
     }
@@ -391,8 +380,8 @@ fn settings(doc: &Document, raw: &RawTarget) -> Result<Settings, Error> {
         Some(raw) => doc.number(raw, 0..=HttpSettings::REDIRECTS_MAX.into())? as u8,
         None => 0,
     };
-    let pin: Option<Pin> = parsed(doc, raw.pin.as_ref(), "\"cert:<64 hex digits>\" or \"key:<64 hex digits>\"")?;
-    let ca = text(&raw.ca, "\"ca.pem\"")?.map(|path| doc.path_of(&path));
+    let pin: Option<Pin> = doc.parsed(raw.pin.as_ref(), "\"cert:<64 hex digits>\" or \"key:<64 hex digits>\"")?;
+    let ca = doc.text(raw.ca.as_ref(), "\"ca.pem\"")?.map(|path| doc.path_of(&path));
     let Some(trust) = checks::trust(raw.insecure.unwrap_or(false), ca, pin) else {
         let span = raw.pin.as_ref().or(raw.ca.as_ref()).map_or(0..0, Spanned::span);
         return Err(doc.wrong(span, "one of insecure, ca and pin is enough", "one of the three"));
@@ -405,16 +394,16 @@ fn settings(doc: &Document, raw: &RawTarget) -> Result<Settings, Error> {
     Ok(Settings {
         mode: mode.map_or(Mode::HalfOpen, |n| [Mode::HalfOpen, Mode::Full, Mode::Graceful][n]),
         http: checks::Http {
-            method: parsed(doc, raw.method.as_ref(), "\"GET\"")?.unwrap_or_default(),
+            method: doc.parsed(raw.method.as_ref(), "\"GET\"")?.unwrap_or_default(),
             headers: headers.collect::<Result<_, _>>()?,
-            host: text(&raw.host, "\"example.com\"")?,
-            status: parsed(doc, raw.status.as_ref(), "\"200-399\"")?.unwrap_or_default(),
+            host: doc.text(raw.host.as_ref(), "\"example.com\"")?,
+            status: doc.parsed(raw.status.as_ref(), "\"200-399\"")?.unwrap_or_default(),
             content: contains.or(matches),
             redirects: checks::redirects(redirects, raw.redirects_any_host.unwrap_or(false)),
         },
         tls: checks::Tls {
             trust,
-            sni: text(&raw.sni, "\"example.com\"")?,
+            sni: doc.text(raw.sni.as_ref(), "\"example.com\"")?,
             cert_days_min: match &raw.cert_days {
                 Some(raw) => Some(doc.number(raw, 0..=3650)? as i16),
                 None => None,

@@ -136,44 +136,28 @@ fn cluster_map(view: &ServiceView) -> Map<String, Value> {
     clusters(view).into_iter().map(of).collect()
 }
 
-fn is_ephemeral(view: &ServiceView) -> bool {
-    view.instances.iter().any(|i| i.record.ephemeral)
-}
-
-fn selector() -> Value {
-    json!({ "type": "none", "contextType": "NONE" })
-}
-
-fn metadata(view: &ServiceView) -> Metadata {
-    view.meta.as_ref().map_or_else(Metadata::new, |m| m.metadata.clone())
+/// A service as v2 and v3 show it, but for the name of its namespace's field.
+fn shown(app: &App, params: &Params, namespace: &str) -> Result<Json<Value>, Sorry> {
+    let view = found(app, params.service()?)?;
+    let mut shown = json!({
+        "serviceName": &**view.key.name(),
+        "groupName": &**view.key.group(),
+        "clusterMap": cluster_map(&view),
+        "metadata": view.meta.as_ref().map_or_else(Metadata::new, |m| m.metadata.clone()),
+        "protectThreshold": view.protect_threshold(),
+        "selector": { "type": "none", "contextType": "NONE" },
+        "ephemeral": view.instances.iter().any(|i| i.record.ephemeral),
+    });
+    shown[namespace] = Value::from(&**view.key.namespace());
+    Ok(Json(shown))
 }
 
 async fn service_detail(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
-    let view = found(&app, params.service()?)?;
-    Ok(Json(json!({
-        "namespace": &**view.key.namespace(),
-        "serviceName": &**view.key.name(),
-        "groupName": &**view.key.group(),
-        "clusterMap": cluster_map(&view),
-        "metadata": metadata(&view),
-        "protectThreshold": view.protect_threshold(),
-        "selector": selector(),
-        "ephemeral": is_ephemeral(&view),
-    })))
+    shown(&app, &params, "namespace")
 }
 
 async fn v3_service(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
-    let view = found(&app, params.service()?)?;
-    Ok(Json(json!({
-        "namespaceId": &**view.key.namespace(),
-        "serviceName": &**view.key.name(),
-        "groupName": &**view.key.group(),
-        "clusterMap": cluster_map(&view),
-        "metadata": metadata(&view),
-        "protectThreshold": view.protect_threshold(),
-        "selector": selector(),
-        "ephemeral": is_ephemeral(&view),
-    })))
+    shown(&app, &params, "namespaceId")
 }
 
 fn page_of(params: &Params) -> Result<(usize, usize), Sorry> {
