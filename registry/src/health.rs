@@ -16,6 +16,8 @@ pub enum Reason {
     Unseen,
     /// The instance said so when it registered or beat.
     Beat,
+    /// The instance's client says so, and is connected.
+    Connected,
     /// No beat for the instance's timeout.
     BeatLate,
     /// A probe came out so.
@@ -37,6 +39,7 @@ impl Reason {
         match self {
             Reason::Unseen => "UNSEEN",
             Reason::Beat => "BEAT",
+            Reason::Connected => "CONNECTED",
             Reason::BeatLate => "BEATLATE",
             Reason::Probe { code, .. } => code.as_str(),
             Reason::Manual => "MANUAL",
@@ -49,6 +52,7 @@ impl Reason {
         match self {
             Reason::Unseen => "Nobody has looked yet.",
             Reason::Beat => "The instance said so itself.",
+            Reason::Connected => "Its client says so, and is connected.",
             Reason::BeatLate => "No beat within the instance's timeout.",
             Reason::Probe { code, .. } => code.sentence(),
             Reason::Manual => "It was set by hand; the cluster has no checker.",

@@ -9,11 +9,13 @@
 
 mod agents;
 mod beats;
+mod clients;
 mod command;
 mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use clients::ClientId;
 pub use command::{Change, Changes, Command, Delta, Entry, Exposed, Limits, Patch, Refusal};
 
 use crate::health::{BeatTimes, Health, HealthRecord, Reason};
@@ -28,7 +30,9 @@ pub struct Table {
     services: BTreeMap<ServiceKey, Service>,
     /// Agents that have ever been heard of and not been forgotten.
     agents: BTreeMap<Name, Agent>,
-    /// When to look at each ephemeral instance again: exactly one entry for each, [`Entry::look_again`].
+    /// What each connected client has published and nobody has taken over; no empty sets.
+    clients: BTreeMap<ClientId, BTreeSet<(ServiceKey, InstanceId)>>,
+    /// When to look at each instance that lives by beats again: exactly one entry for each, [`Entry::look_again`].
     deadlines: BTreeSet<(Instant, ServiceKey, InstanceId)>,
     instance_count: usize,
     limits: Limits,
@@ -74,6 +78,11 @@ impl Table {
             Command::DeleteService { service } => self.delete_service(&service),
             Command::PutCluster { service, cluster, settings } => self.put_cluster(now, &service, cluster, settings),
             Command::SetHealth { service, id, healthy } => self.set_health(now, &service, &id, healthy),
+            Command::ClientPublish { client, service, instances, only } => {
+                self.client_publish(now, client, &service, instances, only)
+            }
+            Command::ClientWithdraw { client, service, id } => self.client_withdraw(client, &service, &id),
+            Command::ClientGone { client } => Ok(self.client_gone(client)),
             Command::Beat { service, id } => self.beat(now, &service, &id),
             Command::Heard { deltas } => Ok(self.heard(now, &deltas)),
             Command::Tick { max } => Ok(self.tick(now, max)),
@@ -180,7 +189,8 @@ impl Table {
         match before {
             Some(before) if !ephemeral && *before.record == instance => {}
             Some(before) => {
-                let mut after = Entry { record: Arc::new(instance), ..before.clone() };
+                // From now on it lives by beats, whoever's connection it lived by.
+                let mut after = Entry { record: Arc::new(instance), client: None, ..before.clone() };
                 if ephemeral {
                     after.beat = now;
                     after.rearm(now);
@@ -297,6 +307,9 @@ impl Table {
             let agent = self.agents.entry(agent.clone()).or_default();
             agent.instances.insert((service.clone(), id.clone()));
         }
+        if let Some(client) = entry.client {
+            self.clients.entry(client).or_default().insert((service.clone(), id.clone()));
+        }
         let known = self.services.entry(service.clone()).or_default();
         known.count(&entry.record, 1);
         let old = known.instances.insert(id, entry);
@@ -319,6 +332,14 @@ impl Table {
             && let Some(agent) = self.agents.get_mut(agent)
         {
             agent.instances.remove(&(service.clone(), id.clone()));
+        }
+        if let Some(client) = entry.client
+            && let Some(published) = self.clients.get_mut(&client)
+        {
+            published.remove(&(service.clone(), id.clone()));
+            if published.is_empty() {
+                self.clients.remove(&client);
+            }
         }
         self.instance_count -= 1;
     }
@@ -352,7 +373,7 @@ impl Entry {
             (true, false) => unseen.heard(now, Health::Down, Reason::Beat, 0),
             (false, _) => unseen,
         };
-        let mut entry = Entry { record, health, beat: now, look_again: None };
+        let mut entry = Entry { record, health, beat: now, look_again: None, client: None };
         entry.rearm(now);
         entry
     }
@@ -360,10 +381,10 @@ impl Entry {
     /// Sets when to look again, from the record's times.
     fn rearm(&mut self, now: Instant) {
         use crate::health::Fate;
-        self.look_again =
-            self.record.ephemeral.then(|| match BeatTimes::of(&self.record.metadata).fate(self.beat, now) {
-                Fate::Well { look_again } | Fate::Late { look_again } => look_again,
-                Fate::Gone => now,
-            });
+        let by_beats = self.record.ephemeral && self.client.is_none();
+        self.look_again = by_beats.then(|| match BeatTimes::of(&self.record.metadata).fate(self.beat, now) {
+            Fate::Well { look_again } | Fate::Late { look_again } => look_again,
+            Fate::Gone => now,
+        });
     }
 }

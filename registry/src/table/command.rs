@@ -1,5 +1,6 @@
 //! What can be asked of the table, what comes of it, and why it may say no.
 
+use super::ClientId;
 use crate::health::{Health, HealthRecord, Reason};
 use crate::model::{Cluster, Instance, InstanceId, Invalid, Metadata, Name, ServiceKey, ServiceMeta, Vantage};
 use ringspan_engine::time::Instant;
@@ -67,6 +68,32 @@ pub enum Command {
         /// The verdict.
         healthy: bool,
     },
+    /// A connected client has ephemeral instances: they live as long as it does. One that somebody else had at the same
+    /// address is this client's from now on.
+    ClientPublish {
+        /// Which connection. It must not be one that [`Command::ClientGone`] has ended.
+        client: ClientId,
+        /// Into which service; it comes to be if it is not there.
+        service: ServiceKey,
+        /// Whole records. Their vantage is the registry; `ephemeral` is taken to be set.
+        instances: Vec<Instance>,
+        /// Whether whatever else it has published in this service is withdrawn.
+        only: bool,
+    },
+    /// A client takes an ephemeral instance out. One that is not there, or another client's by now, is no error.
+    ClientWithdraw {
+        /// Which connection.
+        client: ClientId,
+        /// Out of which service.
+        service: ServiceKey,
+        /// Which one.
+        id: InstanceId,
+    },
+    /// A client's connection has ended: what it published, and nobody has taken over, is removed.
+    ClientGone {
+        /// Which connection.
+        client: ClientId,
+    },
     /// An ephemeral instance says that it lives.
     Beat {
         /// Of which service.
@@ -132,6 +159,9 @@ impl Command {
             | Command::PutService { .. }
             | Command::DeleteService { .. }
             | Command::PutCluster { .. }
+            | Command::ClientPublish { .. }
+            | Command::ClientWithdraw { .. }
+            | Command::ClientGone { .. }
             | Command::AgentUp { .. }
             | Command::AgentForget { .. } => false,
         }
@@ -226,8 +256,10 @@ pub struct Entry {
     pub health: HealthRecord,
     /// When it last beat, if it is ephemeral; when it came, otherwise.
     pub(super) beat: Instant,
-    /// When to look at it again; only if it is ephemeral.
+    /// When to look at it again; only if it lives by beats.
     pub(super) look_again: Option<Instant>,
+    /// Whose connection it lives by; `None`: nobody's, by beats or for ever.
+    pub(super) client: Option<ClientId>,
 }
 
 /// All that one command changed, in order.
@@ -235,6 +267,13 @@ pub struct Entry {
 pub struct Changes {
     /// Before and after of each thing.
     pub list: Vec<Change>,
+}
+
+impl Entry {
+    /// Whose connection the instance lives by; `None`: nobody's, it lives by beats or for ever.
+    pub fn client(&self) -> Option<ClientId> {
+        self.client
+    }
 }
 
 impl Changes {

@@ -182,6 +182,40 @@ fn agents_come_and_go() {
     assert_eq!(table, Table::default());
 }
 
+/// What a client publishes lives as long as its connection, without beats, and is whose connection registered it last:
+/// the end of an old connection takes nothing from a new one.
+#[test]
+fn clients_instances_live_as_long_as_their_connection() {
+    let mut table = Table::default();
+    let publish = |client, hosts: &[u8], only| {
+        let instances = hosts.iter().map(|h| Instance::new(id(*h))).collect();
+        Command::ClientPublish { client: ClientId(client), service: service("web"), instances, only }
+    };
+    let gone = |client| Command::ClientGone { client: ClientId(client) };
+    let hosts =
+        |table: &Table| -> Vec<u8> { (1..9).filter(|h| table.entry(&service("web"), &id(*h)).is_some()).collect() };
+    table.apply(at(0), publish(1, &[1, 2], false)).unwrap();
+    assert_eq!(health(&table, &id(1)), Some((Health::Up, Reason::Connected)));
+    assert_eq!(table.due(), None, "no beats, no deadline");
+    assert!(table.apply(at(1), publish(1, &[1], false)).unwrap().is_empty(), "nothing new");
+    table.apply(at(1), publish(1, &[2, 3], true)).unwrap();
+    assert_eq!(hosts(&table), [2, 3], "only these");
+    // The client is there anew before its old connection is known to have ended.
+    table.apply(at(2), publish(2, &[2], false)).unwrap();
+    let withdraw = Command::ClientWithdraw { client: ClientId(1), service: service("web"), id: id(2) };
+    assert!(table.apply(at(2), withdraw).unwrap().is_empty(), "it is another's by now");
+    table.apply(at(3), gone(1)).unwrap();
+    assert_eq!(hosts(&table), [2]);
+    // Registered over HTTP, it lives by beats.
+    table.apply(at(4), register("web", 2, true)).unwrap();
+    assert_eq!(table.due(), Some(at(15_004)));
+    assert!(table.apply(at(5), gone(2)).unwrap().is_empty());
+    table.apply(at(6), publish(3, &[2], false)).unwrap();
+    assert_eq!(table.due(), None);
+    table.apply(at(7), gone(3)).unwrap();
+    assert_eq!(table, Table::default());
+}
+
 /// A full table refuses what is new and takes what is not.
 #[test]
 fn limits_hold() {
@@ -211,12 +245,22 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<(u64, Command)>> {
         Command::Register { service: service(name), instance }
     };
     let weight = prop::sample::select(vec![0.0, 1.0, 20_000.0]);
+    let weight_of_client = weight.clone();
     let command = prop_oneof![
         4 => (name(), 1..4_u8, any::<bool>(), weight.clone(), any::<bool>()).prop_map(move |(n, h, e, w, c)| instance(n, h, e, w, c)),
         2 => (name(), 1..4_u8, any::<Option<bool>>()).prop_map(|(n, h, ephemeral)|
             Command::Deregister { service: service(n), id: id(h), ephemeral }),
         1 => (name(), 1..4_u8, prop::option::of(weight), any::<Option<bool>>()).prop_map(|(n, h, weight, enabled)|
             Command::Update { service: service(n), id: id(h), patch: Patch { weight, enabled, metadata: None } }),
+        3 => (1..3_u64, name(), prop::collection::vec((1..4_u8, weight_of_client, any::<bool>()), 0..3), any::<bool>())
+            .prop_map(|(client, n, all, only)| {
+                let instance = |(h, weight, claims_healthy)| Instance { weight, claims_healthy, ..Instance::new(id(h)) };
+                let instances = all.into_iter().map(instance).collect();
+                Command::ClientPublish { client: ClientId(client), service: service(n), instances, only }
+            }),
+        1 => (1..3_u64, name(), 1..4_u8).prop_map(|(client, n, h)|
+            Command::ClientWithdraw { client: ClientId(client), service: service(n), id: id(h) }),
+        1 => (1..3_u64).prop_map(|client| Command::ClientGone { client: ClientId(client) }),
         2 => (name(), 1..4_u8).prop_map(|(n, h)| Command::Beat { service: service(n), id: id(h) }),
         2 => (name(), 1..4_u8, healths()).prop_map(|(n, h, health)|
             Command::Heard { deltas: vec![delta(n, id(h), health)] }),
@@ -257,7 +301,7 @@ proptest! {
             let said = table.apply(now, command.clone());
             prop_assert_eq!(said.is_ok(), naive.apply(now, &command), "{:?}: {:?}", command, said);
             prop_assert_eq!(naive::seen(&table), naive.seen(), "after {:?}", command);
-            let deadlines: Vec<_> = table.services().flat_map(|(_, _, e)| e).filter(|e| e.record.ephemeral).collect();
+            let deadlines: Vec<_> = table.services().flat_map(|(_, _, e)| e).filter(|e| e.record.ephemeral && e.client.is_none()).collect();
             prop_assert_eq!(table.deadlines.len(), deadlines.len());
         }
     }

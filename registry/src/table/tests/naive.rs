@@ -18,6 +18,7 @@ struct Row {
     health: Health,
     reason: Reason,
     beat: Instant,
+    client: Option<ClientId>,
 }
 
 /// What both must agree on.
@@ -80,13 +81,14 @@ impl Naive {
                 match self.row(service, &instance.id) {
                     Some(row) => {
                         row.record = instance.clone();
+                        row.client = None;
                         if instance.ephemeral {
                             (row.health, row.reason, row.beat) = (health, reason, now);
                         }
                     }
                     None => {
                         let (service, record) = (service.clone(), instance.clone());
-                        self.instances.push(Row { service, record, health, reason, beat: now });
+                        self.instances.push(Row { service, record, health, reason, beat: now, client: None });
                     }
                 }
                 true
@@ -136,6 +138,38 @@ impl Naive {
                 }
                 true
             }
+            Command::ClientPublish { client, service, instances, only } => {
+                let ours = |r: &&Row| r.service == *service && r.record.vantage == Vantage::Registry;
+                if self.instances.iter().filter(ours).any(|r| !r.record.ephemeral) {
+                    return false;
+                }
+                if instances.iter().any(|i| i.weight > 10_000.0) {
+                    return false;
+                }
+                for i in instances {
+                    self.instances.retain(|r| r.service != *service || r.record.id != i.id);
+                    let health = if i.claims_healthy { Health::Up } else { Health::Down };
+                    let record = Instance { ephemeral: true, ..i.clone() };
+                    let (service, reason, client) = (service.clone(), Reason::Connected, Some(*client));
+                    self.instances.push(Row { service, record, health, reason, beat: now, client });
+                }
+                let named = |r: &Row| instances.iter().any(|i| i.id == r.record.id);
+                let theirs = |r: &Row| r.client == Some(*client) && r.service == *service;
+                self.instances.retain(|r| !*only || !theirs(r) || named(r));
+                true
+            }
+            Command::ClientWithdraw { client, service, id } => {
+                if self.row(service, id).is_some_and(|r| !r.record.ephemeral) {
+                    return false;
+                }
+                let theirs = |r: &Row| r.client.is_none_or(|c| c == *client);
+                self.instances.retain(|r| r.service != *service || r.record.id != *id || !theirs(r));
+                true
+            }
+            Command::ClientGone { client } => {
+                self.instances.retain(|r| r.client != Some(*client));
+                true
+            }
             Command::SetHealth { service, id, healthy } => {
                 let by_hand = self.checker(service, id) == Checker::none();
                 match self.row(service, id) {
@@ -169,8 +203,9 @@ impl Naive {
             }
             Command::Tick { .. } => {
                 let fate = |r: &Row| BeatTimes::of(&r.record.metadata).fate(r.beat, now);
-                self.instances.retain(|r| !r.record.ephemeral || fate(r) != Fate::Gone);
-                for r in self.instances.iter_mut().filter(|r| r.record.ephemeral) {
+                let by_beats = |r: &Row| r.record.ephemeral && r.client.is_none();
+                self.instances.retain(|r| !by_beats(r) || fate(r) != Fate::Gone);
+                for r in self.instances.iter_mut().filter(|r| by_beats(r)) {
                     if let Fate::Late { .. } = fate(r) {
                         (r.health, r.reason) = (Health::Down, Reason::BeatLate);
                     }
@@ -193,7 +228,14 @@ impl Naive {
                     };
                     if self.row(&e.service, &record.id).is_none() {
                         let (health, reason) = (Health::Unknown, Reason::Unseen);
-                        self.instances.push(Row { service: e.service.clone(), record, health, reason, beat: now });
+                        self.instances.push(Row {
+                            service: e.service.clone(),
+                            record,
+                            health,
+                            reason,
+                            beat: now,
+                            client: None,
+                        });
                     }
                 }
                 true
