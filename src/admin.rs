@@ -23,6 +23,12 @@ const CLIENTS_MAX: usize = 16;
 /// A client that has not said its line by then is dropped.
 const CLIENT_TIME_MAX: Duration = Duration::from_secs(5);
 
+/// Asks for the bridge's place; what follows is not this protocol (`bridge_cmd/takeover.rs`).
+const TAKEOVER: &str = "\"takeover\"";
+
+/// Who has asked for it.
+pub(crate) type Successors = tokio::sync::mpsc::Sender<std::os::unix::net::UnixStream>;
+
 /// The listening end. The socket's file goes with it.
 pub(crate) struct Admin {
     listener: UnixListener,
@@ -47,7 +53,7 @@ impl Admin {
     }
 
     /// Serves until dropped.
-    pub(crate) async fn serve(self, office: Arc<Office>) {
+    pub(crate) async fn serve(self, office: Arc<Office>, successors: Successors) {
         let places = Arc::new(Semaphore::new(CLIENTS_MAX));
         loop {
             let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -59,9 +65,9 @@ impl Admin {
                     continue;
                 }
             };
-            let office = office.clone();
+            let (office, successors) = (office.clone(), successors.clone());
             tokio::spawn(async move {
-                match tokio::time::timeout(CLIENT_TIME_MAX, serve_one(stream, office)).await {
+                match tokio::time::timeout(CLIENT_TIME_MAX, serve_one(stream, office, successors)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => tracing::debug!(%error, "admin socket: client"),
                     Err(_) => tracing::debug!("admin socket: client was too slow"),
@@ -78,10 +84,13 @@ impl Drop for Admin {
     }
 }
 
-async fn serve_one(stream: UnixStream, office: Arc<Office>) -> io::Result<()> {
-    let (read, mut write) = stream.into_split();
+async fn serve_one(mut stream: UnixStream, office: Arc<Office>, successors: Successors) -> io::Result<()> {
     let mut line = String::new();
-    tokio::io::BufReader::new(read.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
+    tokio::io::BufReader::new((&mut stream).take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
+    if line.trim() == TAKEOVER {
+        // Nothing comes behind it before we have answered. One at a time: the next one finds another bridge.
+        return successors.try_send(stream.into_std()?).map_err(io::Error::other);
+    }
     let answer = match serde_json::from_str::<Request>(&line) {
         Ok(request) => tokio::task::spawn_blocking(move || office.answer(request)).await.map_err(io::Error::other)?,
         Err(e) => {
@@ -90,7 +99,7 @@ async fn serve_one(stream: UnixStream, office: Arc<Office>) -> io::Result<()> {
     };
     let mut bytes = serde_json::to_vec(&answer).expect("an answer is JSON");
     bytes.push(b'\n');
-    write.write_all(&bytes).await
+    stream.write_all(&bytes).await
 }
 
 /// Asks the bridge that runs on `data_dir`. `None`: none runs there.
@@ -133,7 +142,7 @@ mod tests {
         assert!(ask(&path, &Request::List).expect("nobody there is no error").is_none());
         let admin = Admin::listen(&path).expect("free");
         assert_eq!(std::fs::metadata(path.join(SOCKET)).expect("it is there").permissions().mode() & 0o777, 0o600);
-        let serving = tokio::spawn(admin.serve(office));
+        let serving = tokio::spawn(admin.serve(office, tokio::sync::mpsc::channel(1).0));
         let asked = tokio::task::spawn_blocking(move || {
             let connect = || std::os::unix::net::UnixStream::connect(path.join(SOCKET)).expect("it listens");
             let _silent: Vec<_> = (0..CLIENTS_MAX / 2).map(|_| connect()).collect();

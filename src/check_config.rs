@@ -1,6 +1,7 @@
 //! `ringspan check-config F`: reads a file as the bridge, the agent or the prober would and says what it means.
 
 use crate::config::agent::Agent;
+use crate::config::agent_link::AgentLink;
 use crate::config::bridge::{Bridge, Listener, Tls};
 use crate::config::doors::{Door, Greeting};
 use crate::config::unit::Shown;
@@ -64,11 +65,13 @@ fn summary(doc: &Document) -> Result<String, Error> {
             }
         }
         Kind::Agent => {
-            let Agent { token, state_dir, carriers, exposes, visits, .. } = agent::check(doc)?;
+            let Agent { links, exposes, visits, .. } = agent::check(doc)?;
             lines.push(format!("{}: a good agent configuration", doc.path()));
-            let token = if token.is_some() { "a token" } else { "no token: it must have joined before" };
-            lines.push(format!("  state     {}, {token}", state_dir.display()));
-            lines.push(format!("  link      {carriers} carriers"));
+            for AgentLink { token, state_dir, carriers, .. } in links {
+                let token = if token.is_some() { "a token" } else { "no token: it must have joined before" };
+                lines.push(format!("  state     {}, {token}", state_dir.display()));
+                lines.push(format!("  link      {carriers} carriers"));
+            }
             for e in exposes {
                 let (p, t) = (e.check.policy, e.check.policy.thresholds);
                 if let Check::None = e.check.ask {

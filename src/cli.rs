@@ -104,6 +104,10 @@ pub(crate) struct Bridge {
     /// 127.0.0.1:8024, no visitor listeners.
     #[arg(long, value_name = "F")]
     pub(crate) config: Option<PathBuf>,
+    /// Take the place of the bridge that runs on the same data folder: its listening sockets come over, agents are called
+    /// over, its visitors stay with it to their end. If none runs, start as usual.
+    #[arg(long)]
+    pub(crate) takeover: bool,
 }
 
 /// `ringspan agent`

@@ -35,7 +35,10 @@ pub(crate) struct HttpServer {
 impl HttpServer {
     /// Binds. Needs a runtime.
     pub(crate) fn bind(address: SocketAddr) -> io::Result<HttpServer> {
-        let listener = std::net::TcpListener::bind(address)?;
+        let listener = match crate::inherit::tcp(address) {
+            Some(inherited) => inherited.into(),
+            None => std::net::TcpListener::bind(address)?,
+        };
         listener.set_nonblocking(true)?;
         Ok(HttpServer { listener: TcpListener::from_std(listener)? })
     }

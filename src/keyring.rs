@@ -11,7 +11,10 @@ use std::fs::DirBuilder;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
+/// The answer of a closed one.
+const CLOSED: &str = "another process has taken over";
 /// The file in the data folder.
 const FILE: &str = "keyring.redb";
 const GRANTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("grants");
@@ -67,7 +70,8 @@ pub(crate) enum Error {
 
 /// An open keyring.
 pub(crate) struct Keyring {
-    db: Database,
+    /// `None`: closed.
+    db: RwLock<Option<Database>>,
     path: PathBuf,
 }
 
@@ -82,10 +86,19 @@ impl Keyring {
             DatabaseError::Storage(redb::StorageError::Io(why)) if why.kind() != ErrorKind::InvalidData => folder(why),
             other => Error::Store { path: path.clone(), why: other.to_string() },
         })?;
-        let keyring = Keyring { db, path };
+        let keyring = Keyring { db: RwLock::new(Some(db)), path };
         // Both tables are there from now on, so that a reader needs no special case.
         keyring.write(|_, _| Ok(()))?;
         Ok(keyring)
+    }
+
+    /// Lets another process open the file: everything asked from now on is an error.
+    pub(crate) fn close(&self) {
+        drop(self.db.write().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn db(&self) -> RwLockReadGuard<'_, Option<Database>> {
+        self.db.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a new grant.
@@ -112,7 +125,8 @@ impl Keyring {
     /// once do not wait for the disk.
     pub(crate) fn admit(&self, applicant: &Applicant, now: u64) -> Result<Result<Admitted, Refusal>, Error> {
         let look = || -> Result<Answer, String> {
-            let tx = self.db.begin_read().map_err(|e| e.to_string())?;
+            let db = self.db();
+            let tx = db.as_ref().ok_or(CLOSED)?.begin_read().map_err(|e| e.to_string())?;
             let grants = tx.open_table(GRANTS).map_err(|e| e.to_string())?;
             let agents = tx.open_table(AGENTS).map_err(|e| e.to_string())?;
             decide(applicant, &grants, &agents, now)
@@ -155,7 +169,8 @@ impl Keyring {
 
     fn write<T>(&self, change: impl FnOnce(&mut Table<'_>, &mut Table<'_>) -> Result<T, String>) -> Result<T, Error> {
         let all = || -> Result<T, String> {
-            let tx = self.db.begin_write().map_err(|e| e.to_string())?;
+            let db = self.db();
+            let tx = db.as_ref().ok_or(CLOSED)?.begin_write().map_err(|e| e.to_string())?;
             let result = {
                 let mut grants = tx.open_table(GRANTS).map_err(|e| e.to_string())?;
                 let mut agents = tx.open_table(AGENTS).map_err(|e| e.to_string())?;
@@ -169,7 +184,8 @@ impl Keyring {
 
     fn all<T: serde::de::DeserializeOwned>(&self, table: TableDefinition<'_, &str, &[u8]>) -> Result<Vec<T>, Error> {
         let read = || -> Result<Vec<T>, String> {
-            let tx = self.db.begin_read().map_err(|e| e.to_string())?;
+            let db = self.db();
+            let tx = db.as_ref().ok_or(CLOSED)?.begin_read().map_err(|e| e.to_string())?;
             let rows = tx.open_table(table).map_err(|e| e.to_string())?;
             rows.iter()
                 .map_err(|e| e.to_string())?

@@ -14,6 +14,7 @@ mod doctor;
 mod doors;
 pub mod fuzz;
 mod http_server;
+mod inherit;
 mod keyring;
 mod logging;
 mod machine;
@@ -21,6 +22,7 @@ mod office;
 mod probe_cmd;
 mod report_cmd;
 mod token_cmd;
+mod watch_file;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -68,6 +68,23 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|e| Failure::Run(format!("no threads for the control plane: {e}. Try: ringspan doctor")))
 }
 
+/// Tells a supervisor that asked for it (NOTIFY_SOCKET, sd_notify(3)) that we are up, and that this process is the one to
+/// watch: after a takeover it is another one than it started.
+pub(crate) fn notify_supervisor() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Ok(path) = std::env::var("NOTIFY_SOCKET") else { return };
+    let address = match path.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&path),
+    };
+    let words = format!("READY=1\nMAINPID={}\n", std::process::id());
+    let send = |to| UnixDatagram::unbound()?.send_to_addr(words.as_bytes(), &to);
+    if let Err(error) = address.and_then(send) {
+        tracing::warn!(%error, path, "the supervisor was not told that we are up");
+    }
+}
+
 /// SIGINT and SIGTERM, caught from the moment this exists: make it before anything that takes time or has to be undone.
 pub(crate) struct Signals {
     interrupt: Signal,

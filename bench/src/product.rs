@@ -223,7 +223,7 @@ impl Tunnel {
     /// It cannot be started.
     pub(crate) fn start_bridge_beside(&self) -> Result<Process, Failure> {
         let config = self.path("bridge.toml");
-        let command = process::command(&self.program, &["bridge", "--config", &config], self.core);
+        let command = process::command(&self.program, &["bridge", "--config", &config, "--takeover"], self.core);
         Process::start("bridge", command, &self.folder)
     }
 

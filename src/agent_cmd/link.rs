@@ -3,7 +3,7 @@
 //! joined already is said and ignored.
 
 use crate::Failure;
-use crate::config::agent::Agent as Config;
+use crate::config::agent_link::AgentLink as Config;
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::fingerprint::Trust;
 use ringspan_tunnel::identity::{AgentKey, AgentName, Bridge};
@@ -63,6 +63,16 @@ impl Link {
         Ok(Link { identity, token, bridge, trust, is_enrolled, _lock: lock })
     }
 
+    /// A token that the configuration has now: for services that the first one did not cover. One of another bridge
+    /// takes a restart.
+    pub(super) fn take_token(&mut self, config: &Config) {
+        match config.token.as_ref().map(|secret| secret.0.parse::<JoinToken>()) {
+            Some(Ok(token)) if token.address == self.bridge && token.trust == self.trust => self.token = Some(token),
+            Some(Ok(_)) => tracing::warn!("[link] token is for another bridge: that takes a restart of the agent"),
+            Some(Err(_)) | None => {}
+        }
+    }
+
     /// The bridge has let us in: from now on the token is not needed.
     pub(super) fn on_welcome(&mut self, state_dir: &Path) {
         self.is_enrolled = true;
@@ -118,25 +128,11 @@ fn host_name() -> AgentName {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::agent::{CARRIERS_DEFAULT, Secret};
-    use crate::config::bridge::Engine;
-    use crate::config::carrier::DIRECT_MAX_DEFAULT;
+    use crate::config::agent::Secret;
     use ringspan_tunnel::token::GrantTerms;
 
     fn config(state_dir: &Path, token: Option<String>) -> Config {
-        let (token, exposes, engine) = (token.map(Secret), Vec::new(), Engine::default());
-        Config {
-            token,
-            token_file_missing: None,
-            state_dir: state_dir.to_owned(),
-            carriers: CARRIERS_DEFAULT,
-            ktls: true,
-            direct_max: DIRECT_MAX_DEFAULT,
-            exposes,
-            visits: Vec::new(),
-            engine,
-            memory: ringspan_tunnel::memory::MemoryLimits::default(),
-        }
+        Config { token: token.map(Secret), ..Config::at(state_dir.to_owned()) }
     }
 
     fn settle(state_dir: &Path, token: Option<&str>) -> Result<Link, String> {

@@ -66,6 +66,16 @@ impl Hall {
         self.sessions().health(service, &address.to_string())
     }
 
+    /// Whether the agent is here.
+    pub(super) fn knows(&self, agent: AgentId) -> bool {
+        self.sessions().is_connected(agent)
+    }
+
+    /// Who is here.
+    pub(super) fn connected(&self) -> Vec<AgentId> {
+        self.sessions().connected()
+    }
+
     /// Ends the links of a revoked agent.
     fn throw_out(&self, agent: AgentId) {
         self.handle.disconnect_agent(agent, &Refusal::of(RefusalCode::AgentRevoked).sentence);

@@ -155,6 +155,11 @@ impl Sessions {
         all.filter(|(e, _)| e.service.as_str() == service && e.address == address).map(|(_, h)| h).max_by_key(rank)
     }
 
+    /// Agents that have a link.
+    pub(super) fn connected(&self) -> Vec<AgentId> {
+        self.agents.keys().copied().collect()
+    }
+
     /// Whether the agent has a link.
     pub(super) fn is_connected(&self, agent: AgentId) -> bool {
         self.agents.contains_key(&agent)

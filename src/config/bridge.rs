@@ -47,7 +47,7 @@ pub(crate) struct Bridge {
 }
 
 /// Where agents connect.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Link {
     /// The address we listen on.
     pub(crate) listen: SocketAddr,
@@ -95,7 +95,7 @@ pub(crate) struct Listener {
 }
 
 /// Threads and kernel interface; the same section in both files.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Engine {
     /// `None`: one a core.
     pub(crate) workers: Option<NonZeroU16>,

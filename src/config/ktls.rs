@@ -28,7 +28,7 @@ mod tests {
         let agent = |ktls: &str| {
             let text =
                 format!("[link]\ntoken = \"t\"\n{ktls}\n[[expose]]\nservice = \"web\"\naddress = \"127.0.0.1:1\"\n");
-            agent::check(&Document::of("agent.toml", &text)).map(|a| a.ktls)
+            agent::check(&Document::of("agent.toml", &text)).map(|a| a.links[0].ktls)
         };
         assert!(agent("").unwrap() && agent("ktls = \"auto\"").unwrap() && !agent("ktls = \"off\"").unwrap());
         let error = agent("ktls = \"on\"").unwrap_err().to_string();

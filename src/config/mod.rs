@@ -6,6 +6,7 @@
 //! ```
 
 pub(crate) mod agent;
+pub(crate) mod agent_link;
 pub(crate) mod balance;
 pub(crate) mod bridge;
 pub(crate) mod carrier;
@@ -113,6 +114,11 @@ impl Document {
     /// An error about the file as a whole.
     pub(crate) fn lacking(&self, problem: impl Into<String>, remedy: &str) -> Error {
         self.error(place::Place { line: 0, key: String::new() }, String::new(), problem.into(), remedy.into())
+    }
+
+    /// An error about a table that lacks something.
+    pub(crate) fn lacking_in(&self, span: Range<usize>, problem: impl Into<String>, remedy: &str) -> Error {
+        self.error(place::of_table(&self.text, span.start), String::new(), problem.into(), remedy.into())
     }
 
     /// An error about a secret: the value is not shown.

@@ -35,7 +35,7 @@ fn the_manual_is_right() {
     assert_eq!((b.link.listen.port(), b.link.tls), (8024, bridge::Tls::Auto));
     assert_eq!((b.listeners.len(), b.listeners[0].service.as_str()), (1, "web"));
     let a = agent::check(&Document::of("agent.toml", AGENT)).expect("the manual's agent.toml is good");
-    assert_eq!((a.carriers, a.exposes.len()), (2, 1));
+    assert_eq!((a.links[0].carriers, a.exposes.len()), (2, 1));
     assert_eq!(a.exposes[0].check.policy, check::CHECK_DEFAULT.policy);
     assert!(!format!("{a:?}").contains("\"t\""), "a token is never printed");
 }
@@ -313,7 +313,7 @@ fn secrets_read_the_environment() {
     let home = std::env::var("PATH").expect("every test has a PATH");
     let text = AGENT.replacen("\"t\"", "\"a${PATH}b\"", 1);
     let a = agent::check(&Document::of("agent.toml", &text)).expect("PATH is set");
-    assert_eq!(a.token.expect("it has one").0, format!("a{home}b"));
+    assert_eq!(a.links[0].token.clone().expect("it has one").0, format!("a{home}b"));
 }
 
 /// Whatever the text, reading it ends in a value or an error, never in a panic.

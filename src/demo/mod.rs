@@ -12,9 +12,10 @@ mod visitors;
 
 use crate::agent_cmd::AgentServer;
 use crate::bridge_cmd::BridgeServer;
-use crate::config::agent::{Agent as AgentConfig, CARRIERS_DEFAULT, Secret};
+use crate::config::agent::{Agent as AgentConfig, Secret};
+use crate::config::agent_link::AgentLink;
 use crate::config::bridge::{Bridge as BridgeConfig, Engine as EngineConfig, Link, Listener, Tls};
-use crate::config::carrier::{CARRIER_DEFAULT, DIRECT_MAX_DEFAULT};
+use crate::config::carrier::CARRIER_DEFAULT;
 use crate::config::check::{CHECK_DEFAULT, Check};
 use crate::config::doors::Door;
 use crate::config::expose::Expose;
@@ -195,18 +196,14 @@ impl Demo {
         let check = Check { policy, ..CHECK_DEFAULT };
         let expose = |backend: &Backend| Expose::new(SERVICE.into(), backend.address.into(), check.clone());
         let mut agent = AgentServer::start(AgentConfig {
-            token: Some(Secret(token)),
-            token_file_missing: None,
-            state_dir: folder.0.join("agent"),
-            carriers: CARRIERS_DEFAULT,
-            ktls: true,
-            direct_max: DIRECT_MAX_DEFAULT,
+            links: vec![AgentLink { token: Some(Secret(token)), ..AgentLink::at(folder.0.join("agent")) }],
             exposes: backends.iter().map(expose).collect(),
             visits: Vec::new(),
             engine: EngineConfig::default(),
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
-        })?;
-        let agent = tokio::spawn(async move { agent.serve().await });
+        })
+        .await?;
+        let agent = tokio::spawn(async move { agent.serve(None).await });
         let (log, tally, told) = (Log::default(), Tally::default(), watch::Sender::new(0));
         let mut demo = Demo { started, folder, bridge, agent, backends, visitors: None, log, tally, told };
         demo.wait_health(0, Health::Up).await?;

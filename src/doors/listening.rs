@@ -18,7 +18,10 @@ const LINGER_MAX: Duration = Duration::from_secs(2);
 
 /// A TCP listener whose visitors are as those of the data path's own. Needs a runtime.
 pub(super) fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::listen(&address, BACKLOG, false)?;
+    let socket = match crate::inherit::tcp(address) {
+        Some(inherited) => Socket::from_owned(inherited),
+        None => Socket::listen(&address, BACKLOG, false)?,
+    };
     // Accepted sockets inherit all of it; they would work without.
     let _ = socket.set_nodelay();
     let _ = socket.set_keepalive(KEEPALIVE_IDLE);

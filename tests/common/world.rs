@@ -23,17 +23,15 @@ impl World {
         World::start_with("")
     }
 
-    /// As [`start`](World::start), with more in the configuration. It is lost at a restart.
+    /// As [`start`](World::start), with more in the configuration.
     pub(crate) fn start_with(more: &str) -> World {
         let folder = tempfile::tempdir().expect("a folder");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        write_config(folder.path(), any, any, any);
-        let file = folder.path().join("bridge.toml");
-        let text = std::fs::read_to_string(&file).expect("just written") + more;
-        std::fs::write(&file, text).expect("written");
+        write_config(folder.path(), any, any, any, more);
         let bridge = start_bridge(folder.path());
         let (http, link, web) = addresses(&bridge);
-        write_config(folder.path(), http, link, web);
+        // The bridge reads it again, and finds what it has.
+        write_config(folder.path(), http, link, web, more);
         World { folder, bridge, http, link, web }
     }
 
@@ -116,10 +114,10 @@ impl World {
     }
 }
 
-fn write_config(folder: &Path, http: SocketAddr, link: SocketAddr, web: SocketAddr) {
+fn write_config(folder: &Path, http: SocketAddr, link: SocketAddr, web: SocketAddr, more: &str) {
     let text = format!(
         "data_dir = \"data\"\n[http]\nlisten = \"{http}\"\n[link]\nlisten = \"{link}\"\n\
-         [[listener]]\nname = \"web\"\ntype = \"tcp\"\nlisten = \"{web}\"\nservice = \"web\"\n"
+         [[listener]]\nname = \"web\"\ntype = \"tcp\"\nlisten = \"{web}\"\nservice = \"web\"\n{more}"
     );
     std::fs::write(folder.join("bridge.toml"), text).expect("written");
 }

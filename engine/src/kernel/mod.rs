@@ -8,6 +8,7 @@ mod epoll;
 pub mod facts;
 #[cfg(feature = "floor")]
 pub mod floor;
+pub mod handover;
 pub mod ktls;
 mod lane;
 mod open;

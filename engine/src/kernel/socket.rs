@@ -441,6 +441,14 @@ pub fn let_fragment(socket: &impl AsRawFd) -> io::Result<()> {
         .or_else(|e| if is_v6 { Ok(()) } else { Err(e) })
 }
 
+/// An integer option.
+pub(crate) fn option(fd: i32, level: i32, name: i32) -> io::Result<i32> {
+    let (mut value, mut len) = (0i32, mem::size_of::<i32>() as libc::socklen_t);
+    // SAFETY: pointer and length describe `value`, which outlives the call.
+    check(unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut len) })?;
+    Ok(value)
+}
+
 pub(crate) fn take_error(fd: i32) -> io::Result<i32> {
     let (mut errno, mut len) = (0i32, mem::size_of::<i32>() as libc::socklen_t);
     // SAFETY: pointer and length describe `errno`, which outlives the call.

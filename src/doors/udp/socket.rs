@@ -61,6 +61,9 @@ pub(super) struct Sent {
 impl Udp {
     /// Listens. An IPv6 address takes no IPv4 visitors, as with TCP. Needs a runtime.
     pub(super) fn bind(address: SocketAddr) -> io::Result<Udp> {
+        if let Some(inherited) = crate::inherit::udp(address) {
+            return Udp::of(inherited.into());
+        }
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;

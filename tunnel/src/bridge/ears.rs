@@ -153,9 +153,10 @@ impl Ears {
     /// 0: name and address); an address that goes is closed.
     pub(super) fn set(&self, wanted: &[Listener]) -> Result<(Vec<Vec<Step>>, Vec<Closing>), BridgeError> {
         let mut state = self.state();
-        let same = |running: &Running, listener: &Listener| {
-            running.asked == listener.address
-                && (listener.address.port() != 0 || running.gate.name == listener.gate.name)
+        // Port 0 asks for any port: once for each name. Whoever asks for the port that was given has it already.
+        let same = |running: &Running, listener: &Listener| match listener.address.port() {
+            0 => running.asked == listener.address && running.gate.name == listener.gate.name,
+            _ => running.bound == listener.address,
         };
         // Bound first: if one fails, nothing has changed.
         let mut fresh = Vec::new();

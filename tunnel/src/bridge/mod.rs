@@ -253,6 +253,10 @@ enum Mail {
         below: u64,
         sentence: String,
     },
+    /// Agents are to make another link.
+    CallOver {
+        sentence: String,
+    },
     /// Nobody is let in any more.
     Leave,
     Disconnect {
@@ -440,6 +444,16 @@ impl BridgeHandle {
     /// agent is told the sentence.
     pub fn drain_agent(&self, agent: AgentId, below: u64, sentence: &str) {
         self.shared.retire(agent, below, sentence);
+    }
+
+    /// Tells all agents to make another link at once: whoever has our link port now gets it. Visitors are still sent
+    /// over the old ones until [`leave_listeners`](BridgeHandle::leave_listeners) or [`drain`](BridgeHandle::drain).
+    pub fn call_over(&self, sentence: &str) {
+        for mail in &self.shared.mail {
+            if mail.send(Mail::CallOver { sentence: sentence.into() }).is_err() {
+                tracing::warn!("a worker takes no mail: its agents stay");
+            }
+        }
     }
 
     /// Lets nobody in any more, neither visitors nor agents; those that are here go on. Agents are told, so that they

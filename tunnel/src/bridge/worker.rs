@@ -738,6 +738,11 @@ impl BridgeWorker {
                 Mail::End { key, detail } => self.plane.dismiss(cx, key, Reason::Protocol, &detail),
                 Mail::Carrier(transfer) => self.on_transfer(cx, *transfer),
                 Mail::Retire { agent, below, sentence } => self.retire_below(agent, below, &sentence),
+                Mail::CallOver { sentence } => {
+                    for key in self.peers.keys() {
+                        self.plane.say_draining(*key, &sentence);
+                    }
+                }
                 Mail::Leave => self.leave(cx),
                 Mail::Disconnect { agent, below, sentence } => self.disconnect(cx, agent, below, &sentence),
             }

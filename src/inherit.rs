@@ -1,0 +1,37 @@
+//! Sockets that wait for visitors and that this process did not bind itself: a supervisor's, or those of the bridge that
+//! ran before. Whoever listens on an address asks here first.
+//! Promise: each socket is given out once.
+
+use ringspan_engine::kernel::handover::Waiting;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
+
+/// One for the process, as its descriptors are.
+static POOL: Mutex<Vec<Waiting>> = Mutex::new(Vec::new());
+
+/// Keeps these until somebody asks.
+pub(crate) fn put(sockets: Vec<Waiting>) {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner).extend(sockets);
+}
+
+/// A listener of this address.
+pub(crate) fn tcp(address: SocketAddr) -> Option<OwnedFd> {
+    take(address, false)
+}
+
+/// A socket for datagrams to this address.
+pub(crate) fn udp(address: SocketAddr) -> Option<OwnedFd> {
+    take(address, true)
+}
+
+fn take(address: SocketAddr, is_udp: bool) -> Option<OwnedFd> {
+    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    let at = pool.iter().position(|w| w.address == address && w.is_udp == is_udp)?;
+    Some(pool.swap_remove(at).fd)
+}
+
+/// What nobody has asked for.
+pub(crate) fn rest() -> Vec<Waiting> {
+    std::mem::take(&mut *POOL.lock().unwrap_or_else(PoisonError::into_inner))
+}

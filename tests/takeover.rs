@@ -1,0 +1,129 @@
+//! Claim: a bridge takes another's place and no visitor notices: none is refused, none is cut, whatever is being carried
+//! comes whole; a new one that dies on the way leaves the old one in service, and an old one that dies leaves the place
+//! to the new. Method: real processes and nginx on loopback, visitors without a pause, one long transfer through it all.
+
+mod common;
+
+use common::world::{Nginx, World};
+use common::{Running, load::Load};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+const TAKEOVER: &[&str] = &["bridge", "--config", "bridge.toml", "--takeover"];
+
+/// A backend that echoes.
+fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("accepted");
+            let mut back = stream.try_clone().expect("cloned");
+            // A visitor of a test that is over may be gone.
+            thread::spawn(move || std::io::copy(&mut stream, &mut back));
+        }
+    });
+    address
+}
+
+/// Says something and hears it back.
+fn speak(stream: &mut TcpStream, n: u32) {
+    let words: Vec<u8> = (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(n) >> 11) as u8).collect();
+    let mut heard = vec![0; words.len()];
+    let mut writer = stream.try_clone().expect("cloned");
+    let said = words.clone();
+    let writing = thread::spawn(move || writer.write_all(&said));
+    stream.read_exact(&mut heard).expect("it comes back");
+    writing.join().expect("no panic").expect("it is taken");
+    assert!(heard == words, "round {n}: other bytes came back");
+}
+
+/// A world with nginx behind `web` and an echo behind `echo`; a visitor of the echo is there already.
+fn start() -> (World, Nginx, Running, TcpStream) {
+    let world = World::start();
+    let nginx = Nginx::start("a");
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let path = world.folder.path().join("bridge.toml");
+    let text = std::fs::read_to_string(&path).expect("it is there");
+    let more = format!("[[listener]]\nname = \"echo\"\ntype = \"tcp\"\nlisten = \"{free}\"\nservice = \"echo\"\n");
+    std::fs::write(&path, text + &more).expect("written");
+    world.bridge.wait_line(&["listener \"echo\"", "is new"]);
+    let text = format!(
+        "[link]\ntoken = \"{}\"\nstate_dir = \"agent\"\n[[expose]]\nservice = \"web\"\naddress = \"{}\"\n\
+         check = {{ interval = \"100ms\" }}\n[[expose]]\nservice = \"echo\"\naddress = \"{}\"\ncheck = {{ interval = \"100ms\" }}\n",
+        world.token(&[]),
+        nginx.address,
+        echo()
+    );
+    std::fs::write(world.folder.path().join("agent.toml"), text).expect("written");
+    let agent = Running::start(&mut world.command(&["agent", "--config", "agent.toml"]));
+    world.wait_visits(3);
+    let mut long = common::until("the echo to answer", || {
+        let mut stream = TcpStream::connect(free).ok()?;
+        (stream.write_all(b"?").is_ok() && stream.read_exact(&mut [0]).is_ok()).then_some(stream)
+    });
+    speak(&mut long, 0);
+    (world, nginx, agent, long)
+}
+
+/// One bridge after the other under visitors, with one in the middle of a conversation; the old one ends with its last.
+#[test]
+fn bridges_follow_each_other() {
+    let (mut world, _nginx, agent, mut long) = start();
+    let load = Load::start(world.web);
+    load.more(20);
+    let next = Running::start(&mut world.command(TAKEOVER));
+    next.wait_line(&["taken over"]);
+    let mut old = std::mem::replace(&mut world.bridge, next);
+    old.wait_line(&["handed over"]);
+    load.more(50);
+    speak(&mut long, 1);
+    drop(long);
+    assert_eq!(old.wait(), 0, "{}", old.text());
+    load.more(20);
+    // Tokens and the registry are the new one's.
+    assert_eq!(world.listing()["agents"][0]["connected"], true);
+    common::until("the registry to know", || (world.healthy().len() == 1).then_some(()));
+    assert_eq!(agent.text().matches("link up").count(), 4, "{}", agent.text());
+    load.end();
+}
+
+/// The new one dies when it has the sockets, before it is ready or after: the old one starts over, and nobody notices.
+#[test]
+fn a_new_one_that_dies() {
+    let (world, _nginx, _agent, mut long) = start();
+    let load = Load::start(world.web);
+    for round in 1..3 {
+        let before = world.bridge.line_count();
+        let mut client = UnixStream::connect(world.folder.path().join("data/admin.sock")).expect("it listens");
+        client.write_all(b"\"takeover\"\n").expect("said");
+        client.read_exact(&mut [0; 8]).expect("a letter");
+        if round == 2 {
+            client.write_all(b"ready\n").expect("said");
+            world.bridge.wait_line_from(before, &["another process takes over"]);
+        }
+        drop(client);
+        world.bridge.wait_line_from(before, &["starting over"]);
+        world.bridge.wait_line_from(before, &["handed over"]);
+        load.more(30);
+        speak(&mut long, round);
+        assert_eq!(world.listing()["agents"][0]["connected"], true);
+    }
+    load.end();
+}
+
+/// The old one dies when it has given the sockets away: the new one serves.
+#[test]
+fn an_old_one_that_dies() {
+    let (mut world, _nginx, _agent, _long) = start();
+    let next = Running::start(&mut world.command(TAKEOVER));
+    world.bridge.wait_line(&["another process takes over"]);
+    world.bridge.signal("KILL");
+    world.bridge.wait();
+    // It had the sockets, or found the place empty.
+    next.wait_line(&["bridge is up"]);
+    world.bridge = next;
+    world.wait_visits(5);
+}
