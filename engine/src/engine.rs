@@ -42,6 +42,8 @@ pub struct Options {
     pub backend: Backend,
     /// Keep each worker on one core. Default: true.
     pub pin: bool,
+    /// Workers wake without pushing aside who runs on their core ([`WorkerOptions::batch`]). Default: false.
+    pub batch: bool,
     /// Probes in flight at most, per worker; each needs a socket, which is kept and used again. Default:
     /// [`in_flight_default`] of the workers' default; who sets `workers` sets this by it too.
     pub in_flight_max: u32,
@@ -74,6 +76,7 @@ impl Default for Options {
             workers,
             backend: Backend::Auto,
             pin: true,
+            batch: false,
             in_flight_max: in_flight_default(workers),
             rate_max: None,
             rate_per_net: None,
@@ -181,7 +184,7 @@ impl Engine {
             desks.push(desk);
             seats.push((seat, residents));
         }
-        let workers = Workers::start(&WorkerOptions { backend: options.backend, pin: options.pin }, seats)?;
+        let workers = Workers::start(&WorkerOptions { backend: options.backend, pin: options.pin, batch: options.batch }, seats)?;
         let capabilities = workers.capabilities().clone();
         let probes = Probes { desks: desks.into() };
         Ok((Engine { workers: Some(workers), capabilities, probes }, Feed { transitions, samples }))

@@ -43,11 +43,14 @@ pub struct WorkerOptions {
     pub backend: Backend,
     /// Keep each worker on one core of those the process may use, in turn.
     pub pin: bool,
+    /// Whether workers wake without pushing aside who runs on their core: see [`kernel::batch_thread`]. For who moves many
+    /// small messages; a prober that is to be on time says no.
+    pub batch: bool,
 }
 
 impl Default for WorkerOptions {
     fn default() -> Self {
-        WorkerOptions { backend: Backend::Auto, pin: true }
+        WorkerOptions { backend: Backend::Auto, pin: true, batch: false }
     }
 }
 
@@ -147,7 +150,7 @@ impl Workers {
             let (report, opened) = mpsc::sync_channel(1);
             let newcomers = newcomers.pop_front().expect("one a seat");
             let stop = workers.stop.clone();
-            let plan = Plan { index, waker: waker.clone(), core, backend: options.backend, stop, newcomers };
+            let plan = Plan { index, waker: waker.clone(), core, backend: options.backend, batch: options.batch, stop, newcomers };
             let handle = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || run(plan, residents, &report))?;
@@ -213,6 +216,7 @@ struct Plan {
     waker: Waker,
     core: Option<usize>,
     backend: Backend,
+    batch: bool,
     stop: Arc<AtomicBool>,
     newcomers: Receiver<Box<dyn Resident>>,
 }
@@ -222,6 +226,11 @@ fn run(plan: Plan, residents: Vec<Box<dyn Resident>>, report: &mpsc::SyncSender<
         && let Err(error) = kernel::pin_thread(core)
     {
         tracing::warn!(worker = plan.index, core, %error, "worker is not pinned");
+    }
+    if plan.batch
+        && let Err(error) = kernel::batch_thread()
+    {
+        tracing::warn!(worker = plan.index, %error, "worker keeps the normal scheduling policy");
     }
     match kernel::open(plan.backend, &plan.waker) {
         Ok((io, capabilities)) => {

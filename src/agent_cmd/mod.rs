@@ -114,6 +114,7 @@ impl AgentServer {
         let engine_options = EngineOptions {
             workers: config.engine.workers.map_or(defaults.workers, |n| n.get().into()),
             backend: config.engine.backend.into(),
+            batch: config.engine.batch,
             ..defaults
         };
         let bell = Arc::new(Bell::default());

@@ -224,6 +224,7 @@ impl BridgeServer {
         let engine_options = EngineOptions {
             workers: config.engine.workers.map_or(defaults.workers, |n| n.get().into()),
             backend: config.engine.backend.into(),
+            batch: config.engine.batch,
             ..defaults
         };
         let software = format!("ringspan/{}", env!("CARGO_PKG_VERSION"));

@@ -101,11 +101,13 @@ pub(crate) struct Engine {
     pub(crate) workers: Option<NonZeroU16>,
     /// io_uring, epoll, or the better one.
     pub(crate) backend: Backend,
+    /// Workers wake without pushing others aside.
+    pub(crate) batch: bool,
 }
 
 impl Default for Engine {
     fn default() -> Engine {
-        Engine { workers: None, backend: Backend::Auto }
+        Engine { workers: None, backend: Backend::Auto, batch: true }
     }
 }
 
@@ -167,6 +169,7 @@ struct RawLink {
 pub(super) struct RawEngine {
     workers: Option<Spanned<i64>>,
     backend: Option<Spanned<String>>,
+    scheduling: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -333,6 +336,14 @@ pub(super) fn check_engine(doc: &Document, raw: Option<&RawEngine>) -> Result<En
             _ => Err("no such backend".into()),
         };
         engine.backend = doc.value(backend, read, "\"auto\", \"io_uring\" or \"epoll\"")?;
+    }
+    if let Some(scheduling) = &raw.scheduling {
+        let read = |text: &str| match text {
+            "batch" => Ok(true),
+            "normal" => Ok(false),
+            _ => Err("no such scheduling".into()),
+        };
+        engine.batch = doc.value(scheduling, read, "\"batch\" or \"normal\"")?;
     }
     Ok(engine)
 }

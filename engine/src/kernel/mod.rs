@@ -20,7 +20,7 @@ mod waker;
 
 pub use open::{Backend, Capabilities, OpenError, TIER_VARIABLE, Tier, open, open_tier};
 pub use socket::{Fd, Pipe, SPLICE_BYTES_MAX, Shutdown, Socket, let_fragment};
-pub use sys::{CpuOf, allowed_cores, cpu_time, monotonic_now, pin_thread};
+pub use sys::{CpuOf, allowed_cores, batch_thread, cpu_time, monotonic_now, pin_thread};
 pub use waker::Waker;
 
 use crate::io::Errno;

@@ -168,7 +168,7 @@ impl World {
         let Bridge { residents, handle, mut events } = bridge;
         let seats = seats.into_iter().zip(residents).map(|(seat, resident)| (seat, vec![resident])).collect();
         let backend = if with_tls { Backend::Auto } else { Backend::Epoll };
-        let workers = Workers::start(&WorkerOptions { backend, pin: false }, seats).unwrap();
+        let workers = Workers::start(&WorkerOptions { backend, pin: false, batch: false }, seats).unwrap();
         let (keyring, journal) = (Arc::new(Mutex::new(Keyring::default())), Arc::new(Journal::default()));
         let (keys, notes, steer) = (keyring.clone(), journal.clone(), handle.clone());
         let control = Helper::spawn(bell, move || {
@@ -316,7 +316,7 @@ impl Honest {
         let seats = Workers::plan(1).unwrap();
         let Agent { residents, handle, mut events } = Agent::new(options, &seats, bell.clone());
         let seats = seats.into_iter().zip(residents).map(|(seat, resident)| (seat, vec![resident])).collect();
-        let workers = Workers::start(&WorkerOptions { backend: Backend::Auto, pin: false }, seats).unwrap();
+        let workers = Workers::start(&WorkerOptions { backend: Backend::Auto, pin: false, batch: false }, seats).unwrap();
         let journal = Arc::new(Journal::default());
         let notes = journal.clone();
         let control = Helper::spawn(bell, move || {

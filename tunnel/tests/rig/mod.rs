@@ -178,7 +178,7 @@ pub(crate) fn bridge_inheriting(shape: Shape, listeners: Vec<Listener>, inherite
     let Bridge { residents, handle, events } = Bridge::inheriting(&options, &seats, bell.clone(), inherited).unwrap();
     handle.hold_visitors(true);
     let seats = seats.into_iter().zip(residents).map(|(seat, resident)| (seat, vec![resident])).collect();
-    let workers = Workers::start(&WorkerOptions { backend: shape.io, pin: false }, seats).unwrap();
+    let workers = Workers::start(&WorkerOptions { backend: shape.io, pin: false, batch: false }, seats).unwrap();
     let (log, stop) = (Arc::new(Log::default()), Arc::new(AtomicBool::new(false)));
     let policies = Policies::default();
     let office = Office {
@@ -388,7 +388,7 @@ impl BridgeRig {
             handle.set_health(backend as u16, up);
         }
         let seats = seats.into_iter().zip(residents).map(|(seat, resident)| (seat, vec![resident])).collect();
-        let workers = Workers::start(&WorkerOptions { backend: self.io, pin: false }, seats).unwrap();
+        let workers = Workers::start(&WorkerOptions { backend: self.io, pin: false, batch: false }, seats).unwrap();
         let (log, stop) = (Arc::new(Log::default()), Arc::new(AtomicBool::new(false)));
         let thread = {
             let (bell, stop, log, handle) = (bell.clone(), stop.clone(), log.clone(), handle.clone());
