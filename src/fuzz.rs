@@ -31,6 +31,11 @@ pub fn text(data: &[u8]) {
     }
 }
 
+/// A request to an http listener, as far as the listener itself reads it.
+pub fn http_request(data: &[u8]) {
+    crate::doors::http::fuzzing::request(data);
+}
+
 /// A TLS greeting in pieces, as an https listener reads it.
 pub fn greeting(data: &[u8]) {
     tls::fuzz_greeting(data);

@@ -12,6 +12,7 @@
 
 mod body;
 mod forward;
+pub(crate) mod fuzzing;
 mod io;
 mod login;
 mod pages;
