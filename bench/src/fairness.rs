@@ -64,16 +64,16 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Vec<Section>, Failure>
     for round in 0..rounds {
         for &(name, contender) in &contenders {
             eprintln!("fairness: round {} of {rounds}, {name}", round + 1);
-            let folder = stage.scratch(name)?;
-            let running = stage.start(contender, backend, folder.path())?;
-            let ask = || {
-                until_ready(name, || echo_once(running.entry))?;
-                let stalled = beside_a_stalled_one(&running, seconds)?;
-                Ok::<_, Failure>((stalled, beside_bulk(&running, seconds)?))
-            };
-            let (a, b) = ask().map_err(|e| format!("{name}: {e}\n{}", running.logs()))?;
-            stalled.record(name, &a);
-            small.record(name, &b);
+            // Each question on a fresh one: who breaks at the first is still asked the second.
+            let ready = |running: &Running| until_ready(name, || echo_once(running.entry));
+            let found = stage.with(name, contender, backend, |running, _| {
+                ready(running).and_then(|()| beside_a_stalled_one(running, seconds))
+            });
+            stalled.record_or_fail(name, found);
+            let found = stage.with(name, contender, backend, |running, _| {
+                ready(running).and_then(|()| beside_bulk(running, seconds))
+            });
+            small.record_or_fail(name, found);
         }
     }
     for ours in [MUX, AUTO, AUTO_TLS] {

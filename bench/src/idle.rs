@@ -56,12 +56,10 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Section, Failure> {
             if count < streams {
                 section.note(format!("{name}: {count} streams, {each} descriptors each: nofile is {limit}"));
             }
+            // Afresh for each: what the last crowd has left behind is nobody's account.
             let _echo = stage.load("echo", &["echo", &backend.to_string()], backend, folder.path())?;
-            let folder = stage.scratch(name)?;
-            let running = stage.start(contender, backend, folder.path())?;
-            let figures = measure(name, &running, count, folder.path());
-            let figures = figures.map_err(|e| format!("{name}: {e}\n{}", running.logs()))?;
-            section.record(name, &figures);
+            let figures = stage.with(name, contender, backend, |running, folder| measure(name, running, count, folder));
+            section.record_or_fail(name, figures);
         }
     }
     for ours in [AUTO, AUTO_TLS] {

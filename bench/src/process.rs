@@ -6,7 +6,7 @@
 use ringspan_engine::kernel::{CpuOf, cpu_time};
 use std::fs::{self, File};
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
@@ -106,7 +106,8 @@ impl Process {
     /// It exited, or did not listen in time; with the end of its log.
     pub(crate) fn wait_listening(&mut self, address: SocketAddr) -> Result<(), Failure> {
         let deadline = Instant::now() + START_TIMEOUT;
-        while TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_err() {
+        loop {
+            let connected = TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok();
             if let Some(status) = self.exited() {
                 return Err(format!(
                     "{} ended ({status}) before it listened on {address}\n{}",
@@ -114,12 +115,14 @@ impl Process {
                     self.log_end()
                 ));
             }
+            if connected {
+                return Ok(());
+            }
             if Instant::now() > deadline {
                 return Err(format!("{} does not listen on {address}\n{}", self.name, self.log_end()));
             }
             thread::sleep(Duration::from_millis(20));
         }
-        Ok(())
     }
 
     /// Its process id.
@@ -216,6 +219,26 @@ pub(crate) fn run(name: &str, mut command: Command, good: &[i32]) -> Result<Fini
     Ok(Finished { stdout, cpu_seconds, wall })
 }
 
+/// Waits until nobody listens there any more. A process with an io_uring is gone before its sockets are: the ring that holds
+/// them is torn down by a worker of the kernel (io_uring.c, io_ring_exit_work), 5 to 40 ms later and more on a busy machine.
+/// Until then whoever follows cannot have the port, and who connects is accepted by nobody.
+///
+/// # Errors
+/// Somebody goes on listening.
+pub(crate) fn until_free(address: SocketAddr) -> Result<(), Failure> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        // With SO_REUSEADDR, as std has it: connections in TIME_WAIT do not count, listeners do.
+        match TcpListener::bind(address) {
+            Ok(_) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(2));
+            }
+            Err(e) => return Err(format!("{address} cannot be had: {e}. Another process? ss -ltnp; or --port-base N")),
+        }
+    }
+}
+
 /// Whether a program can be started at all.
 pub(crate) fn is_there(program: &Path) -> bool {
     match Command::new(program).arg("--version").stdin(Stdio::null()).output() {
@@ -245,6 +268,24 @@ mod tests {
         sleeper.kill();
         assert!(sleeper.exited().is_some());
         assert_eq!(sleeper.descriptors(), 0);
+    }
+
+    /// A port is waited for until its listener is gone, and no longer.
+    #[test]
+    fn a_port_is_free_when_its_listener_is_gone() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let visitor = TcpStream::connect(address).expect("it listens");
+        let (waiting, done) = std::sync::mpsc::channel();
+        let waiter = thread::spawn(move || {
+            waiting.send(()).expect("the test listens");
+            until_free(address)
+        });
+        done.recv().expect("the waiter runs");
+        assert!(!waiter.is_finished(), "somebody listens");
+        drop(listener);
+        waiter.join().expect("no panic").expect("nobody listens");
+        drop(visitor);
     }
 
     /// A failing child is an error that carries what it said.

@@ -227,11 +227,14 @@ impl Tunnel {
         Process::start("bridge", command, &self.folder)
     }
 
-    /// Starts the bridge and waits for its ports.
+    /// Starts the bridge, once its ports are free, and waits until it listens.
     ///
     /// # Errors
     /// It does not come up; with the end of its log.
     pub(crate) fn start_bridge(&self) -> Result<Process, Failure> {
+        for address in [self.http, self.link].into_iter().chain(self.services.iter().map(|it| it.listen)) {
+            process::until_free(address)?;
+        }
         let mut bridge = self.start_bridge_beside()?;
         bridge.wait_listening(self.http)?;
         bridge.wait_listening(self.link)?;

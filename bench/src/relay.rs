@@ -75,19 +75,14 @@ pub(crate) fn bulk(args: &Args, common: &Common) -> Result<Section, Failure> {
     for round in 0..args.rounds() {
         for &(name, contender) in &contenders {
             eprintln!("bulk: round {} of {}, {name}", round + 1, args.rounds());
-            let folder = stage.scratch(name)?;
-            let running = stage.start(contender, sink_at, folder.path())?;
-            let send = || {
+            let found = stage.with(name, contender, sink_at, |running, _| {
                 until_ready(name, || small_stream(running.entry))?;
                 let cpu = running.cpu_seconds();
                 let sent = run_source(&stage, running.entry, bytes)?;
-                Ok::<_, Failure>((sent, running.cpu_seconds() - cpu))
-            };
-            let (sent, cpu) = send().map_err(|e| format!("{name}: {e}\n{}", running.logs()))?;
-            section.record(
-                name,
-                &[sent.bytes as f64 * 8e-9 / sent.seconds, cpu / sent.bytes as f64 * 1e9, running.rss_mib()],
-            );
+                let cpu = running.cpu_seconds() - cpu;
+                Ok([sent.bytes as f64 * 8e-9 / sent.seconds, cpu / sent.bytes as f64 * 1e9, running.rss_mib()])
+            });
+            section.record_or_fail(name, found);
         }
     }
     for ours in [DIRECT, AUTO] {
@@ -138,26 +133,21 @@ pub(crate) fn http(args: &Args, common: &Common) -> Result<Vec<Section>, Failure
         for round in 0..args.rounds() {
             for &(contender_name, contender) in &contenders {
                 eprintln!("{name}: round {} of {}, {contender_name}", round + 1, args.rounds());
-                let folder = stage.scratch(contender_name)?;
-                let running = stage.start(contender, backend, folder.path())?;
-                let load = || {
+                let found = stage.with(contender_name, contender, backend, |running, _| {
                     until_ready(contender_name, || small_request(running.entry))?;
                     let cpu = running.cpu_seconds();
                     let result = wrk::run(running.entry, args.connections, seconds, fresh, None)?;
-                    Ok::<_, Failure>((result, running.cpu_seconds() - cpu))
-                };
-                let (result, cpu) = load().map_err(|e| format!("{contender_name}: {e}\n{}", running.logs()))?;
-                section.record(
-                    contender_name,
-                    &[
+                    let cpu = running.cpu_seconds() - cpu;
+                    Ok([
                         result.requests_per_s,
                         result.p50_ms,
                         result.p99_ms,
                         cpu / result.requests.max(1) as f64 * 1e6,
                         running.rss_mib(),
                         result.errors as f64,
-                    ],
-                );
+                    ])
+                });
+                section.record_or_fail(contender_name, found);
             }
         }
         if fresh {

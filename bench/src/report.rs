@@ -4,6 +4,7 @@
 //! Pure: no socket, no clock.
 
 use crate::machine::Machine;
+use crate::process::Failure;
 use serde::Serialize;
 use std::fmt;
 
@@ -29,6 +30,10 @@ pub(crate) struct Section {
     pub(crate) rows: Vec<Row>,
     /// The answers.
     pub(crate) ratios: Vec<Ratio>,
+    /// Promises that could not be judged: a side of theirs was not measured.
+    pub(crate) unjudged: Vec<String>,
+    /// Contenders that broke, once for each round that they did not finish.
+    pub(crate) failed: Vec<String>,
     /// What a reader must know to believe it: skipped contenders, errors seen.
     pub(crate) notes: Vec<String>,
 }
@@ -94,9 +99,9 @@ impl fmt::Display for Goal {
     }
 }
 
-/// The middle of the figures; the mean of the middle two if they are even in number. None of nothing.
+/// The middle of the figures; the mean of the middle two if they are even in number. None of nothing; NaN is nothing.
 pub(crate) fn median(figures: &[f64]) -> Option<f64> {
-    let mut sorted = figures.to_vec();
+    let mut sorted: Vec<f64> = figures.iter().copied().filter(|figure| !figure.is_nan()).collect();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     match (sorted.len(), sorted.len() % 2) {
@@ -110,7 +115,8 @@ impl Section {
     /// An empty section.
     pub(crate) fn new(name: &'static str, question: impl Into<String>, columns: &[(&'static str, usize)]) -> Section {
         let columns = columns.iter().map(|&(name, decimals)| Column { name, decimals }).collect();
-        Section { name, question: question.into(), columns, rows: Vec::new(), ratios: Vec::new(), notes: Vec::new() }
+        let (rows, ratios, unjudged, failed, notes) = Default::default();
+        Section { name, question: question.into(), columns, rows, ratios, unjudged, failed, notes }
     }
 
     /// Adds one round's figures of a contender, in the order of the columns.
@@ -128,6 +134,20 @@ impl Section {
         }
     }
 
+    /// Adds what a contender found in a round, or that it broke: then it has no figures for the round, the run goes on with
+    /// the others, and the section does not pass.
+    pub(crate) fn record_or_fail(&mut self, contender: &str, outcome: Result<impl AsRef<[f64]>, Failure>) {
+        match outcome {
+            Ok(figures) => self.record(contender, figures.as_ref()),
+            Err(story) => {
+                eprintln!("{}: {contender} FAILED: {story}", self.name);
+                self.note(format!("{contender} FAILED: {}", story.lines().next().unwrap_or_default()));
+                self.failed.push(contender.to_owned());
+                self.record(contender, &vec![f64::NAN; self.columns.len()]);
+            }
+        }
+    }
+
     /// A remark for the reader, once.
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         let text = text.into();
@@ -136,23 +156,32 @@ impl Section {
         }
     }
 
-    /// Compares two contenders round by round. Nothing if one of them was not measured.
+    /// Compares two contenders round by round. A goal is left unjudged if one of them was not measured.
     pub(crate) fn compare(&mut self, column: &'static str, ours: &str, theirs: &str, goal: Option<Goal>) {
         let index = self.columns.iter().position(|c| c.name == column).expect("a comparison names a column");
         let of = |who: &str| self.rows.iter().find(|r| r.contender == who).map(|r| &r.samples[index]);
-        let (Some(a), Some(b)) = (of(ours), of(theirs)) else { return };
-        let rounds: Vec<f64> = a.iter().zip(b).map(|(a, b)| a / b).collect();
-        let Some(median) = median(&rounds) else { return };
-        self.ratios.push(Ratio { what: format!("{ours} / {theirs}, {column}"), rounds, median, goal });
+        let rounds: Vec<f64> = match (of(ours), of(theirs)) {
+            (Some(a), Some(b)) => a.iter().zip(b).map(|(a, b)| a / b).collect(),
+            _ => Vec::new(),
+        };
+        self.judge(format!("{ours} / {theirs}, {column}"), rounds, goal);
     }
 
-    /// Holds a contender's own figure against a promise. Nothing if it was not measured.
+    /// Holds a contender's own figure against a promise. Unjudged if it was not measured.
     pub(crate) fn promise(&mut self, ours: &str, column: &'static str, goal: Goal) {
         let index = self.columns.iter().position(|c| c.name == column).expect("a promise names a column");
-        let Some(row) = self.rows.iter().find(|r| r.contender == ours) else { return };
-        let rounds = row.samples[index].clone();
-        let Some(median) = median(&rounds) else { return };
-        self.ratios.push(Ratio { what: format!("{ours}, {column}"), rounds, median, goal: Some(goal) });
+        let row = self.rows.iter().find(|r| r.contender == ours);
+        let rounds = row.map_or(Vec::new(), |row| row.samples[index].clone());
+        self.judge(format!("{ours}, {column}"), rounds, Some(goal));
+    }
+
+    fn judge(&mut self, what: String, mut rounds: Vec<f64>, goal: Option<Goal>) {
+        rounds.retain(|figure| !figure.is_nan());
+        match (median(&rounds), goal) {
+            (Some(median), goal) => self.ratios.push(Ratio { what, rounds, median, goal }),
+            (None, Some(goal)) => self.unjudged.push(format!("{what}, goal {goal}")),
+            (None, None) => {}
+        }
     }
 
     /// Holds any figure against a promise.
@@ -160,9 +189,32 @@ impl Section {
         self.ratios.push(Ratio { what: what.to_owned(), rounds: vec![value], median: value, goal: Some(goal) });
     }
 
-    /// Whether every promise is kept.
+    /// Whether every promise that was judged is kept, and nobody broke.
     pub(crate) fn goals_met(&self) -> bool {
-        self.ratios.iter().all(|r| r.goal.is_none_or(|g| g.is_met(r.median)))
+        self.failed.is_empty() && self.ratios.iter().all(|r| r.goal.is_none_or(|g| g.is_met(r.median)))
+    }
+}
+
+impl fmt::Display for Report {
+    /// The verdicts alone, as the last lines of a run.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for section in &self.sections {
+            let goals = section.ratios.iter().filter_map(|r| r.goal.map(|goal| (r, goal)));
+            let missed: Vec<_> = goals.clone().filter(|(r, goal)| !goal.is_met(r.median)).collect();
+            let (all, unjudged) = (goals.count(), section.unjudged.len());
+            write!(f, "{}: {} of {all} promises kept", section.name, all - missed.len())?;
+            if unjudged > 0 {
+                write!(f, ", {unjudged} not judged")?;
+            }
+            if !section.failed.is_empty() {
+                write!(f, ", broke: {}", section.failed.join("; "))?;
+            }
+            writeln!(f)?;
+            for (r, goal) in missed {
+                writeln!(f, "  MISSED: {} = {:.2}, goal {goal}", r.what, r.median)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -200,6 +252,9 @@ impl fmt::Display for Section {
                 None => writeln!(f)?,
             }
         }
+        for what in &self.unjudged {
+            writeln!(f, "  {what}: NOT JUDGED, a side was not measured")?;
+        }
         for note in &self.notes {
             writeln!(f, "  note: {note}")?;
         }
@@ -219,6 +274,28 @@ mod tests {
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
     }
 
+    /// A contender that breaks in one round is judged by the others, is told, and fails the run; one that breaks in all leaves
+    /// its promises unjudged.
+    #[test]
+    fn a_broken_round_is_left_out_and_told() {
+        let mut section = Section::new("t", "does it break?", &[("us", 1)]);
+        for ours in [Ok([1.0]), Err("alas\nits log".to_owned()), Ok([3.0])] {
+            section.record_or_fail("ours", ours);
+            section.record("theirs", &[2.0]);
+            section.record_or_fail("gone", Err::<[f64; 1], _>("no".to_owned()));
+        }
+        section.compare("us", "ours", "theirs", Some(Goal::AtMost(2.0)));
+        assert_eq!(section.ratios[0].rounds, [0.5, 1.5]);
+        section.compare("us", "ours", "gone", Some(Goal::AtMost(2.0)));
+        section.promise("gone", "us", Goal::AtMost(2.0));
+        assert_eq!((section.ratios.len(), section.unjudged.len()), (1, 2));
+        assert!(!section.goals_met(), "who breaks does not pass");
+        let shown = section.to_string();
+        assert!(shown.contains("ours FAILED: alas") && shown.contains("NOT JUDGED"), "{shown}");
+        section.failed.clear();
+        assert!(section.goals_met());
+    }
+
     /// A ratio is taken round by round: one noisy round does not meet a quiet one.
     #[test]
     fn ratios_pair_rounds() {
@@ -230,6 +307,7 @@ mod tests {
         section.compare("us", "ours", "theirs", Some(Goal::AtMost(0.5)));
         section.compare("us", "ours", "nobody", Some(Goal::AtMost(0.0)));
         assert_eq!(section.ratios.len(), 1, "a contender that was not measured makes no ratio");
+        assert_eq!(section.unjudged, ["ours / nobody, us, goal <= 0"]);
         assert_eq!(section.ratios[0].rounds, [0.5, 0.5, 1.0]);
         assert_eq!(section.ratios[0].median, 0.5);
         assert!(section.goals_met());

@@ -162,6 +162,9 @@ impl<'a> Stage<'a> {
     /// It does not come up; with the end of its log.
     pub(crate) fn start(&self, contender: Contender, backend: SocketAddr, folder: &Path) -> Result<Running, Failure> {
         let (entry, core) = (self.port(2), self.core(0));
+        for offset in 0..=2 {
+            process::until_free(self.port(offset))?;
+        }
         match contender {
             Contender::Nobody => Ok(Running { entry: backend, processes: Vec::new() }),
             Contender::Splice { hops } => self.start_splice(hops, backend, folder),
@@ -187,6 +190,22 @@ impl<'a> Stage<'a> {
                 Ok(Running { entry, processes: frp.start(folder, core, tls, ports)? })
             }
         }
+    }
+
+    /// Starts a contender afresh, measures it, and ends it, whatever came of it.
+    ///
+    /// # Errors
+    /// It does not come up or does not work; with its name and the ends of its logs.
+    pub(crate) fn with<T>(
+        &self,
+        name: &str,
+        contender: Contender,
+        backend: SocketAddr,
+        measure: impl FnOnce(&Running, &Path) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let folder = self.scratch(name)?;
+        let running = self.start(contender, backend, folder.path())?;
+        measure(&running, folder.path()).map_err(|e| format!("{e}\n{}", running.logs()))
     }
 
     fn start_splice(&self, hops: u16, backend: SocketAddr, folder: &Path) -> Result<Running, Failure> {
@@ -228,6 +247,7 @@ impl<'a> Stage<'a> {
         listen: SocketAddr,
         folder: &Path,
     ) -> Result<Process, Failure> {
+        process::until_free(listen)?;
         let mut all = vec!["child"];
         all.extend_from_slice(args);
         let mut child = Process::start(name, process::command(&process::own_program(), &all, self.core(1)), folder)?;

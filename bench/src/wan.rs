@@ -74,22 +74,7 @@ fn wire(args: &Args, common: &Common, name: &'static str, lost_ppm: u32) -> Resu
             contenders.iter().filter(|(who, _)| args.only.as_ref().is_none_or(|w| who.contains(w.as_str())))
         {
             eprintln!("{name}: round {} of {rounds}, {who}", round + 1);
-            let folder = tempfile::tempdir_in(&common.folder).map_err(|e| format!("scratch folder: {e}"))?;
-            let (entry, processes) = match how {
-                None => (backend, Vec::new()),
-                Some((carrier, tls)) => start(common, &wire, folder.path(), backend, carrier, tls)?,
-            };
-            let cpu = || processes.iter().map(Process::cpu_seconds).sum::<f64>();
-            let logs = |e| format!("{who}: {e}\n{}", processes.iter().map(Process::log_end).collect::<String>());
-            until_ready(who, || crate::roles::echo_once(entry)).map_err(logs)?;
-            let before = cpu();
-            let [down, up] = [Way::Down, Way::Up].map(|way| goodput(args, entry, way));
-            let (down, up) = (down.map_err(logs)?, up.map_err(logs)?);
-            let bytes: u64 = down.bytes.iter().chain(&up.bytes).sum();
-            let seconds = seconds(args);
-            let mbit = |found: &Found| found.gbit_per_s(seconds) * 1e3;
-            // The CPU of getting going is in it, its bytes are not: an upper bound.
-            section.record(who, &[mbit(&down), mbit(&up), (cpu() - before) / bytes as f64 * 1e9]);
+            section.record_or_fail(who, one(args, common, &wire, backend, (who, how)));
         }
     }
     for ours in [MUX, AUTO, AUTO_TLS] {
@@ -100,6 +85,32 @@ fn wire(args: &Args, common: &Common, name: &'static str, lost_ppm: u32) -> Resu
     let congestion = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
     section.note(format!("congestion control of all: {}", congestion.trim()));
     Ok(section)
+}
+
+/// One contender, both ways.
+fn one(
+    args: &Args,
+    common: &Common,
+    wire: &Wire,
+    backend: SocketAddr,
+    (who, how): (&str, Option<(Carrier, bool)>),
+) -> Result<[f64; 3], Failure> {
+    let folder = tempfile::tempdir_in(&common.folder).map_err(|e| format!("scratch folder: {e}"))?;
+    let (entry, processes) = match how {
+        None => (backend, Vec::new()),
+        Some((carrier, tls)) => start(common, wire, folder.path(), backend, carrier, tls)?,
+    };
+    let cpu = || processes.iter().map(Process::cpu_seconds).sum::<f64>();
+    let logs = |e| format!("{e}\n{}", processes.iter().map(Process::log_end).collect::<String>());
+    until_ready(who, || crate::roles::echo_once(entry)).map_err(logs)?;
+    let before = cpu();
+    let [down, up] = [Way::Down, Way::Up].map(|way| goodput(args, entry, way));
+    let (down, up) = (down.map_err(logs)?, up.map_err(logs)?);
+    let bytes: u64 = down.bytes.iter().chain(&up.bytes).sum();
+    let seconds = seconds(args);
+    let mbit = |found: &Found| found.gbit_per_s(seconds) * 1e3;
+    // The CPU of getting going is in it, its bytes are not: an upper bound.
+    Ok([mbit(&down), mbit(&up), (cpu() - before) / bytes as f64 * 1e9])
 }
 
 fn start(
