@@ -22,6 +22,7 @@ mod peers;
 mod probe;
 mod process;
 mod product;
+mod registry;
 mod relay;
 mod reload;
 mod report;
@@ -54,6 +55,8 @@ use std::process::ExitCode;
         bench million                            a million TCP targets, 3 minutes\n  \
         bench blackhole                          15,000 probes in flight that nobody answers\n  \
         bench relay                              CPU per GB and requests per second beside rathole\n  \
+        bench registry                           registrations, queries, pushes, memory beside r-nacos\n  \
+        bench checks                             80,000 instances with HTTP checks through the API\n  \
         bench chaos --kills 50 --seed 7          kill -9 in random order under load\n  \
         bench garbage                            rubbish and idle connections on every port\n\n\
         Exit codes: 0 all promises kept, 1 one missed, 2 it could not be run."
@@ -101,6 +104,10 @@ enum Command {
     Outage(outage::Args),
     /// Does anybody notice when the configuration changes, or the bridge is replaced?
     Reload(reload::Args),
+    /// How many registrations, queries and pushes, and how much memory, beside r-nacos?
+    Registry(registry::Args),
+    /// 80,000 persistent instances with HTTP checks: is anybody called dead who lives, and does the API answer?
+    Checks(registry::checks::Args),
     /// Does it hold at full speed on a bad network, every byte checked, and does nothing grow?
     Soak(soak::Args),
     /// Does everything come back from kill -9, in any order, under load?
@@ -122,6 +129,7 @@ enum Child {
     Roles { listen: SocketAddr },
     Crowd { plan: String },
     Hold { connect: SocketAddr, count: usize },
+    Subscribers { plan: String },
     Vault { listen: SocketAddr },
     Herd { bridge: SocketAddr, token: String, count: usize },
     Wire { nature: String },
@@ -147,6 +155,10 @@ fn child(child: Child) -> Result<(), Failure> {
             roles::crowd(&plan).map(|found| print(serde_json::to_string(&found)))
         }
         Child::Hold { connect, count } => roles::hold(connect, count),
+        Child::Subscribers { plan } => {
+            let plan = serde_json::from_str(&plan).map_err(|e| format!("subscribers: plan: {e}"))?;
+            registry::subscribers::run(&plan).map(|found| print(serde_json::to_string(&found)))
+        }
         Child::Vault { listen } => soak::vault::serve(listen),
         Child::Herd { bridge, token, count } => soak::run_herd(bridge, &token, count),
         Child::Wire { nature } => wire::serve(serde_json::from_str(&nature).map_err(|e| format!("wire: nature: {e}"))?),
@@ -186,6 +198,8 @@ fn scenario(cli: &Cli, common: &Common) -> Result<Vec<Section>, Failure> {
         Command::Wan(args) => wan::run(args, common),
         Command::Outage(args) => Ok(vec![outage::run(args, common)?]),
         Command::Reload(args) => Ok(vec![reload::run(args, common)?]),
+        Command::Registry(args) => registry::run(args, common),
+        Command::Checks(args) => Ok(vec![registry::checks::run(args, common)?]),
         Command::Soak(args) => soak::run(args, common),
         Command::Chaos(args) => Ok(vec![chaos::run(args, common)?]),
         Command::Garbage(args) => Ok(vec![garbage::run(args, common)?]),
@@ -211,6 +225,7 @@ fn run(cli: &Cli) -> Result<bool, Failure> {
     for section in &report.sections {
         println!("{section}");
     }
+    print!("{report}");
     if let Some(path) = &cli.json {
         let text = serde_json::to_string_pretty(&report).expect("plain figures make JSON");
         product::write(path, &(text + "\n"))?;
@@ -220,7 +235,8 @@ fn run(cli: &Cli) -> Result<bool, Failure> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Command::Probe(_) | Command::Wan(_) | Command::Outage(_) = cli.command {
+    use Command::{Checks, Outage, Probe, Registry, Wan};
+    if let Probe(_) | Wan(_) | Outage(_) | Registry(_) | Checks(_) = cli.command {
         probe::enter_own_namespace();
     }
     let outcome = match cli.command {

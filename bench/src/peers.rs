@@ -132,6 +132,33 @@ pub(crate) fn start_rathole(
     Ok(started)
 }
 
+/// Where r-nacos is: the given path, `scripts/peers`' folder, or the PATH.
+pub(crate) fn rnacos(given: Option<&Path>) -> Option<PathBuf> {
+    let target = process::own_program().parent()?.parent()?.join("peers/bin/rnacos");
+    let candidates = [given.map(Path::to_path_buf), Some(target), Some(PathBuf::from("rnacos"))];
+    candidates.into_iter().flatten().find(|p| process::is_there(p))
+}
+
+/// Starts r-nacos with its defaults but for ports and folder; it writes no log of its own.
+///
+/// # Errors
+/// It cannot be started.
+pub(crate) fn start_rnacos(
+    program: &Path,
+    folder: &Path,
+    (http, grpc, console): (SocketAddr, SocketAddr, SocketAddr),
+) -> Result<Process, Failure> {
+    let mut command = process::command(program, &[], None);
+    command
+        .current_dir(folder)
+        .env("RNACOS_HTTP_PORT", http.port().to_string())
+        .env("RNACOS_GRPC_PORT", grpc.port().to_string())
+        .env("RNACOS_HTTP_CONSOLE_PORT", console.port().to_string())
+        .env("RNACOS_DATA_DIR", folder.join("rnacos-data"))
+        .env("RUST_LOG", "error");
+    Process::start("rnacos", command, folder)
+}
+
 /// frp's two commands.
 #[derive(Clone, Debug)]
 pub(crate) struct Frp {
@@ -217,6 +244,7 @@ pub(crate) fn start_nginx(name: &str, folder: &Path, listen: SocketAddr, root: &
     );
     let file = folder.join(format!("{name}.conf"));
     write(&file, &text)?;
+    process::until_free(listen)?;
     let file = file.to_string_lossy().into_owned();
     let mut process = Process::start(name, process::command(&program, &["-c", &file], None), folder)?;
     process.wait_listening(listen)?;

@@ -37,7 +37,26 @@ pub(crate) fn run(
         args.extend(["-H", "Connection: close"]);
     }
     args.push(&url);
-    let output = process::run("wrk", process::command(Path::new("wrk"), &args, core), &[0])?.stdout;
+    execute(&args, core)
+}
+
+/// Loads `http://entry` for some seconds with the requests that a Lua script makes, on kept connections.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_script(
+    entry: SocketAddr,
+    connections: usize,
+    seconds: u64,
+    script: &Path,
+) -> Result<Figures, Failure> {
+    let (url, script) = (format!("http://{entry}"), script.to_string_lossy());
+    let (connections, duration) = (format!("-c{connections}"), format!("-d{seconds}s"));
+    execute(&["-t1", &connections, &duration, "--latency", "-s", &script, &url], None)
+}
+
+fn execute(args: &[&str], core: Option<usize>) -> Result<Figures, Failure> {
+    let output = process::run("wrk", process::command(Path::new("wrk"), args, core), &[0])?.stdout;
     parse(&output).ok_or_else(|| format!("wrk printed something else:\n{output}"))
 }
 
