@@ -1,7 +1,7 @@
 //! Where visitors come in: turns the configuration's list of listeners into steps, at the start and at each reload.
 //! Promise: a list that cannot be had as a whole changes nothing; what is the same in both lists is not touched.
 
-use super::bind_error;
+use super::bind::bind_error;
 use crate::Failure;
 use crate::config::bridge::Listener as Wanted;
 use crate::config::doors::Door;

@@ -1,0 +1,152 @@
+//! A bridge whose place another process takes: what it gives away, and what it carries to its end.
+
+use super::server::{BridgeServer, WATCH};
+use super::takeover::{self, Estate, Successor};
+use crate::Failure;
+use crate::doors::Doors;
+use ringspan_engine::engine::Engine;
+use ringspan_engine::kernel::handover::Waiting;
+use ringspan_tunnel::bridge::BridgeHandle;
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// Visitors of a bridge whose place another one has taken have this long: a working day's longest calls.
+const DRAIN_MAX: Duration = Duration::from_secs(12 * 3600);
+
+/// SIGUSR2: the program that is on disk now, with our own arguments, takes over.
+pub(super) fn start_successor() {
+    let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if !arguments.iter().any(|a| a == "--takeover") {
+        arguments.push("--takeover".into());
+    }
+    // A program that was replaced on disk is "/path (deleted)" to the kernel: the path is what we want.
+    let program = std::env::current_exe().map(|path| match path.to_str().and_then(|p| p.strip_suffix(" (deleted)")) {
+        Some(path) => path.into(),
+        None => path,
+    });
+    match program.and_then(|program| std::process::Command::new(program).args(arguments).spawn()) {
+        Ok(mut child) => {
+            tracing::info!(pid = child.id(), "SIGUSR2: a new bridge is to take over");
+            std::thread::spawn(move || child.wait());
+        }
+        Err(error) => tracing::error!(%error, "SIGUSR2: a new bridge cannot be started"),
+    }
+}
+
+impl BridgeServer {
+    /// Gives everything but the visitors to another process; whether it has taken it.
+    pub(super) async fn hand_over(self, stream: std::os::unix::net::UnixStream) -> (Retired, std::io::Result<()>) {
+        tracing::info!("another process takes over");
+        let estate = self.estate();
+        let doors = self.doors.addresses().map(|(_, address)| address);
+        let addresses: HashSet<SocketAddr> = self
+            .handle
+            .addresses()
+            .into_iter()
+            .map(|(_, address)| address)
+            .chain(doors)
+            .chain([self.http_address, self.link_address()])
+            .collect();
+        // Copies: whatever happens, they do not go with us.
+        let sockets = takeover::sockets(&addresses);
+        self.handle.leave_listeners(false);
+        let _ = self.stop.send(true);
+        let _ = self.http.await;
+        for task in self.tasks {
+            task.abort();
+            let _ = task.await;
+        }
+        let (registry, keyring) = (self.registry, self.hall.keyring.clone());
+        let _ = tokio::task::spawn_blocking(move || {
+            registry.stop();
+            keyring.close();
+        })
+        .await;
+        let mut retired = Retired {
+            engine: self.engine,
+            handle: self.handle,
+            doors: Some(self.doors),
+            pump: self.pump,
+            sockets: None,
+        };
+        let result = match sockets {
+            Ok(sockets) => retired.introduce(stream, estate, sockets).await,
+            Err(error) => Err(error),
+        };
+        if result.is_ok() {
+            retired.leave();
+        }
+        (retired, result)
+    }
+}
+
+/// A bridge whose place another one has taken: it carries its visitors to their end.
+pub(super) struct Retired {
+    engine: Arc<Mutex<Engine>>,
+    pub(super) handle: BridgeHandle,
+    doors: Option<Doors>,
+    pump: JoinHandle<()>,
+    /// Copies of everything it listened on.
+    sockets: Option<Vec<Waiting>>,
+}
+
+impl Retired {
+    async fn introduce(
+        &mut self,
+        stream: std::os::unix::net::UnixStream,
+        estate: Estate,
+        sockets: Vec<Waiting>,
+    ) -> std::io::Result<()> {
+        let successor = Arc::new(Successor::new(stream)?);
+        let sockets = Arc::new(sockets);
+        let (to, what) = (successor.clone(), sockets.clone());
+        let ready = tokio::task::spawn_blocking(move || {
+            to.give(estate, &what)?;
+            to.wait("ready")
+        })
+        .await
+        .map_err(std::io::Error::other);
+        self.sockets = Arc::into_inner(sockets);
+        ready??;
+        self.handle.call_over("another process takes over this bridge");
+        tokio::task::spawn_blocking(move || successor.wait("serving")).await.map_err(std::io::Error::other)?
+    }
+
+    /// Accepts nobody any more.
+    pub(super) fn leave(&mut self) {
+        self.handle.leave_listeners(true);
+        if let Some(doors) = self.doors.take() {
+            // Requests under way are finished.
+            tokio::spawn(doors.stop());
+        }
+        self.sockets = None;
+        tracing::info!(visitors = self.handle.stats().streams_open, "handed over: what is left are these visitors");
+    }
+
+    /// What it listened on, for another start.
+    pub(super) fn sockets(&self) -> Result<Vec<Waiting>, Failure> {
+        let copy = |w: &Waiting| Ok(Waiting { address: w.address, is_udp: w.is_udp, fd: w.fd.try_clone()? });
+        let all = self.sockets.iter().flatten().map(copy).collect::<std::io::Result<_>>();
+        all.map_err(|e| Failure::Run(format!("the listening sockets cannot be kept: {e}")))
+    }
+
+    /// Ends with the last visitor, or when they have had long enough.
+    pub(super) async fn drained(&self) {
+        let until = tokio::time::Instant::now() + DRAIN_MAX;
+        // Whoever was accepted in the last moment is a stream within a turn.
+        tokio::time::sleep(WATCH).await;
+        while self.handle.stats().streams_open > 0 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(WATCH).await;
+        }
+    }
+
+    pub(super) async fn stop(self) {
+        let engine = self.engine;
+        let _ = tokio::task::spawn_blocking(move || engine.lock().unwrap_or_else(PoisonError::into_inner).stop()).await;
+        self.pump.abort();
+        tracing::info!("the old bridge has stopped");
+    }
+}

@@ -1,0 +1,305 @@
+//! A running bridge: engine, tunnel, registry and control plane, put together and taken apart.
+//!
+//! ```text
+//! workers (pinned): prober + bridge's data path        control plane (tokio): http, registry prober, pump, admin
+//! ```
+
+use super::bind::{bind_error, cannot_listen};
+use super::listeners;
+use super::metrics;
+use super::pump::{self, Bell, Hall};
+use super::sessions::Sessions;
+use super::takeover::Estate;
+use crate::config::bridge::Bridge as Config;
+use crate::doors::Doors;
+use crate::doors::secret::listener::House;
+use crate::http_server::HttpServer;
+use crate::keyring::Keyring;
+use crate::office::{Floor, Office};
+use crate::token_cmd::{protection, public_address};
+use crate::{Failure, admin, machine};
+use ringspan_engine::engine::{Engine, Options as EngineOptions};
+use ringspan_engine::health::Health;
+use ringspan_engine::kernel::{Capabilities, Socket};
+use ringspan_engine::worker::Workers;
+use ringspan_registry::prober;
+use ringspan_registry::push::Hub;
+use ringspan_registry::push::udp::UdpPusher;
+use ringspan_registry::{Options as RegistryOptions, Registry, http};
+use ringspan_tunnel::bridge::{Bridge, BridgeHandle, BridgeOptions, Inherited};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+/// The registry's file in the data folder.
+const REGISTRY_FILE: &str = "registry.redb";
+/// Connections to one worker's link port that have not proved who they are.
+const HANDSHAKES_MAX: usize = 256;
+/// Streams on one carrier.
+const STREAMS_MAX: u16 = 16_384;
+/// How often the workers are looked at.
+pub(super) const WATCH: Duration = Duration::from_millis(500);
+
+/// A running bridge.
+pub(crate) struct BridgeServer {
+    pub(super) config: Config,
+    pub(super) engine: Arc<Mutex<Engine>>,
+    pub(super) capabilities: Capabilities,
+    pub(super) handle: BridgeHandle,
+    pub(super) doors: Doors,
+    pub(super) registry: Registry,
+    pub(super) hall: Arc<Hall>,
+    pub(super) office: Arc<Office>,
+    pub(super) http_address: SocketAddr,
+    pub(super) stop: watch::Sender<bool>,
+    pub(super) http: JoinHandle<()>,
+    pub(super) pump: JoinHandle<()>,
+    pub(super) tasks: Vec<JoinHandle<()>>,
+    /// Who wants our place.
+    pub(super) successors: Option<mpsc::Receiver<std::os::unix::net::UnixStream>>,
+}
+
+impl BridgeServer {
+    /// Opens, binds and starts everything, or says what is in the way. Needs a runtime.
+    pub(crate) fn start(config: &Config) -> Result<BridgeServer, Failure> {
+        BridgeServer::start_with(config, false)
+    }
+
+    /// The same; with `hold`, visitors wait until [`let_in`](BridgeServer::let_in).
+    pub(super) fn start_with(config: &Config, hold: bool) -> Result<BridgeServer, Failure> {
+        let run = |text: String| Failure::Run(text);
+        let keyring = Arc::new(Keyring::open(&config.data_dir).map_err(|e| run(e.to_string()))?);
+        let (tls, trust) = protection(config)?;
+        let path = Some(config.data_dir.join(REGISTRY_FILE));
+        let registry =
+            Registry::open(&RegistryOptions { path, ..RegistryOptions::default() }).map_err(|e| run(e.to_string()))?;
+        let http_server = HttpServer::bind(config.http_listen)
+            .map_err(|e| run(cannot_listen("[http] listen", config.http_listen, &e)))?;
+        let http_address = http_server.address().map_err(|e| run(e.to_string()))?;
+        let admin = admin::Admin::listen(&config.data_dir)
+            .map_err(|e| run(format!("{}: {e}", config.data_dir.join(admin::SOCKET).display())))?;
+
+        let defaults = EngineOptions::default();
+        let engine_options = EngineOptions {
+            workers: config.engine.workers.map_or(defaults.workers, |n| n.get().into()),
+            backend: config.engine.backend.into(),
+            batch: config.engine.batch,
+            ..defaults
+        };
+        let software = format!("ringspan/{}", env!("CARGO_PKG_VERSION"));
+        let (link_bell, probe_bell) = (Arc::new(Bell::default()), prober::Bell::default());
+        let seats = Workers::plan(engine_options.workers).map_err(|e| run(format!("eventfd: {e}")))?;
+        let options = bridge_options(config, tls.clone(), &software)?;
+        let mut inherited = Inherited::default();
+        for address in options.listeners.iter().map(|l| l.address).chain([options.link]) {
+            while let Some(fd) = crate::inherit::tcp(address) {
+                inherited.add(Socket::from_owned(fd)).map_err(|e| run(e.to_string()))?;
+            }
+        }
+        let bridge = Bridge::inheriting(&options, &seats, link_bell.clone(), inherited);
+        let Bridge { residents, handle, events } = bridge.map_err(|e| run(bind_error(&e)))?;
+        if hold {
+            handle.hold_visitors(true);
+        }
+        let planned = seats.into_iter().zip(residents.into_iter().map(|resident| vec![resident])).collect();
+        let (engine, feed) =
+            Engine::start_on(&engine_options, Arc::new(probe_bell.clone()), planned).map_err(|e| run(e.to_string()))?;
+        let house = House { handle: handle.clone(), keyring: keyring.clone(), tls };
+        let mut doors = Doors::new(house);
+        if !hold {
+            doors.apply(&config.listeners)?;
+        }
+        let (probes, capabilities) = (engine.probes(), engine.capabilities().clone());
+        let engine = Arc::new(Mutex::new(engine));
+
+        let mut sessions = Sessions::new(first_session());
+        sessions.set_policies(config.policies.clone());
+        let hall = Arc::new(Hall {
+            handle: handle.clone(),
+            keyring: keyring.clone(),
+            registry: registry.clone(),
+            sessions: Mutex::new(sessions),
+            software,
+            runtime: tokio::runtime::Handle::current(),
+        });
+        let mut listening = config.clone();
+        listening.link.listen = handle.link_address();
+        let office = Arc::new(Office {
+            keyring,
+            address: public_address(&listening),
+            trust,
+            floor: Some(hall.clone() as Arc<dyn Floor>),
+        });
+        let (stop, stopping) = watch::channel(false);
+        let asked = engine.clone();
+        let probe_stats: http::ProbeStats =
+            Arc::new(move || asked.lock().unwrap_or_else(PoisonError::into_inner).stats());
+        let hub = Hub::default();
+        let udp = UdpPusher::bind(http_address, hub.clone()).map_err(|e| run(format!("udp pushes: {e}")))?;
+        let router = http::router(
+            registry.clone(),
+            http::Options {
+                probe_stats: Some(probe_stats),
+                hub: hub.clone(),
+                udp: Some(udp.clone()),
+                more: Some(metrics::of(handle.clone(), doors.tally(), doors.http_stats())),
+            },
+        );
+        let http = tokio::spawn(http_server.serve(router, stopping));
+        let (asked, successors) = mpsc::channel(1);
+        let pump = tokio::spawn(pump::run(hall.clone(), events, link_bell));
+        let tasks = vec![
+            tokio::spawn(hub.run(registry.clone())),
+            tokio::spawn(udp.run()),
+            tokio::spawn(prober::run(registry.clone(), (probes, feed), probe_bell, prober::policy_default())),
+            tokio::spawn(admin.serve(office.clone(), asked)),
+        ];
+        let server = BridgeServer {
+            config: config.clone(),
+            engine,
+            capabilities,
+            handle,
+            doors,
+            registry,
+            hall,
+            office,
+            http_address,
+            stop,
+            http,
+            pump,
+            tasks,
+            successors: Some(successors),
+        };
+        server.tell(config);
+        Ok(server)
+    }
+
+    /// Visitors may come in, from now on.
+    pub(super) fn let_in(&mut self) -> Result<(), Failure> {
+        self.handle.hold_visitors(false);
+        self.doors.apply(&self.config.listeners)
+    }
+
+    /// The configuration, with the real port where 0 was asked for.
+    pub(super) fn real_config(&self) -> Config {
+        let mut config = self.config.clone();
+        (config.http_listen, config.link.listen) = (self.http_address, self.link_address());
+        let doors = self.doors.addresses().map(|(name, address)| (name.to_owned(), address));
+        for (name, address) in self.handle.addresses().into_iter().chain(doors) {
+            if let Some(listener) = config.listeners.iter_mut().find(|l| l.name == name) {
+                listener.listen = address;
+            }
+        }
+        config
+    }
+
+    /// Who and what would be missed.
+    pub(super) fn estate(&self) -> Estate {
+        let routes = self.handle.routes();
+        let is_up = |b: &ringspan_tunnel::routes::Backend| b.health == Health::Up;
+        let served = routes.services().filter(|(_, backends)| backends.iter().any(is_up));
+        let services = served.map(|(name, _)| name.to_owned()).collect();
+        Estate { agents: self.hall.connected(), services, ..Estate::default() }
+    }
+
+    fn tell(&self, config: &Config) {
+        let (link, data_dir) = (self.link_address(), config.data_dir.display());
+        let doors = self.doors.addresses().map(|(name, address)| (name.to_owned(), address));
+        for (name, address) in self.handle.addresses().into_iter().chain(doors) {
+            let service = config.listeners.iter().find(|l| l.name == name).map(|l| l.service.as_str());
+            tracing::info!(name, %address, service, "listener");
+        }
+        if !self.http_address.ip().is_loopback() {
+            tracing::warn!(http = %self.http_address, "the registry has no accounts: whoever reaches it may change it");
+        }
+        let tls = self.office.trust != ringspan_tunnel::fingerprint::Trust::Plain;
+        tracing::info!(http = %self.http_address, %link, tls, %data_dir, io = %self.capabilities, "bridge is up");
+        if tls {
+            crate::machine::tell_ktls(config.link.ktls);
+        }
+    }
+
+    /// Where the registry's HTTP is.
+    pub(crate) fn http_address(&self) -> SocketAddr {
+        self.http_address
+    }
+
+    /// Where agents connect.
+    pub(crate) fn link_address(&self) -> SocketAddr {
+        self.handle.link_address()
+    }
+
+    /// Where visitors connect, by listener.
+    pub(crate) fn listener_address(&self, name: &str) -> Option<SocketAddr> {
+        self.handle.addresses().into_iter().find(|(n, _)| n == name).map(|(_, address)| address)
+    }
+
+    /// Which interface to the kernel runs.
+    pub(crate) fn io(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// What is believed of a service's backend at this address; `None`: no agent with a link exposes it.
+    pub(crate) fn health(&self, service: &str, address: SocketAddr) -> Option<Health> {
+        self.hall.health(service, address)
+    }
+
+    /// Answers what `ringspan token` asks.
+    pub(crate) fn office(&self) -> Arc<Office> {
+        self.office.clone()
+    }
+
+    /// Ends when a worker has ended that should not have: nothing can be promised any more.
+    pub(crate) async fn broken(&self) {
+        loop {
+            tokio::time::sleep(WATCH).await;
+            if !self.engine.lock().unwrap_or_else(PoisonError::into_inner).is_whole() {
+                tracing::error!(
+                    "a worker has died; its panic stands above. Stopping, so that a supervisor starts us anew"
+                );
+                return;
+            }
+        }
+    }
+
+    /// Stops in order: no new requests, then the workers, then the store.
+    pub(crate) async fn stop(self) {
+        tracing::info!("bridge stops");
+        let _ = self.stop.send(true);
+        self.doors.stop().await;
+        let _ = self.http.await;
+        let (engine, registry, tasks) = (self.engine, self.registry, self.tasks);
+        let _ = tokio::task::spawn_blocking(move || engine.lock().unwrap_or_else(PoisonError::into_inner).stop()).await;
+        for task in tasks.into_iter().chain([self.pump]) {
+            task.abort();
+            let _ = task.await;
+        }
+        let _ = tokio::task::spawn_blocking(move || registry.stop()).await;
+        tracing::info!("bridge has stopped");
+    }
+}
+
+fn bridge_options(
+    config: &Config,
+    tls: Option<ringspan_tunnel::tls::ServerTls>,
+    software: &str,
+) -> Result<BridgeOptions, Failure> {
+    Ok(BridgeOptions {
+        link: config.link.listen,
+        tls,
+        listeners: listeners::plain(&config.listeners)?,
+        handshakes_max: HANDSHAKES_MAX,
+        streams_max: STREAMS_MAX,
+        memory: config.memory,
+        software: software.to_owned(),
+        plane: machine::plane_options(),
+    })
+}
+
+/// Microseconds since 1970: above every session number of an earlier run, unless the clock was set back, and then only
+/// until it has caught up.
+fn first_session() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| u64::try_from(d.as_micros()).unwrap_or(1))
+}
