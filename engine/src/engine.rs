@@ -184,7 +184,8 @@ impl Engine {
             desks.push(desk);
             seats.push((seat, residents));
         }
-        let workers = Workers::start(&WorkerOptions { backend: options.backend, pin: options.pin, batch: options.batch }, seats)?;
+        let workers =
+            Workers::start(&WorkerOptions { backend: options.backend, pin: options.pin, batch: options.batch }, seats)?;
         let capabilities = workers.capabilities().clone();
         let probes = Probes { desks: desks.into() };
         Ok((Engine { workers: Some(workers), capabilities, probes }, Feed { transitions, samples }))

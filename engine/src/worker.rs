@@ -150,7 +150,15 @@ impl Workers {
             let (report, opened) = mpsc::sync_channel(1);
             let newcomers = newcomers.pop_front().expect("one a seat");
             let stop = workers.stop.clone();
-            let plan = Plan { index, waker: waker.clone(), core, backend: options.backend, batch: options.batch, stop, newcomers };
+            let plan = Plan {
+                index,
+                waker: waker.clone(),
+                core,
+                backend: options.backend,
+                batch: options.batch,
+                stop,
+                newcomers,
+            };
             let handle = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || run(plan, residents, &report))?;

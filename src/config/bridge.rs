@@ -190,6 +190,7 @@ struct RawListener {
     auth: Option<Spanned<String>>,
     users: Option<Spanned<Vec<Spanned<String>>>>,
     allow: Option<Spanned<Vec<Spanned<String>>>>,
+    associations_max: Option<Spanned<i64>>,
     mode: Option<Spanned<String>>,
     carrier: Option<Spanned<String>>,
     limits: Option<Spanned<RawLimits>>,
@@ -237,6 +238,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
             auth: listener.auth.as_ref(),
             users: listener.users.as_ref(),
             allow: listener.allow.as_ref(),
+            associations_max: listener.associations_max.as_ref(),
             mode: listener.mode.as_ref(),
         };
         if let Some(is_tls) = http::is_tls(listener.r#type.get_ref()) {
@@ -310,12 +312,10 @@ fn of_http(listener: &RawListener) -> Option<std::ops::Range<usize>> {
     passthrough.or(route).or(tls.first().map(http::RawCert::span))
 }
 
-/// Limits and PROXY headers are kept by listeners of plain TCP; a key that does nothing would be a lie.
+/// PROXY headers are read by listeners of plain TCP; a key that does nothing would be a lie.
 fn of_tcp(doc: &Document, raw: &RawListener, is_plain: bool) -> Result<(), Error> {
-    let limits = raw.limits.as_ref().map(|limits| (limits.span(), "limits of the [[service]]"));
-    let proxy = raw.proxy_protocol_from.as_ref().map(|from| (from.span(), "remove it"));
-    match limits.or(proxy) {
-        Some((span, remedy)) if !is_plain => Err(doc.wrong(span, "only listeners of type \"tcp\" keep it", remedy)),
+    match &raw.proxy_protocol_from {
+        Some(from) if !is_plain => Err(doc.wrong(from.span(), "only listeners of type \"tcp\" read it", "remove it")),
         _ => Ok(()),
     }
 }

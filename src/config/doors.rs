@@ -43,6 +43,8 @@ pub(crate) struct ProxyListener {
     pub(crate) users: Option<Users>,
     /// Where to; `None`: the agent decides alone.
     pub(crate) allow: Option<Allow>,
+    /// UDP associations at once (SOCKS 5), 0 to 10,000. Default 256: a socket each, and up to 64 streams. 0: none.
+    pub(crate) associations_max: usize,
 }
 
 /// A socket in the file system.
@@ -84,12 +86,15 @@ pub(super) struct Keys<'a> {
     pub(super) auth: Option<&'a Spanned<String>>,
     pub(super) users: Option<&'a Spanned<Vec<Spanned<String>>>>,
     pub(super) allow: Option<&'a Spanned<Vec<Spanned<String>>>>,
+    pub(super) associations_max: Option<&'a Spanned<i64>>,
     pub(super) mode: Option<&'a Spanned<String>>,
 }
 
 /// The types there are.
 const TYPES: &str = "\"tcp\", \"udp\", \"http\", \"https\", \"socks5\", \"connect\" or \"visit\"";
 
+/// As many visitors' UDP associations as a listener takes without a word.
+const ASSOCIATIONS_DEFAULT: usize = 256;
 /// What a Unix path begins with.
 const UNIX: &str = "unix:";
 /// Longest path of a Unix socket, with the few bytes that its first name is longer: 108 bytes and a 0 (unix(7)).
@@ -139,6 +144,7 @@ pub(super) fn fits(doc: &Document, kind: &Spanned<String>, is_unix: bool, keys: 
         ("auth", keys.auth.map(Spanned::span), proxy, "type = \"socks5\" or \"connect\""),
         ("users", keys.users.map(Spanned::span), proxy, "type = \"socks5\" or \"connect\""),
         ("allow", keys.allow.map(Spanned::span), proxy, "type = \"socks5\" or \"connect\""),
+        ("associations_max", keys.associations_max.map(Spanned::span), word == "socks5", "type = \"socks5\""),
         ("mode", keys.mode.map(Spanned::span), is_unix, "listen = \"unix:...\""),
     ];
     for (key, span, is_its, of) in rows {
@@ -211,7 +217,11 @@ fn proxy(doc: &Document, kind: &Spanned<String>, greeting: Greeting, keys: &Keys
         }
     };
     let allow = keys.allow.map(|raw| check_allow(doc, raw)).transpose()?;
-    Ok(ProxyListener { greeting, users, allow })
+    let associations_max = match keys.associations_max {
+        Some(raw) => doc.number(raw, 0..=10_000)? as usize,
+        None => ASSOCIATIONS_DEFAULT,
+    };
+    Ok(ProxyListener { greeting, users, allow, associations_max })
 }
 
 /// Reads an allow-list.
@@ -219,7 +229,7 @@ pub(super) fn check_allow(doc: &Document, raw: &Spanned<Vec<Spanned<String>>>) -
     if raw.get_ref().len() > RULES_MAX {
         return Err(doc.wrong(raw.span(), format!("more than {RULES_MAX} rules"), "fewer, wider ones"));
     }
-    let example = "\"10.0.0.0/8:80,443\", \"db.lan:5432\", \"*.lan:8000-8999\" or \"*:443\"";
+    let example = "\"10.0.0.0/8:80,443\", \"db.lan:5432\", \"*.lan:8000-8999\", \"10.0.0.53:53/udp\" or \"*:443\"";
     let rules = raw.get_ref().iter().map(|raw| doc.value(raw, |text| text.parse::<Rule>(), example));
     Ok(Allow::new(rules.collect::<Result<_, _>>()?))
 }

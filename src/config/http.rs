@@ -16,7 +16,7 @@ use toml::Spanned;
 /// Largest page of the operator's own: it stays in memory and is sent whole.
 const PAGE_BYTES_MAX: u64 = 256 << 10;
 /// Statuses that have pages.
-const PAGES: [&str; 7] = ["400", "401", "404", "413", "502", "503", "504"];
+const PAGES: [&str; 8] = ["400", "401", "404", "413", "429", "502", "503", "504"];
 /// Headers that say how a message is framed or where it goes: set by us alone, or the two sides may read two messages
 /// where one was sent (RFC 9112 §11.2).
 const OURS: [&str; 10] = [

@@ -189,12 +189,17 @@ fn visitors_are_spread_and_limited() {
     assert!(policy.limiter.is_some());
     assert!(read("").expect("it is good").listeners[0].limiter.is_none(), "nothing is limited that is not asked for");
     let udp = "[[listener]]\nname = \"dns\"\ntype = \"udp\"\nlisten = \"0.0.0.0:53\"\nservice = \"dns\"\n";
+    let limited = read(&format!("{udp}limits = {{ connections = 3 }}\n")).expect("every type of listener keeps them");
+    assert_eq!(
+        limited.listeners.last().and_then(|l| l.limiter.as_ref()).map(|l| l.rules().all.connections_max),
+        Some(3)
+    );
+    let nothing = "limits = { connections = 0, rate = 0, up = \"0B\", down = \"0B\", visitor = { connections = 0 } }\n";
+    let free = read(&format!("{udp}{nothing}")).expect("0 is a number");
+    let rules = free.listeners.last().and_then(|l| l.limiter.as_ref()).map(|l| (l.rules().all, l.rules().visitor));
+    assert!(rules.is_none_or(|(all, visitor)| all.is_none() && visitor.is_none()), "0 limits nothing");
     for (more, say) in [
-        (
-            format!("{udp}limits = {{ connections = 3 }}\n"),
-            "only listeners of type \"tcp\" keep it. Try: limits of the",
-        ),
-        (format!("{udp}proxy_protocol_from = [\"10.0.0.1\"]\n"), "only listeners of type \"tcp\" keep it. Try: remove"),
+        (format!("{udp}proxy_protocol_from = [\"10.0.0.1\"]\n"), "only listeners of type \"tcp\" read it. Try: remove"),
         ("limits = { burst = 3 }\n".into(), "a burst of what rate?"),
         ("limits = { up = \"100B\" }\n".into(), "limits.up = \"100B\": it needs a unit"),
         ("limits = { deny = [\"10.0.0.0/33\"] }\n".into(), "no address or network"),

@@ -1,13 +1,14 @@
 //! The agent's backends that the plane does not dial by itself: each time it asks, a connected socket, or why there is
 //! none. Promise: every question is answered once, and a backend that is slow to answer holds up no other.
 
-use super::proxy::allow::Target;
-use super::proxy::dial::dial;
+use super::proxy::allow::{Allow, Target, Transport};
+use super::proxy::dial::{dial, look_up};
 use super::secret::visit::take_in;
 use super::tally::{Few, Tally};
 use super::{udp, unix};
 use crate::config::expose::{Backend, Expose};
 use ringspan_engine::check::Check;
+use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::agent::{AgentHandle, AskId, Backend as Way};
 use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::mux::OpenInfo;
@@ -78,17 +79,19 @@ impl Backends {
                 }
             }
             Some(Backend::Proxy(allow)) => {
-                let (allow, denied) = (allow.clone(), self.denied.clone());
+                let (allow, denied, tally) = (allow.clone(), self.denied.clone(), self.tally.clone());
                 tokio::spawn(async move {
-                    let target = info.target.as_deref().map(str::parse::<Target>);
+                    let target = info.target.as_deref().map(Transport::read);
                     let answer = match &target {
-                        Some(Ok(target)) => dial(&allow, target).await,
+                        Some(Ok((Transport::Tcp, target))) => dial(&allow, target).await,
+                        Some(Ok((Transport::Udp, target))) => send_to(&allow, target, tally).await,
                         Some(Err(_)) | None => Err(Reason::TargetDenied),
                     };
                     if let Err(reason) = &answer
                         && let Some(unsaid) = denied.one_more()
                     {
-                        let (target, visitor) = (target.and_then(Result::ok).map(|t| t.to_string()), info.visitor);
+                        let (target, visitor) =
+                            (target.and_then(Result::ok).map(|(over, t)| over.name(&t)), info.visitor);
                         tracing::warn!(target, ?visitor, %reason, unsaid, "proxy: not connected");
                     }
                     handle.answer(ask, answer);
@@ -107,4 +110,12 @@ impl Backends {
             self.told = (full, self.told.1 + unsent);
         }
     }
+}
+
+/// A socket whose datagrams go to a proxy's target, until either side ends.
+async fn send_to(allow: &Allow, target: &Target, tally: Arc<Tally>) -> Result<Socket, Reason> {
+    let to = look_up(allow, target).await?;
+    let (socket, carry) = udp::backend::connect(to, tally)?;
+    tokio::spawn(carry);
+    Ok(socket)
 }

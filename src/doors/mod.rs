@@ -12,6 +12,7 @@ mod listening;
 pub(crate) mod proxy;
 pub(crate) mod secret;
 pub(crate) mod tally;
+mod threshold;
 pub(crate) mod udp;
 pub(crate) mod unix;
 
@@ -27,6 +28,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tally::Tally;
+use threshold::Threshold;
 use udp::listener::UdpListener;
 use unix::UnixListener;
 
@@ -93,7 +95,7 @@ impl Doors {
             let same = |l: &&Listener| l.name == open.name && l.listen == open.listen && *l != &*open;
             let Some(listener) = wanted.iter().find(same) else { continue };
             let Kind::Http(config) = &listener.door else { continue };
-            match door.reload(config) {
+            match door.reload(config, listener.limiter.as_ref()) {
                 Ok(()) => *open = listener.clone(),
                 Err(why) => *failed = Err(Failure::Run(format!("listener {:?}: {why}", listener.name))),
             }
@@ -120,10 +122,11 @@ impl Doors {
             })
         };
         let (handle, tally) = (self.house.handle.clone(), self.tally.clone());
+        let threshold = Threshold::new(&listener.name, listener.limiter.clone(), tally.clone());
         if let Kind::Http(config) = &listener.door {
             // Its routes have gates of their own.
             let socket = listening::tcp(listener.listen).and_then(tokio::net::TcpListener::into_std).map_err(busy)?;
-            let hall = http::Hall { handle, stats: self.http.clone(), check: None };
+            let hall = http::Hall { handle, stats: self.http.clone(), threshold: Arc::new(threshold) };
             let door = HttpDoor::start(socket, config, hall);
             let wrong = |why| Failure::Run(format!("listener {:?}: {why}", listener.name));
             return door.map(|door| Some(Door::Http(door))).map_err(wrong);
@@ -132,19 +135,19 @@ impl Doors {
         Ok(match &listener.door {
             Kind::Tcp | Kind::Http(_) => None,
             Kind::Udp(config) => {
-                let door = UdpListener::start(listener.listen, *config, gate, handle, tally);
+                let door = UdpListener::start(listener.listen, *config, gate, handle, tally, threshold);
                 Some(Door::Udp(door.map_err(busy)?))
             }
             Kind::Proxy(config) => {
-                let door = ProxyListener::start(listener.listen, config.clone(), gate, handle, tally);
+                let door = ProxyListener::start(listener.listen, config.clone(), gate, handle, tally, threshold);
                 Some(Door::Proxy(door.map_err(busy)?))
             }
             Kind::Visit => {
-                let door = VisitListener::start(listener.listen, gate, self.house.clone());
+                let door = VisitListener::start(listener.listen, gate, self.house.clone(), threshold);
                 Some(Door::Visit(door.map_err(busy)?))
             }
             Kind::Unix(config) => {
-                let door = UnixListener::start(&config.path, config.mode, gate, handle);
+                let door = UnixListener::start(&config.path, config.mode, gate, handle, threshold);
                 Some(Door::Unix(door.map_err(busy)?))
             }
         })

@@ -4,6 +4,7 @@
 
 use super::listening;
 use super::proxy::dial::reason_of;
+use super::threshold::Threshold;
 use ringspan_engine::health::{Health, Verdict};
 use ringspan_engine::kernel::{Socket, monotonic_now};
 use ringspan_engine::outcome::Code;
@@ -41,11 +42,17 @@ pub(crate) struct UnixListener {
 
 impl UnixListener {
     /// Binds and starts. Needs a runtime.
-    pub(crate) fn start(path: &Path, mode: u32, gate: Arc<Gate>, handle: BridgeHandle) -> io::Result<UnixListener> {
+    pub(crate) fn start(
+        path: &Path,
+        mode: u32,
+        gate: Arc<Gate>,
+        handle: BridgeHandle,
+        threshold: Threshold,
+    ) -> io::Result<UnixListener> {
         let (listener, lock) = bind(path, mode)?;
         let meta = fs::symlink_metadata(path)?;
         let listener = TokioListener::from_std(listener)?;
-        let task = tokio::spawn(accept(listener, gate, handle));
+        let task = tokio::spawn(accept(listener, gate, handle, threshold));
         Ok(UnixListener { task, path: path.to_owned(), identity: (meta.dev(), meta.ino()), _lock: lock })
     }
 }
@@ -101,7 +108,7 @@ fn bind(path: &Path, mode: u32) -> io::Result<(StdListener, File)> {
     Ok((listener, lock))
 }
 
-async fn accept(listener: TokioListener, gate: Arc<Gate>, handle: BridgeHandle) {
+async fn accept(listener: TokioListener, gate: Arc<Gate>, handle: BridgeHandle, threshold: Threshold) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream.into_std(),
@@ -110,15 +117,8 @@ async fn accept(listener: TokioListener, gate: Arc<Gate>, handle: BridgeHandle) 
                 continue;
             }
         };
-        let Ok(stream) = stream else { continue };
-        let entry = Entry {
-            socket: Socket::from_owned(stream.into()),
-            gate: gate.clone(),
-            visitor: None,
-            prefix: Vec::new(),
-            target: None,
-            on_placed: None,
-        };
+        let (Ok(stream), Ok(pass)) = (stream, threshold.enter(None)) else { continue };
+        let entry = Entry { pass, ..Entry::new(Socket::from_owned(stream.into()), gate.clone()) };
         if handle.admit(entry).is_err() {
             tracing::warn!(listener = gate.name, "a visitor was refused: the workers have too much mail");
         }

@@ -24,12 +24,10 @@ fn enter(
     let (tell, told) = channel();
     let gate = Gate { carrier: CarrierMode::Mux, ..Gate::new("door", service.to_owned().try_into().unwrap()) };
     let entry = Entry {
-        socket: inside,
-        gate: Arc::new(gate),
-        visitor: None,
         prefix: prefix.to_vec(),
         target,
         on_placed: Some(Box::new(move |result| tell.send(result).unwrap())),
+        ..Entry::new(inside, Arc::new(gate))
     };
     assert!(bridge.handle.admit(entry).is_ok());
     let outside = UnixStream::from(outside.into_owned());

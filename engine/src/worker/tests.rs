@@ -100,7 +100,8 @@ fn residents_live_from_start_to_stop() {
             let resident = SelfCaller { listener, caller: None, accepted: Vec::new(), said: tx.clone(), open: 0 };
             (seat, vec![Box::new(resident) as Box<dyn Resident>])
         });
-        let workers = Workers::start(&WorkerOptions { backend, pin: true, batch: false }, seats.collect()).expect("started");
+        let workers =
+            Workers::start(&WorkerOptions { backend, pin: true, batch: false }, seats.collect()).expect("started");
         assert!(workers.is_whole());
         let mut heard = words(&rx, 6);
         heard.sort();

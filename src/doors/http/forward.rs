@@ -31,9 +31,10 @@ use tokio::sync::watch;
 pub(super) struct Visit {
     pub(super) shared: Arc<Shared>,
     pub(super) peer: SocketAddr,
+    /// The address it connected to.
+    pub(super) asked: Option<SocketAddr>,
     pub(super) is_tls: bool,
     pub(super) torn: Torn,
-    #[expect(dead_code, reason = "held, not read")]
     pub(super) guest: Guest,
     pub(super) phase: watch::Receiver<Phase>,
 }
@@ -386,7 +387,7 @@ async fn send(
             Some(line) => line,
             None => {
                 visit.shared.hall.stats.on_dial(&setup.name);
-                way.pool.dial(&setup.manner, alone).await.map_err(no_line)?
+                way.pool.dial(&setup.manner, alone, visit.asked).await.map_err(no_line)?
             }
         };
         let mut error = match line.sender.try_send_request(request).await {
@@ -426,6 +427,7 @@ fn late() -> Refusal {
 fn no_line(why: NoLine) -> Refusal {
     const DOWN: &str = "No server for this address is up at the moment.";
     const BUSY: &str = "Too much is going on here at the moment.";
+    const OFTEN: &str = "Too many have come here in too short a time.";
     const DENIED: &str = "Your address may not come in here.";
     const AWAY: &str = "The server behind this address cannot be reached.";
     let (refusal, detail) = match why {
@@ -439,8 +441,8 @@ fn no_line(why: NoLine) -> Refusal {
                 | Reason::Stopping
                 | Reason::Draining
                 | Reason::ConnectionsMax
-                | Reason::RateMax
                 | Reason::VisitorsMax => (StatusCode::SERVICE_UNAVAILABLE, BUSY),
+                Reason::RateMax => (StatusCode::TOO_MANY_REQUESTS, OFTEN),
                 Reason::Denied => (StatusCode::FORBIDDEN, DENIED),
                 Reason::DialTimeout => return Refusal { detail: reason.sentence().into(), ..late() },
                 _ => (StatusCode::BAD_GATEWAY, AWAY),

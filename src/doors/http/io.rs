@@ -1,5 +1,7 @@
 //! Sockets under hyper: a peer that takes nothing costs itself, and a torn stream is no end of a stream.
 
+use super::meter::{Gauge, Meter};
+use ringspan_tunnel::limits::Way;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,6 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Sleep, sleep};
 
+/// What is read at once of a peer whose bytes are counted.
+const PIECE_BYTES: usize = 16 << 10;
+
 /// Set by whoever finds that what was sent is not all there is: the socket is then reset, not closed.
 pub(super) type Torn = Arc<AtomicBool>;
 
@@ -19,6 +24,8 @@ pub(super) struct Patient<T: Ends> {
     timeout: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
     torn: Torn,
+    /// From the peer and to it, where its bytes are counted.
+    gauges: Option<Box<(Gauge, Gauge)>>,
 }
 
 /// How a kind of socket ends.
@@ -54,7 +61,13 @@ impl Ends for UnixStream {
 impl<T: Ends> Patient<T> {
     /// Writes that wait for `timeout` fail.
     pub(super) fn new(inner: T, timeout: Duration, torn: Torn) -> Patient<T> {
-        Patient { inner, timeout, waiting: None, torn }
+        Patient { inner, timeout, waiting: None, torn, gauges: None }
+    }
+
+    /// Its bytes are counted and wait for their time.
+    pub(super) fn metered(mut self, meter: Option<&Arc<Meter>>) -> Patient<T> {
+        self.gauges = meter.map(|meter| Box::new((Gauge::new(meter, Way::Up), Gauge::new(meter, Way::Down))));
+        self
     }
 
     fn waited<R>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
@@ -79,7 +92,21 @@ impl<T: Ends> Drop for Patient<T> {
 impl<T: Ends + AsyncRead + Unpin> AsyncRead for Patient<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let (before, room) = (buf.filled().len(), buf.remaining());
-        let poll = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let this = &mut *self;
+        let poll = match &mut this.gauges {
+            None => Pin::new(&mut this.inner).poll_read(cx, buf),
+            Some(gauges) => {
+                let may = std::task::ready!(gauges.0.poll_room(cx));
+                let mut piece = [0; PIECE_BYTES];
+                let mut piece = ReadBuf::new(&mut piece[..may.min(room).min(PIECE_BYTES)]);
+                let poll = Pin::new(&mut this.inner).poll_read(cx, &mut piece);
+                if poll.is_ready() {
+                    gauges.0.went(piece.filled().len());
+                    buf.put_slice(piece.filled());
+                }
+                poll
+            }
+        };
         match poll {
             Poll::Ready(Ok(())) if room > 0 && buf.filled().len() == before && self.inner.is_torn() => {
                 Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
@@ -91,7 +118,19 @@ impl<T: Ends + AsyncRead + Unpin> AsyncRead for Patient<T> {
 
 impl<T: Ends + AsyncWrite + Unpin> AsyncWrite for Patient<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        let this = &mut *self;
+        let poll = match &mut this.gauges {
+            None => Pin::new(&mut this.inner).poll_write(cx, bytes),
+            Some(gauges) => {
+                // Who is made to wait has not stopped taking.
+                let may = std::task::ready!(gauges.1.poll_room(cx)).min(bytes.len());
+                let poll = Pin::new(&mut this.inner).poll_write(cx, &bytes[..may]);
+                if let Poll::Ready(Ok(n)) = &poll {
+                    gauges.1.went(*n);
+                }
+                poll
+            }
+        };
         self.waited(cx, poll)
     }
 
@@ -100,6 +139,10 @@ impl<T: Ends + AsyncWrite + Unpin> AsyncWrite for Patient<T> {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.gauges.is_some() {
+            let first = bytes.iter().find(|piece| !piece.is_empty()).map_or(&[][..], |piece| piece);
+            return self.poll_write(cx, first);
+        }
         let poll = Pin::new(&mut self.inner).poll_write_vectored(cx, bytes);
         self.waited(cx, poll)
     }

@@ -15,6 +15,7 @@ mod forward;
 pub(crate) mod fuzzing;
 mod io;
 mod login;
+mod meter;
 mod pages;
 mod pool;
 mod rules;
@@ -24,6 +25,8 @@ mod table;
 pub(crate) mod tls;
 mod upgrade;
 
+use super::listening;
+use super::threshold::Threshold;
 use crate::config::carrier::CARRIER_DEFAULT;
 use crate::config::http::{HttpListener, Options, Route};
 use arc_swap::ArcSwap;
@@ -32,6 +35,8 @@ use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use pool::{Manner, Pool};
 use ringspan_tunnel::bridge::{BridgeHandle, Gate};
+use ringspan_tunnel::frame::Reason;
+use ringspan_tunnel::limits::Limiter;
 pub(crate) use stats::HttpStats;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -44,6 +49,8 @@ use tokio::task::JoinHandle;
 
 /// After a failed accept (no descriptors): time for some to come free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Visitors that are told at once why they may not come in; more are reset: words take a socket for up to 2 s.
+const LAST_WORDS_MAX: usize = 256;
 /// Kept connections are looked through so often.
 const SWEEP: Duration = Duration::from_secs(5);
 /// Streams of one HTTP/2 connection at once: what browsers use, and servers allow (RFC 9113 §6.5.2).
@@ -54,9 +61,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// What hyper reads and writes at once on an HTTP/1 connection: bounds what one visitor makes us hold.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
 
-/// Asked about each visitor before anything is read; `false`: closed at once and counted.
-pub(crate) type Check = Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>;
-
 /// What all doors of a bridge share.
 #[derive(Clone)]
 pub(crate) struct Hall {
@@ -64,8 +68,8 @@ pub(crate) struct Hall {
     pub(crate) handle: BridgeHandle,
     /// Where they are counted.
     pub(crate) stats: HttpStats,
-    /// Who may come; `None`: everybody.
-    pub(crate) check: Option<Check>,
+    /// Who may come, how many, how fast.
+    pub(crate) threshold: Arc<Threshold>,
 }
 
 /// A listener that runs.
@@ -151,16 +155,17 @@ impl HttpDoor {
     }
 
     /// Another configuration from the next request on; nobody's connection is closed. Limits of connections hold from
-    /// the next connection on, except their number, which stays what it was at the start.
+    /// the next connection on, except `connections_max`, which stays what it was at the start.
     ///
     /// # Errors
     /// As [`start`](HttpDoor::start); then the old one stays.
-    pub(crate) fn reload(&self, config: &HttpListener) -> Result<(), String> {
+    pub(crate) fn reload(&self, config: &HttpListener, limiter: Option<&Arc<Limiter>>) -> Result<(), String> {
         let setup = Setup::new(config, &self.shared.hall, &self.shared.pools)?;
         let mut pools = self.shared.pools.lock().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|service, _| config.routes.iter().any(|route| route.service == *service));
         drop(pools);
         self.shared.setup.store(Arc::new(setup));
+        self.shared.hall.threshold.set(limiter);
         Ok(())
     }
 
@@ -255,6 +260,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut phase: watch::Re
     drop(setup);
     let places = Arc::new(Semaphore::new(places_max as usize));
     let mut sweep = tokio::time::interval(SWEEP);
+    let last_words = Arc::new(Semaphore::new(LAST_WORDS_MAX));
     let mut was_full = false;
     let mut draining = phase.clone();
     loop {
@@ -285,14 +291,24 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut phase: watch::Re
             _ = phase.wait_for(|phase| *phase != Phase::Open) => break,
         };
         match accepted {
-            Ok((stream, peer)) if shared.hall.check.as_ref().is_none_or(|check| check(peer)) => {
-                let guest = serve::Guest::new(place, shared.hall.stats.on_connected(&name));
-                tokio::spawn(serve::visitor(shared.clone(), stream, peer, guest, phase.clone()));
-            }
-            Ok((stream, _)) => {
-                let _ = stream.set_zero_linger();
-                shared.hall.stats.on_refused(&name);
-            }
+            Ok((stream, peer)) => match shared.hall.threshold.enter(Some(peer.ip())) {
+                Ok(pass) => {
+                    let place = serve::Place(place, shared.hall.stats.on_connected(&name));
+                    tokio::spawn(serve::visitor(shared.clone(), stream, peer, place, pass, phase.clone()));
+                }
+                Err(reason) => {
+                    shared.hall.stats.on_refused(&name);
+                    let is_tls = shared.setup.load().is_tls;
+                    // Before TLS there are no words, and to the denied none.
+                    match last_words.clone().try_acquire_owned() {
+                        Ok(turn) if !is_tls && reason != Reason::Denied => drop(tokio::spawn(async move {
+                            listening::linger_away(stream, &pages::limited(reason)).await;
+                            drop(turn);
+                        })),
+                        _ => drop(stream.set_zero_linger()),
+                    }
+                }
+            },
             Err(error) => {
                 tracing::warn!(listener = name, %error, "accept. Try: raise the limit on open files");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

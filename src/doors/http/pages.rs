@@ -4,6 +4,7 @@
 use super::body::{self, Body};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode};
+use ringspan_tunnel::frame::Reason;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -36,11 +37,27 @@ impl Pages {
         let headers = answer.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&status) {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         answer
     }
+}
+
+/// What a visitor hears whose connection the listener's limits refuse: nothing was read of it, so it is one line of text.
+pub(super) fn limited(reason: Reason) -> Vec<u8> {
+    let (status, why) = match reason {
+        Reason::RateMax => (StatusCode::TOO_MANY_REQUESTS, "Too many have come here in too short a time."),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "As many are here as may be."),
+    };
+    let text = format!("{} {why}\n", title(status));
+    let (line, bytes) = (status.canonical_reason().unwrap_or("Error"), text.len());
+    format!(
+        "HTTP/1.1 {} {line}\r\nContent-Type: text/plain; charset=utf-8\r\nRetry-After: 5\r\nCache-Control: no-store\r\n\
+         Connection: close\r\nContent-Length: {bytes}\r\n\r\n{text}",
+        status.as_str()
+    )
+    .into_bytes()
 }
 
 /// Whether somebody asks who has a screen.

@@ -86,9 +86,12 @@ impl Pool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the service wants to know each visitor's address: then none may be kept.
+    /// Whether the service, or a backend of it by its PROXY header, wants to know each visitor's address: then none may
+    /// be kept.
     pub(super) fn asks_who(&self) -> bool {
-        self.handle.routes().policy(self.gate.service.as_str()).is_some_and(|policy| policy.asks_who())
+        let (routes, service) = (self.handle.routes(), self.gate.service.as_str());
+        let backends = routes.backends(service).unwrap_or_default();
+        routes.policy(service).is_some_and(|policy| policy.asks_who()) || backends.iter().any(|b| b.proxy.is_some())
     }
 
     /// A kept connection, if one is good.
@@ -104,21 +107,25 @@ impl Pool {
     }
 
     /// A fresh connection to a backend that the tunnel chooses.
-    pub(super) async fn dial(&self, manner: &Manner, visitor: Option<SocketAddr>) -> Result<Line, NoLine> {
+    pub(super) async fn dial(
+        &self,
+        manner: &Manner,
+        visitor: Option<SocketAddr>,
+        asked: Option<SocketAddr>,
+    ) -> Result<Line, NoLine> {
         let backends = self.idle().look(&self.handle, self.gate.service.as_str());
         let (inside, outside) = Socket::pair().map_err(NoLine::Ours)?;
         let outside = UnixStream::from_std(outside.into_owned().into()).map_err(NoLine::Ours)?;
         let (tell, told) = oneshot::channel();
         let entry = Entry {
-            socket: inside,
-            gate: self.gate.clone(),
             visitor,
-            prefix: Vec::new(),
-            target: None,
+            // A connection that serves many is nobody's.
+            asked: visitor.and(asked),
             on_placed: Some(Box::new(move |result| {
                 // Nobody waits any more: the visitor has gone.
                 let _ = tell.send(result);
             })),
+            ..Entry::new(inside, self.gate.clone())
         };
         self.handle.admit(entry).map_err(|_full| NoLine::Refused(Reason::HandoverFull))?;
         match told.await {

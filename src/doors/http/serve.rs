@@ -2,6 +2,7 @@
 
 use super::forward::{self, Visit};
 use super::io::{Patient, Torn};
+use super::meter::Meter;
 use super::stats::Connected;
 use super::tls::{Greeting, UNRECOGNIZED_NAME};
 use super::{Phase, Setup, Shared, Way};
@@ -9,6 +10,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::bridge::Entry;
+use ringspan_tunnel::limits::Pass;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -25,14 +27,27 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// TCP asks a visitor that has said nothing for this long whether it is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
-/// A visitor's place among those a listener may have. Clones share it: it is free when the last is gone.
+/// A visitor's place among those a listener may have; free when dropped.
+pub(super) struct Place(
+    #[expect(dead_code, reason = "held, not read")] pub(super) OwnedSemaphorePermit,
+    #[expect(dead_code, reason = "held, not read")] pub(super) Connected,
+);
+
+/// A visitor that is served: its place and what it may do. Clones share both, until the last is gone.
 #[derive(Clone)]
-pub(super) struct Guest(#[expect(dead_code, reason = "held, not read")] Arc<(OwnedSemaphorePermit, Connected)>);
+pub(super) struct Guest {
+    #[expect(dead_code, reason = "held, not read")]
+    place: Arc<Place>,
+    meter: Option<Arc<Meter>>,
+}
 
 impl Guest {
-    /// Takes a place.
-    pub(super) fn new(place: OwnedSemaphorePermit, counted: Connected) -> Guest {
-        Guest(Arc::new((place, counted)))
+    /// Ends when the listener's limits end its connection.
+    pub(super) async fn over(&self) {
+        match &self.meter {
+            Some(meter) => meter.over().await,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -41,12 +56,13 @@ pub(super) async fn visitor(
     shared: Arc<Shared>,
     stream: TcpStream,
     peer: SocketAddr,
-    guest: Guest,
+    place: Place,
+    pass: Option<Pass>,
     phase: watch::Receiver<Phase>,
 ) {
     let mut cut = phase.clone();
     tokio::select! {
-        () = serve(shared, stream, peer, guest, phase) => {}
+        () = serve(shared, stream, peer, (place, pass), phase) => {}
         _ = cut.wait_for(|phase| *phase == Phase::Cut) => {}
     }
 }
@@ -55,19 +71,20 @@ async fn serve(
     shared: Arc<Shared>,
     mut stream: TcpStream,
     peer: SocketAddr,
-    guest: Guest,
+    (place, pass): (Place, Option<Pass>),
     phase: watch::Receiver<Phase>,
 ) {
     let setup = shared.setup.load_full();
     let patience = setup.options.timeout_head;
     let _ = stream.set_nodelay(true);
-    let torn = Torn::default();
-    let visit = |is_tls| Visit {
+    let (torn, asked) = (Torn::default(), stream.local_addr().ok());
+    let visit = |is_tls, meter| Visit {
         shared: shared.clone(),
         peer,
+        asked,
         is_tls,
         torn: torn.clone(),
-        guest: guest.clone(),
+        guest: Guest { place: Arc::new(place), meter },
         phase: phase.clone(),
     };
     let idle = setup.options.timeout_idle;
@@ -78,8 +95,9 @@ async fn serve(
             _ = ending.wait_for(|phase| *phase != Phase::Open) => return,
         };
         let Ok(Some(is_http2)) = is_http2 else { return };
-        let stream = Patient::new(stream, idle, torn.clone());
-        return http(&setup, stream, is_http2, visit(false)).await;
+        let meter = pass.map(Meter::new);
+        let stream = Patient::new(stream, idle, torn.clone()).metered(meter.as_ref());
+        return http(&setup, stream, is_http2, visit(false, meter)).await;
     }
     let greeting = match tokio::time::timeout(patience, Greeting::read(&mut stream)).await {
         Ok(Ok(greeting)) => greeting,
@@ -93,7 +111,7 @@ async fn serve(
     let way = setup.table.find(name.as_deref().unwrap_or_default(), "/");
     let Some(keeper) = setup.keeper.as_ref().filter(|_| !way.is_some_and(|way| way.passthrough)) else {
         match way {
-            Some(way) => pass_through(&shared, way, stream, peer, greeting.bytes),
+            Some(way) => pass_through(&shared, way, stream, (peer, pass), greeting.bytes),
             None => {
                 tracing::debug!(listener = setup.name, visitor = %peer, name, "no route for this name");
                 let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
@@ -101,12 +119,13 @@ async fn serve(
         }
         return;
     };
-    let stream = Patient::new(stream, idle, torn.clone());
+    let meter = pass.map(Meter::new);
+    let stream = Patient::new(stream, idle, torn.clone()).metered(meter.as_ref());
     let handshake = StartHandshake::from_parts(greeting.accepted, stream).into_stream(keeper.config.clone());
     match tokio::time::timeout(patience, handshake).await {
         Ok(Ok(stream)) => {
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            http(&setup, stream, is_http2, visit(true)).await;
+            http(&setup, stream, is_http2, visit(true, meter)).await;
         }
         Ok(Err(error)) => tracing::debug!(listener = setup.name, visitor = %peer, %error, "TLS"),
         Err(_elapsed) => tracing::debug!(listener = setup.name, visitor = %peer, "TLS: the handshake took too long"),
@@ -114,11 +133,17 @@ async fn serve(
 }
 
 /// The socket itself goes to the backend, with what was read of it before.
-fn pass_through(shared: &Shared, way: &Way, stream: TcpStream, peer: SocketAddr, prefix: Vec<u8>) {
+fn pass_through(
+    shared: &Shared,
+    way: &Way,
+    stream: TcpStream,
+    (peer, pass): (SocketAddr, Option<Pass>),
+    prefix: Vec<u8>,
+) {
     let Ok(stream) = stream.into_std() else { return };
     let socket = Socket::from_owned(OwnedFd::from(stream));
     let _ = socket.set_keepalive(KEEPALIVE_IDLE);
-    let entry = Entry { socket, gate: way.gate.clone(), visitor: Some(peer), prefix, target: None, on_placed: None };
+    let entry = Entry { visitor: Some(peer), pass, prefix, ..Entry::new(socket, way.gate.clone()) };
     shared.hall.stats.on_dial(&way.gate.name);
     if let Err(entry) = shared.hall.handle.admit(entry) {
         // The worker is overwhelmed: the visitor is told so, as the tunnel would.
@@ -147,7 +172,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut drain = visit.phase.clone();
-    let (listener, peer) = (&setup.name, visit.peer);
+    let (listener, peer, guest) = (&setup.name, visit.peer, visit.guest.clone());
     let io = TokioIo::new(stream);
     // One connection future or the other; both drain and end alike.
     macro_rules! to_the_end {
@@ -157,6 +182,9 @@ where
             loop {
                 tokio::select! {
                     result = connection.as_mut() => break result,
+                    () = guest.over() => {
+                        return tracing::debug!(listener, visitor = %peer, "silent or here for longer than the limits say");
+                    }
                     _ = drain.wait_for(|phase| *phase >= Phase::Drain), if !is_draining => {
                         is_draining = true;
                         connection.as_mut().graceful_shutdown();

@@ -23,6 +23,7 @@ pub(super) async fn carry(visitor: OnUpgrade, backend: OnUpgrade, idle: Duration
     let carried = tokio::select! {
         carried = both_ways(TokioIo::new(visitor), TokioIo::new(backend), idle) => carried,
         _ = phase.wait_for(|phase| *phase == Phase::Cut) => return,
+        () = visit.guest.over() => return,
     };
     if let Err(error) = carried {
         // The visitor is to read an error, no end. (Its socket goes with the halves, which are gone: best effort is

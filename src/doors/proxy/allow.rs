@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! "10.0.0.0/8:80,443"   "192.0.2.7:22"   "[2001:db8::/32]:*"   "db.lan:5432"   "*.lan:8000-8999"   "*:443"
+//! "10.0.0.53:53/udp": datagrams. Without that word a rule is for connections alone.
 //! ```
 //! Promise: a name cannot smuggle. What a name rule lets in is looked up, and the address is judged again: one that
 //! means this machine or this link (loopback, link-local, unspecified, multicast) is reached only where a rule for
@@ -28,6 +29,40 @@ pub(crate) struct Allow(Vec<Rule>);
 pub(crate) struct Rule {
     host: Host,
     ports: Vec<RangeInclusive<u16>>,
+    transport: Transport,
+}
+
+/// What a target is asked for over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// A connection.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+/// How the bridge marks a target that is to hear datagrams. No host begins so: an agent that does not know it denies it.
+const UDP: &str = "udp:";
+
+impl Transport {
+    /// What the agent is asked for.
+    pub(crate) fn name(self, target: &Target) -> String {
+        match self {
+            Transport::Tcp => target.to_string(),
+            Transport::Udp => format!("{UDP}{target}"),
+        }
+    }
+
+    /// What the bridge asks for.
+    ///
+    /// # Errors
+    /// As [`Target`]'s.
+    pub(crate) fn read(text: &str) -> Result<(Transport, Target), &'static str> {
+        match text.strip_prefix(UDP) {
+            Some(target) => target.parse().map(|target| (Transport::Udp, target)),
+            None => text.parse().map(|target| (Transport::Tcp, target)),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +78,7 @@ enum Host {
 }
 
 /// Where somebody wants to go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Target {
     /// An address.
     Address(IpAddr, u16),
@@ -117,30 +152,30 @@ impl Allow {
 
     /// Whether the target may be asked for: an address by the rules for addresses; a name by those for names, or where
     /// its addresses decide because there are rules for addresses on this port.
-    pub(crate) fn may_ask(&self, target: &Target) -> bool {
+    pub(crate) fn may_ask(&self, over: Transport, target: &Target) -> bool {
         match target {
-            Target::Address(ip, port) => self.takes_address(*ip, *port, false),
+            Target::Address(ip, port) => self.takes_address(over, *ip, *port, false),
             Target::Name(name, port) => {
-                self.takes_name(name, *port) || self.on(*port).any(|rule| matches!(rule.host, Host::Net(_)))
+                self.takes_name(over, name, *port) || self.on(over, *port).any(|rule| matches!(rule.host, Host::Net(_)))
             }
         }
     }
 
     /// Whether a connection may be made to an address that this target turned out to be.
-    pub(crate) fn may_connect(&self, target: &Target, ip: IpAddr) -> bool {
+    pub(crate) fn may_connect(&self, over: Transport, target: &Target, ip: IpAddr) -> bool {
         let by_name = match target {
             Target::Address(..) => false,
-            Target::Name(name, port) => self.takes_name(name, *port),
+            Target::Name(name, port) => self.takes_name(over, name, *port),
         };
-        self.takes_address(ip.to_canonical(), target.port(), by_name)
+        self.takes_address(over, ip.to_canonical(), target.port(), by_name)
     }
 
-    fn on(&self, port: u16) -> impl Iterator<Item = &Rule> {
-        self.0.iter().filter(move |rule| rule.ports.iter().any(|range| range.contains(&port)))
+    fn on(&self, over: Transport, port: u16) -> impl Iterator<Item = &Rule> {
+        self.0.iter().filter(move |rule| rule.transport == over && rule.ports.iter().any(|range| range.contains(&port)))
     }
 
-    fn takes_name(&self, name: &str, port: u16) -> bool {
-        self.on(port).any(|rule| match &rule.host {
+    fn takes_name(&self, over: Transport, name: &str, port: u16) -> bool {
+        self.on(over, port).any(|rule| match &rule.host {
             Host::Any => true,
             Host::Name(its) => its == name,
             Host::Under(its) => {
@@ -150,10 +185,10 @@ impl Allow {
         })
     }
 
-    fn takes_address(&self, ip: IpAddr, port: u16, by_name: bool) -> bool {
+    fn takes_address(&self, over: Transport, ip: IpAddr, port: u16, by_name: bool) -> bool {
         let ordinary = is_ordinary(ip);
         (by_name && ordinary)
-            || self.on(port).any(|rule| match &rule.host {
+            || self.on(over, port).any(|rule| match &rule.host {
                 Host::Net(net) => net.contains(&ip),
                 Host::Any => ordinary,
                 Host::Name(_) | Host::Under(_) => false,
@@ -178,6 +213,10 @@ impl FromStr for Rule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Rule, String> {
+        let (text, transport) = match (text.strip_suffix("/udp"), text.strip_suffix("/tcp")) {
+            (Some(text), _) => (text, Transport::Udp),
+            (None, tcp) => (tcp.unwrap_or(text), Transport::Tcp),
+        };
         let (host, ports) = text.rsplit_once(':').ok_or("it has no ports, as in 10.0.0.0/8:80,443")?;
         let range = |part: &str| -> Option<RangeInclusive<u16>> {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -209,7 +248,7 @@ impl FromStr for Rule {
         } else {
             Host::Name(name(text)?)
         };
-        Ok(Rule { host, ports })
+        Ok(Rule { host, ports, transport })
     }
 }
 
@@ -262,8 +301,31 @@ mod tests {
             (&["192.0.2.0/24:80"], "db.lan:80", true),
             (&["192.0.2.0/24:80"], "db.lan:81", false),
         ] {
-            assert_eq!(allow(rules).may_ask(&target(asked)), may, "{rules:?} {asked}");
+            assert_eq!(allow(rules).may_ask(Transport::Tcp, &target(asked)), may, "{rules:?} {asked}");
         }
+    }
+
+    /// A rule is for connections or for datagrams, and the two do not speak for each other.
+    #[test]
+    fn datagrams_have_rules_of_their_own() {
+        let list = allow(&["10.0.0.0/8:53/udp", "*.lan:53/tcp", "192.0.2.7:*"]);
+        for (asked, tcp, udp) in
+            [("10.0.0.53:53", false, true), ("10.0.0.53:54", false, false), ("192.0.2.7:53", true, false)]
+        {
+            let target = target(asked);
+            assert_eq!(
+                (list.may_ask(Transport::Tcp, &target), list.may_ask(Transport::Udp, &target)),
+                (tcp, udp),
+                "{asked}"
+            );
+        }
+        let (name, ip) = (target("ns.lan:53"), IpAddr::from([10, 0, 0, 53]));
+        assert!(list.may_connect(Transport::Tcp, &name, ip) && list.may_connect(Transport::Udp, &name, ip));
+        assert!(!list.may_connect(Transport::Udp, &name, [10, 0, 0, 53].map(|n: u8| n.max(11)).into()));
+        assert_eq!(Transport::read(&Transport::Udp.name(&name)), Ok((Transport::Udp, name.clone())));
+        assert_eq!(Transport::read(&Transport::Tcp.name(&name)), Ok((Transport::Tcp, name)));
+        assert!("udp:10.0.0.53:53".parse::<Target>().is_err(), "who does not know it denies it");
+        assert!("10.0.0.53:53/icmp".parse::<Rule>().is_err());
     }
 
     /// What a name turns out to be is judged again.
@@ -287,7 +349,7 @@ mod tests {
             (&["10.0.0.0/8:80"], "any.example:80", "11.1.2.3", false),
         ] {
             let ip: IpAddr = ip.parse().expect("an address");
-            assert_eq!(allow(rules).may_connect(&target(asked), ip), may, "{rules:?} {asked} {ip}");
+            assert_eq!(allow(rules).may_connect(Transport::Tcp, &target(asked), ip), may, "{rules:?} {asked} {ip}");
         }
     }
 
@@ -322,9 +384,9 @@ mod tests {
             let asked = asked.parse::<Target>();
             let (rule, more) = (rule.parse::<Rule>(), more.parse::<Rule>());
             if let Ok(asked) = asked {
-                prop_assert!(!Allow::default().may_ask(&asked));
-                if let (Ok(rule), Ok(more)) = (rule, more) && Allow::new(vec![rule.clone()]).may_ask(&asked) {
-                    prop_assert!(Allow::new(vec![rule, more]).may_ask(&asked));
+                prop_assert!(!Allow::default().may_ask(Transport::Tcp, &asked));
+                if let (Ok(rule), Ok(more)) = (rule, more) && Allow::new(vec![rule.clone()]).may_ask(Transport::Tcp, &asked) {
+                    prop_assert!(Allow::new(vec![rule, more]).may_ask(Transport::Tcp, &asked));
                 }
             }
         }

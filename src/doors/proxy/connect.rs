@@ -149,6 +149,7 @@ mod tests {
                     pieces.for_each(|piece| rest.extend_from_slice(piece));
                     return Some(Ok((target.to_string(), rest)));
                 }
+                Step::Associate { .. } => panic!("HTTP has no such word"),
                 Step::Failed { send, .. } => {
                     let text = String::from_utf8(send).expect("it is ASCII");
                     return Some(Err(text.lines().next().expect("a line").to_owned()));

@@ -1,7 +1,7 @@
 //! The agent's side of a proxy: whether a target may be reached, and the connection to it.
 //! Promise: what is connected to is on the list as an address, however it was asked for; within [`DIAL_MAX`].
 
-use super::allow::{Allow, Target};
+use super::allow::{Allow, Target, Transport};
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::frame::Reason;
 use std::io::{self, ErrorKind};
@@ -23,19 +23,8 @@ static LOOKUPS: Semaphore = Semaphore::const_new(64);
 /// # Errors
 /// [`Reason::TargetDenied`], [`Reason::TargetUnknown`], or why there is no connection.
 pub(crate) async fn dial(allow: &Allow, target: &Target) -> Result<Socket, Reason> {
-    if !allow.may_ask(target) {
-        return Err(Reason::TargetDenied);
-    }
     let deadline = Instant::now() + DIAL_MAX;
-    let found = match tokio::time::timeout_at(deadline, addresses(target)).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(_)) => return Err(Reason::TargetUnknown),
-        Err(_) => return Err(Reason::DialTimeout),
-    };
-    if found.is_empty() {
-        return Err(Reason::TargetUnknown);
-    }
-    let mut may = found.into_iter().filter(|ip| allow.may_connect(target, *ip)).take(ADDRESSES_MAX).peekable();
+    let mut may = allowed(allow, Transport::Tcp, target, deadline).await?.into_iter().take(ADDRESSES_MAX).peekable();
     let mut why = Reason::TargetDenied;
     while let Some(ip) = may.next() {
         // A silent address leaves time for the next one.
@@ -51,6 +40,32 @@ pub(crate) async fn dial(allow: &Allow, target: &Target) -> Result<Socket, Reaso
         };
     }
     Err(why)
+}
+
+/// Where datagrams for a target go: the first of its addresses that the list has. UDP does not say which ones answer.
+///
+/// # Errors
+/// As [`dial`], but for what only a connection finds out.
+pub(crate) async fn look_up(allow: &Allow, target: &Target) -> Result<SocketAddr, Reason> {
+    let found = allowed(allow, Transport::Udp, target, Instant::now() + DIAL_MAX).await?;
+    found.first().map(|ip| SocketAddr::new(*ip, target.port())).ok_or(Reason::TargetDenied)
+}
+
+/// The addresses of a target that the list has.
+async fn allowed(allow: &Allow, over: Transport, target: &Target, deadline: Instant) -> Result<Vec<IpAddr>, Reason> {
+    if !allow.may_ask(over, target) {
+        return Err(Reason::TargetDenied);
+    }
+    let mut found = match tokio::time::timeout_at(deadline, addresses(target)).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(_)) => return Err(Reason::TargetUnknown),
+        Err(_) => return Err(Reason::DialTimeout),
+    };
+    if found.is_empty() {
+        return Err(Reason::TargetUnknown);
+    }
+    found.retain(|ip| allow.may_connect(over, target, *ip));
+    Ok(found)
 }
 
 async fn addresses(target: &Target) -> io::Result<Vec<IpAddr>> {

@@ -9,6 +9,7 @@
 //! the data path, nothing is copied here.
 
 pub(crate) mod allow;
+mod associate;
 pub(crate) mod connect;
 pub(crate) mod dial;
 pub(crate) mod socks;
@@ -16,12 +17,14 @@ pub(crate) mod users;
 
 use super::listening::{self, linger_away};
 use super::tally::{Few, Tally};
+use super::threshold::{Anteroom, Threshold};
 use crate::config::doors::{Greeting, ProxyListener as Config};
-use allow::Target;
+use allow::{Target, Transport};
 use connect::{Answer, Connect, ESTABLISHED};
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::bridge::{BridgeHandle, Entry, Gate};
 use ringspan_tunnel::frame::Reason;
+use ringspan_tunnel::limits::Pass;
 use socks::{Reply, Socks, reply};
 use std::io;
 use std::net::SocketAddr;
@@ -34,8 +37,10 @@ use tokio::task::JoinHandle;
 
 /// From accept to the end of the handshake: as long as an agent has for its own.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// Handshakes at once, per listener: at 10 KiB each. The next visitors wait in the kernel's queue.
+/// Handshakes at once, per listener: at 10 KiB each. For one more, the one that has lasted longest ends.
 const HANDSHAKES_MAX: usize = 1024;
+/// Visitors at once whose targets are being dialled, per listener; more wait for their turn. Each takes less than 5 s.
+const DIALS_MAX: usize = 1024;
 /// One read of a handshake.
 const READ_BYTES: usize = 2048;
 
@@ -46,6 +51,8 @@ pub(crate) enum Step {
     More { send: Vec<u8> },
     /// Send this; the visitor wants to go there, and these bytes of it are for the target.
     Done { send: Vec<u8>, target: Target, rest: Vec<u8> },
+    /// Send this; the visitor wants to send datagrams.
+    Associate { send: Vec<u8> },
     /// Send this and close.
     Failed { send: Vec<u8>, why: Why },
 }
@@ -75,11 +82,23 @@ pub(crate) struct ProxyListener {
     task: JoinHandle<()>,
 }
 
+/// What a visitor wants.
+enum Asked {
+    /// A connection, and these bytes of it were read.
+    Connect(Target, Vec<u8>),
+    /// To send datagrams.
+    Associate,
+}
+
 struct Shared {
     gate: Arc<Gate>,
     config: Config,
     handle: BridgeHandle,
     tally: Arc<Tally>,
+    threshold: Threshold,
+    room: Arc<Anteroom>,
+    dials: Semaphore,
+    associations: Arc<Semaphore>,
     told: Few,
 }
 
@@ -91,10 +110,15 @@ impl ProxyListener {
         gate: Arc<Gate>,
         handle: BridgeHandle,
         tally: Arc<Tally>,
+        threshold: Threshold,
     ) -> io::Result<ProxyListener> {
         let listener = listening::tcp(address)?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { gate, config, handle, tally, told: Few::default() });
+        let (room, dials) = (Anteroom::new(HANDSHAKES_MAX), Semaphore::new(DIALS_MAX));
+        let associations = Arc::new(Semaphore::new(config.associations_max));
+        let told = Few::default();
+        let shared = Shared { gate, config, handle, tally, threshold, room, dials, associations, told };
+        let shared = Arc::new(shared);
         Ok(ProxyListener { address, task: tokio::spawn(accept(listener, shared)) })
     }
 
@@ -111,38 +135,50 @@ impl Drop for ProxyListener {
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                let shared = shared.clone();
-                tokio::spawn(async move {
-                    shared.serve(stream, peer).await;
-                    drop(place);
-                });
-            }
+            Ok((stream, peer)) => match shared.threshold.enter(Some(peer.ip())) {
+                Ok(pass) => drop(tokio::spawn(shared.clone().serve(stream, peer, pass))),
+                Err(_) => drop(stream.set_zero_linger()),
+            },
             Err(error) => listening::pause(&shared.gate.name, &error).await,
         }
     }
 }
 
 impl Shared {
-    async fn serve(&self, mut stream: TcpStream, peer: SocketAddr) {
-        let (target, rest) = match tokio::time::timeout(HANDSHAKE_MAX, self.handshake(&mut stream)).await {
-            Ok(Ok(Ok(asked))) => asked,
-            Ok(Ok(Err((send, why)))) => {
-                self.refused(peer, None, why.as_str());
-                return linger_away(stream, &send).await;
+    async fn serve(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr, pass: Option<Pass>) {
+        let seat = self.room.sit();
+        let asked = tokio::select! {
+            asked = self.handshake(&mut stream) => asked,
+            () = tokio::time::sleep(HANDSHAKE_MAX) => {
+                return self.refused(peer, None, "the handshake was not done in time");
             }
-            Ok(Err(_)) => return,
-            Err(_) => return self.refused(peer, None, "the handshake was not done in time"),
+            () = seat.lost() => return self.refused(peer, None, "its place in the handshake was given to another"),
         };
-        if self.config.allow.as_ref().is_some_and(|allow| !allow.may_ask(&target)) {
+        let (target, rest) = match asked {
+            Ok(Ok(Asked::Connect(target, rest))) => (target, rest),
+            Ok(Ok(Asked::Associate)) => {
+                drop(seat);
+                return self.associate(stream, peer, pass).await;
+            }
+            Ok(Err((send, why))) => {
+                self.refused(peer, None, why.as_str());
+                return tokio::select! {
+                    () = linger_away(stream, &send) => {}
+                    () = seat.lost() => {}
+                };
+            }
+            Err(_) => return,
+        };
+        drop(seat);
+        // Never closed.
+        let _turn = self.dials.acquire().await;
+        if self.config.allow.as_ref().is_some_and(|allow| !allow.may_ask(Transport::Tcp, &target)) {
             self.refused(peer, Some(&target), "the listener's allow-list does not have it");
             return linger_away(stream, &self.answer(Reason::TargetDenied)).await;
         }
-        match self.enter(stream, peer, &target, rest).await {
+        match self.enter(stream, (peer, pass), &target, rest).await {
             Ok(()) => self.tally.proxied.add(1),
             Err((stream, reason)) => {
                 self.refused(peer, Some(&target), reason.as_str());
@@ -153,8 +189,25 @@ impl Shared {
         }
     }
 
-    /// Where the visitor wants to go; or what to tell it, and why.
-    async fn handshake(&self, stream: &mut TcpStream) -> io::Result<Result<(Target, Vec<u8>), (Vec<u8>, Why)>> {
+    /// Serves a visitor that sends datagrams.
+    async fn associate(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, pass: Option<Pass>) {
+        let Ok(_place) = self.associations.clone().try_acquire_owned() else {
+            let (code, why) = match self.config.associations_max {
+                0 => (Reply::Command, "associations_max = 0: no UDP here"),
+                _ => (Reply::Failure, "as many UDP associations as may be"),
+            };
+            self.refused(peer, None, why);
+            return linger_away(stream, &reply(code)).await;
+        };
+        self.tally.proxied.add(1);
+        match associate::serve(self.clone(), stream, peer, pass).await {
+            Ok(why) => tracing::debug!(listener = self.gate.name, visitor = %peer, why, "UDP association over"),
+            Err(error) => tracing::debug!(listener = self.gate.name, visitor = %peer, %error, "no UDP association"),
+        }
+    }
+
+    /// What the visitor wants; or what to tell it, and why.
+    async fn handshake(&self, stream: &mut TcpStream) -> io::Result<Result<Asked, (Vec<u8>, Why)>> {
         let users = self.config.users.as_ref();
         let (mut socks, mut connect) = (Socks::new(users), Connect::new(users));
         let mut buffer = [0; READ_BYTES];
@@ -171,7 +224,11 @@ impl Shared {
                 Step::More { send } => stream.write_all(&send).await?,
                 Step::Done { send, target, rest } => {
                     stream.write_all(&send).await?;
-                    return Ok(Ok((target, rest)));
+                    return Ok(Ok(Asked::Connect(target, rest)));
+                }
+                Step::Associate { send } => {
+                    stream.write_all(&send).await?;
+                    return Ok(Ok(Asked::Associate));
                 }
                 Step::Failed { send, why } => return Ok(Err((send, why))),
             }
@@ -182,7 +239,7 @@ impl Shared {
     async fn enter(
         &self,
         stream: TcpStream,
-        peer: SocketAddr,
+        (peer, pass): (SocketAddr, Option<Pass>),
         target: &Target,
         rest: Vec<u8>,
     ) -> Result<(), (Option<TcpStream>, Reason)> {
@@ -192,15 +249,15 @@ impl Shared {
         let ours = stream.try_clone().map_err(local)?;
         let (tell, told) = oneshot::channel();
         let entry = Entry {
-            socket: Socket::from_owned(stream.into()),
-            gate: self.gate.clone(),
             visitor: Some(peer),
             prefix: rest,
+            pass,
             target: Some(target.to_string()),
             on_placed: Some(Box::new(move |result| {
                 // Nobody waits any more: the listener is gone.
                 let _ = tell.send(result);
             })),
+            ..Entry::new(Socket::from_owned(stream.into()), self.gate.clone())
         };
         let greeting = match self.config.greeting {
             Greeting::Socks5 => reply(Reply::Succeeded).to_vec(),

@@ -1,4 +1,4 @@
-//! SOCKS version 5, the server's half of the handshake (RFC 1928, RFC 1929). CONNECT only.
+//! SOCKS version 5, the server's half of the handshake (RFC 1928, RFC 1929): CONNECT and UDP ASSOCIATE.
 //! Promise: however the bytes are cut, the same answers; never more than [`BYTES_MAX`] kept; no bytes panic. Pure.
 //!
 //! ```text
@@ -10,7 +10,7 @@ use super::allow::Target;
 use super::users::Users;
 use super::{Step, Why};
 use ringspan_tunnel::frame::Reason;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The longest handshake: greeting 257, login 513, request 262; and some bytes of whoever does not wait.
 pub(crate) const BYTES_MAX: usize = 2048;
@@ -21,6 +21,7 @@ const METHOD_NONE: u8 = 0;
 const METHOD_LOGIN: u8 = 2;
 const METHOD_NO_ACCEPTABLE: u8 = 0xff;
 const CONNECT: u8 = 1;
+const UDP_ASSOCIATE: u8 = 3;
 
 /// See the module.
 #[derive(Debug)]
@@ -66,6 +67,10 @@ impl<'a> Socks<'a> {
                 Part::Done(target) => {
                     self.stage = Stage::Over;
                     return Step::Done { send, target, rest: std::mem::take(&mut self.bytes) };
+                }
+                Part::Associate => {
+                    self.stage = Stage::Over;
+                    return Step::Associate { send };
                 }
                 Part::Failed(why) => {
                     self.stage = Stage::Over;
@@ -142,9 +147,15 @@ impl<'a> Socks<'a> {
         };
         let (command, taken) = (*command, 4 + used + 2);
         self.bytes.drain(..taken);
-        if command != CONNECT {
-            send.extend_from_slice(&reply(Reply::Command));
-            return Part::Failed(Why::Protocol("the command is not CONNECT"));
+        match command {
+            CONNECT => {}
+            // From where its datagrams will come the client says here, or nothing (0.0.0.0:0); behind an address
+            // translator it does not know. The first datagram shows it.
+            UDP_ASSOCIATE => return Part::Associate,
+            _ => {
+                send.extend_from_slice(&reply(Reply::Command));
+                return Part::Failed(Why::Protocol("the command is neither CONNECT nor UDP ASSOCIATE"));
+            }
         }
         match Target::new(&host, u16::from_be_bytes([high, low])) {
             Ok(target) => Part::Done(target),
@@ -160,6 +171,7 @@ enum Part {
     Next(Stage),
     More,
     Done(Target),
+    Associate,
     Failed(Why),
 }
 
@@ -179,7 +191,7 @@ pub(crate) enum Reply {
     Unreachable = 4,
     /// Nothing listens there.
     Refused = 5,
-    /// The command is not CONNECT.
+    /// The command is BIND, or none.
     Command = 7,
     /// The kind of address is unknown.
     AddressKind = 8,
@@ -202,6 +214,57 @@ impl Reply {
 /// 0.0.0.0:0, as most servers say it.
 pub(crate) fn reply(code: Reply) -> [u8; 10] {
     [VERSION, code as u8, 0, 1, 0, 0, 0, 0, 0, 0]
+}
+
+/// The reply to UDP ASSOCIATE: where datagrams are taken.
+pub(crate) fn reply_at(bound: SocketAddr) -> Vec<u8> {
+    let mut reply = vec![VERSION, Reply::Succeeded as u8, 0];
+    write_host(&mut reply, &Target::Address(bound.ip().to_canonical(), bound.port()));
+    reply
+}
+
+/// What stands before each datagram of a target: RSV, RSV, FRAG, ATYP, DST.ADDR, DST.PORT (RFC 1928 §7).
+pub(crate) fn datagram_header(target: &Target) -> Vec<u8> {
+    let mut header = vec![0, 0, 0];
+    write_host(&mut header, target);
+    header
+}
+
+fn write_host(to: &mut Vec<u8>, target: &Target) {
+    match target {
+        Target::Address(IpAddr::V4(ip), _) => {
+            to.push(1);
+            to.extend_from_slice(&ip.octets());
+        }
+        Target::Address(IpAddr::V6(ip), _) => {
+            to.push(4);
+            to.extend_from_slice(&ip.octets());
+        }
+        Target::Name(name, _) => {
+            // A name has 253 bytes at most.
+            to.extend_from_slice(&[3, name.len() as u8]);
+            to.extend_from_slice(name.as_bytes());
+        }
+    }
+    to.extend_from_slice(&target.port().to_be_bytes());
+}
+
+/// Where a visitor's datagram goes, and what it says. `None`: a fragment (they are dropped, as RFC 1928 lets a server that
+/// does not put them together), or no datagram of SOCKS.
+pub(crate) fn datagram(packet: &[u8]) -> Option<(Target, &[u8])> {
+    let [0, 0, 0, kind, rest @ ..] = packet else { return None };
+    let (host, rest) = match kind {
+        1 => rest.split_first_chunk::<4>().map(|(ip, rest)| (Ipv4Addr::from(*ip).to_string(), rest))?,
+        4 => rest.split_first_chunk::<16>().map(|(ip, rest)| (Ipv6Addr::from(*ip).to_string(), rest))?,
+        3 => {
+            let (n, rest) = rest.split_first()?;
+            let (name, rest) = rest.split_at_checked(usize::from(*n))?;
+            (std::str::from_utf8(name).ok()?.to_owned(), rest)
+        }
+        _ => return None,
+    };
+    let (port, data) = rest.split_first_chunk::<2>()?;
+    Some((Target::new(&host, u16::from_be_bytes(*port)).ok()?, data))
 }
 
 #[cfg(test)]
@@ -227,6 +290,10 @@ mod tests {
                     sent.extend(send);
                     pieces.for_each(|piece| rest.extend_from_slice(piece));
                     return (sent, Some(Ok((target, rest))));
+                }
+                Step::Associate { send } => {
+                    sent.extend(send);
+                    return (sent, Some(Err(Why::Protocol("associate"))));
                 }
                 Step::Failed { send, why } => {
                     sent.extend(send);
@@ -282,7 +349,7 @@ mod tests {
             (&[4, 1, 0, 80, 1, 2, 3, 4, 0], &[]),
             (b"GET / HTTP/1.1\r\n", &[]),
             (&[5, 1, 0, 5, 2, 0, 1, 192, 0, 2, 7, 0, 80], &[5, 0, 5, 7]),
-            (&[5, 1, 0, 5, 3, 0, 1, 0, 0, 0, 0, 0, 0], &[5, 0, 5, 7]),
+            (&[5, 1, 0, 5, 4, 0, 1, 0, 0, 0, 0, 0, 0], &[5, 0, 5, 7]),
             (&[5, 1, 0, 5, 1, 0, 2, 0], &[5, 0, 5, 8]),
             (&[5, 1, 0, 4, 1, 0, 1], &[5, 0, 5, 1]),
             (&[5, 1, 0, 5, 1, 0, 1, 192, 0, 2, 7, 0, 0], &[5, 0, 5, 4]),
@@ -297,7 +364,55 @@ mod tests {
         }
     }
 
+    /// UDP ASSOCIATE is asked for like CONNECT, and with a login like it.
+    #[test]
+    fn association() {
+        let asked = [5, 1, 0, 5, 3, 0, 1, 0, 0, 0, 0, 0, 0];
+        for cut in 1..asked.len() + 1 {
+            let (mut socks, mut sent) = (Socks::new(None), Vec::new());
+            let steps: Vec<Step> = asked.chunks(cut).map(|piece| socks.on_bytes(piece)).collect();
+            for step in &steps[..steps.len() - 1] {
+                let Step::More { send } = step else { panic!("{step:?}") };
+                sent.extend_from_slice(send);
+            }
+            let Some(Step::Associate { send }) = steps.last() else { panic!("{steps:?}") };
+            sent.extend_from_slice(send);
+            assert_eq!(sent, [5, 0]);
+        }
+        let users = users();
+        assert!(matches!(Socks::new(Some(&users)).on_bytes(&asked), Step::Failed { why: Why::Login, .. }));
+        let at = reply_at(([192, 0, 2, 1], 258).into());
+        assert_eq!(at, [5, 0, 0, 1, 192, 0, 2, 1, 1, 2]);
+    }
+
+    /// Datagrams say where to; fragments and what is cut short are none.
+    #[test]
+    fn datagrams() {
+        for text in ["192.0.2.7:53", "[2001:db8::1]:53", "ns.lan:53"] {
+            let target: Target = text.parse().expect("a target");
+            let packet = [&datagram_header(&target)[..], b"data"].concat();
+            assert_eq!(datagram(&packet), Some((target.clone(), &b"data"[..])));
+            for end in 0..packet.len() - 4 {
+                assert_eq!(datagram(&packet[..end]), None, "{text} cut at {end}");
+            }
+            let mut fragment = packet.clone();
+            fragment[2] = 1;
+            assert_eq!(datagram(&fragment), None);
+        }
+        assert_eq!(datagram(&[0, 0, 0, 3, 2, 0xff, 0xfe, 0, 53]), None);
+        assert_eq!(datagram(&[0, 0, 0, 1, 192, 0, 2, 7, 0, 0]), None, "port 0");
+        assert_eq!(datagram(&[0, 0, 0, 2, 192, 0, 2, 7, 0, 53]), None);
+    }
+
     proptest! {
+        /// No packet panics.
+        #[test]
+        fn any_packet(packet in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Some((target, data)) = datagram(&packet) {
+                prop_assert!(packet.ends_with(data) && target.port() > 0);
+            }
+        }
+
         /// No bytes panic, and how they are cut changes nothing.
         #[test]
         fn any_bytes(mut bytes in prop::collection::vec(any::<u8>(), 0..600), cut in 1usize..50, login: bool, real: bool) {

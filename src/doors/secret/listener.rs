@@ -5,6 +5,7 @@
 use super::greet::Greeting;
 use crate::doors::listening;
 use crate::doors::tally::Few;
+use crate::doors::threshold::{Anteroom, Threshold};
 use crate::keyring::Keyring;
 use crate::office::unix_now;
 use ringspan_engine::kernel::Socket;
@@ -12,18 +13,18 @@ use ringspan_tunnel::bridge::{BridgeHandle, Entry, Gate};
 use ringspan_tunnel::hello::{Applicant, BridgeHello, BridgeStep, Limits, Refusal, RefusalCode, VERSIONS, Welcome};
 use ringspan_tunnel::identity::AgentId;
 use ringspan_tunnel::keys::random;
+use ringspan_tunnel::limits::Pass;
 use ringspan_tunnel::tls::{ServerTls, Tls};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 /// As on the link.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// Handshakes at once, as on a worker's link port. The next ones wait in the kernel's queue.
+/// Handshakes at once, as on a worker's link port. For one more, the one that has lasted longest ends.
 const HANDSHAKES_MAX: usize = 256;
 
 /// What a listener of visiting agents needs.
@@ -43,10 +44,15 @@ pub(crate) struct VisitListener {
 
 impl VisitListener {
     /// Binds and starts. Needs a runtime.
-    pub(crate) fn start(address: SocketAddr, gate: Arc<Gate>, house: House) -> io::Result<VisitListener> {
+    pub(crate) fn start(
+        address: SocketAddr,
+        gate: Arc<Gate>,
+        house: House,
+        threshold: Threshold,
+    ) -> io::Result<VisitListener> {
         let listener = listening::tcp(address)?;
         let address = listener.local_addr()?;
-        Ok(VisitListener { address, task: tokio::spawn(accept(listener, gate, Arc::new(house))) })
+        Ok(VisitListener { address, task: tokio::spawn(accept(listener, gate, Arc::new(house), threshold)) })
     }
 
     /// Where agents connect, with the real port if 0 was asked for.
@@ -61,22 +67,27 @@ impl Drop for VisitListener {
     }
 }
 
-async fn accept(listener: TcpListener, gate: Arc<Gate>, house: Arc<House>) {
-    let (places, few) = (Arc::new(Semaphore::new(HANDSHAKES_MAX)), Arc::new(Few::default()));
+async fn accept(listener: TcpListener, gate: Arc<Gate>, house: Arc<House>, threshold: Threshold) {
+    let (room, few) = (Anteroom::new(HANDSHAKES_MAX), Arc::new(Few::default()));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let (gate, house, few) = (gate.clone(), house.clone(), few.clone());
+                let Ok(pass) = threshold.enter(Some(peer.ip())) else {
+                    let _ = stream.set_zero_linger();
+                    continue;
+                };
+                let (gate, house, few, seat) = (gate.clone(), house.clone(), few.clone(), room.sit());
                 tokio::spawn(async move {
-                    let done = tokio::time::timeout(HANDSHAKE_MAX, house.serve(stream, peer, &gate)).await;
-                    let result = done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+                    let result = tokio::select! {
+                        result = house.serve(stream, peer, &gate, pass) => result,
+                        () = tokio::time::sleep(HANDSHAKE_MAX) => Err(io::ErrorKind::TimedOut.into()),
+                        () = seat.lost() => Err(io::Error::other("its place in the handshake was given to another")),
+                    };
                     if let Err(error) = result
                         && let Some(unsaid) = few.one_more()
                     {
                         tracing::warn!(listener = gate.name, %peer, %error, unsaid, "visiting agent refused");
                     }
-                    drop(place);
                 });
             }
             Err(error) => listening::pause(&gate.name, &error).await,
@@ -85,7 +96,7 @@ async fn accept(listener: TcpListener, gate: Arc<Gate>, house: Arc<House>) {
 }
 
 impl House {
-    async fn serve(&self, stream: TcpStream, peer: SocketAddr, gate: &Arc<Gate>) -> io::Result<()> {
+    async fn serve(&self, stream: TcpStream, peer: SocketAddr, gate: &Arc<Gate>, pass: Option<Pass>) -> io::Result<()> {
         let tls = match &self.tls {
             None => Tls::plain(),
             Some(tls) => tls.accept().map_err(io::Error::other)?,
@@ -112,12 +123,9 @@ impl House {
             return Err(io::Error::other(refusal));
         }
         let entry = Entry {
-            socket: Socket::from_owned(greeting.end()?.into_std()?.into()),
-            gate: gate.clone(),
             visitor: Some(peer),
-            prefix: Vec::new(),
-            target: None,
-            on_placed: None,
+            pass,
+            ..Entry::new(Socket::from_owned(greeting.end()?.into_std()?.into()), gate.clone())
         };
         self.handle.admit(entry).map_err(|_| io::Error::other("the workers have too much mail"))
     }

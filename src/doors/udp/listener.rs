@@ -12,8 +12,10 @@ use super::frames::{self, Outbox};
 use super::socket::{Path, Udp};
 use crate::config::doors::UdpListener as Config;
 use crate::doors::tally::Tally;
+use crate::doors::threshold::Threshold;
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::bridge::{BridgeHandle, Entry, Gate};
+use ringspan_tunnel::limits::Pass;
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -48,6 +50,8 @@ struct Shared {
     config: Config,
     handle: BridgeHandle,
     tally: Arc<Tally>,
+    threshold: Threshold,
+    address: SocketAddr,
     sessions: Mutex<HashMap<Path, Arc<Session>>>,
     epoch: Instant,
 }
@@ -79,11 +83,12 @@ impl UdpListener {
         gate: Arc<Gate>,
         handle: BridgeHandle,
         tally: Arc<Tally>,
+        threshold: Threshold,
     ) -> io::Result<UdpListener> {
         let udp = Udp::bind(address)?;
         let address = udp.local_addr()?;
         let (sessions, epoch) = (Mutex::default(), Instant::now());
-        let shared = Arc::new(Shared { udp, gate, config, handle, tally, sessions, epoch });
+        let shared = Arc::new(Shared { udp, gate, config, handle, tally, threshold, address, sessions, epoch });
         let task = tokio::spawn(receive(shared.clone()));
         Ok(UdpListener { address, task, shared })
     }
@@ -157,7 +162,8 @@ impl Shared {
             self.tally.sessions_refused.add(1);
             return None;
         }
-        let session = match self.admit(path) {
+        let pass = self.threshold.enter(Some(path.peer.ip())).ok()?;
+        let session = match self.admit(path, pass) {
             Ok(session) => Arc::new(session),
             Err(error) => {
                 tracing::debug!(listener = self.gate.name, visitor = %path.peer, %error, "no stream for a visitor");
@@ -180,16 +186,16 @@ impl Shared {
         Some(session)
     }
 
-    fn admit(&self, path: Path) -> io::Result<Session> {
+    fn admit(&self, path: Path, pass: Option<Pass>) -> io::Result<Session> {
         let (inside, outside) = Socket::pair()?;
         let stream = UnixStream::from_std(StdStream::from(outside.into_owned()))?;
+        let asked = path.local.map(|ip| SocketAddr::new(ip, self.address.port())).or(Some(self.address));
         let entry = Entry {
-            socket: inside,
-            gate: self.gate.clone(),
             visitor: Some(path.peer),
-            prefix: Vec::new(),
-            target: None,
-            on_placed: None,
+            asked,
+            is_datagrams: true,
+            pass,
+            ..Entry::new(inside, self.gate.clone())
         };
         self.handle.admit(entry).map_err(|_| io::Error::other("the workers have too much mail"))?;
         Ok(Session {
@@ -291,7 +297,7 @@ impl Session {
 }
 
 /// Reads what is there, at most [`READ_BYTES`], behind what is in `inbox`. 0: the end.
-pub(super) fn read_more(stream: &UnixStream, inbox: &mut Vec<u8>) -> io::Result<usize> {
+pub(in crate::doors) fn read_more(stream: &UnixStream, inbox: &mut Vec<u8>) -> io::Result<usize> {
     thread_local! {
         static CHUNK: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; READ_BYTES]);
     }

@@ -55,12 +55,27 @@ pub struct Entry {
     pub gate: Arc<Gate>,
     /// Who it is: limits and source hashes go by it.
     pub visitor: Option<SocketAddr>,
+    /// What it connected to, for PROXY headers; `None`: what its socket says.
+    pub asked: Option<SocketAddr>,
+    /// Whether it speaks in datagrams, which are framed in the stream: PROXY headers say so.
+    pub is_datagrams: bool,
+    /// What its listener's limits let it do; they are the door's to ask, at its own accept. `None`: whatever it wants.
+    pub pass: Option<Pass>,
     /// Sent to the backend before the socket's own bytes.
     pub prefix: Vec<u8>,
     /// `host:port` for a backend that reaches many.
     pub target: Option<String>,
     /// Whether the backend was reached. `None`: nobody waits for it.
     pub on_placed: Option<OnPlaced>,
+}
+
+impl Entry {
+    /// Of nobody in particular, who says nothing before its socket does and is not waited for.
+    pub fn new(socket: Socket, gate: Arc<Gate>) -> Entry {
+        let (visitor, asked, pass) = (None, None, None);
+        let (prefix, target, on_placed) = (Vec::new(), None, None);
+        Entry { socket, gate, visitor, asked, is_datagrams: false, pass, prefix, target, on_placed }
+    }
 }
 
 /// What is known of a visitor until its backend is reached: enough to find it another.
@@ -70,6 +85,8 @@ pub(crate) struct Ticket {
     pub(super) visitor: Option<SocketAddr>,
     /// What it connected to, if that is another than its socket says.
     pub(super) target: Option<SocketAddr>,
+    /// Whether it speaks in datagrams.
+    pub(super) is_datagrams: bool,
     pub(super) on_placed: Option<OnPlaced>,
     /// Written to it when its backend is reached, before the backend's bytes. A few: the socket has room.
     pub(crate) greeting: Option<Box<[u8]>>,
@@ -103,6 +120,7 @@ impl Ticket {
             gate,
             visitor,
             target: None,
+            is_datagrams: false,
             on_placed,
             greeting,
             at,
@@ -148,7 +166,8 @@ impl Visitor {
             Some(version) => {
                 let source = self.ticket.visitor.or_else(|| self.socket.peer_addr().ok());
                 let to = self.ticket.target.or_else(|| self.socket.local_addr().ok());
-                proxy_header::write(version, Transport::Tcp, source, to)
+                let transport = if self.ticket.is_datagrams { Transport::Udp } else { Transport::Tcp };
+                proxy_header::write(version, transport, source, to)
             }
         };
         if counts {
@@ -160,10 +179,22 @@ impl Visitor {
 
 impl From<Entry> for Visitor {
     fn from(entry: Entry) -> Visitor {
-        let Entry { socket, gate, visitor, prefix, target, on_placed } = entry;
+        let Entry { socket, gate, visitor, asked, is_datagrams, pass, prefix, target, on_placed } = entry;
         let info = OpenInfo { visitor: target.as_ref().and(visitor), target };
-        let ticket = Ticket::new(gate, visitor, on_placed);
-        Visitor { socket, arrival: Arrival { prefix, info, tell: ticket.asks(), ..Arrival::default() }, ticket }
+        let mut ticket = Ticket::new(gate, visitor, on_placed);
+        (ticket.target, ticket.is_datagrams) = (asked, is_datagrams);
+        let fare = pass.filter(|pass| !pass.is_free()).map(Fare::new);
+        Visitor { socket, arrival: Arrival { prefix, info, fare, tell: ticket.asks(), ..Arrival::default() }, ticket }
+    }
+}
+
+impl From<Visitor> for Entry {
+    /// Of one that was not taken.
+    fn from(Visitor { socket, arrival, ticket }: Visitor) -> Entry {
+        let Ticket { gate, visitor, target: asked, is_datagrams, on_placed, .. } = *ticket;
+        let Arrival { prefix, info, fare, .. } = arrival;
+        let pass = fare.map(|fare| fare.pass);
+        Entry { socket, gate, visitor, asked, is_datagrams, pass, prefix, target: info.target, on_placed }
     }
 }
 

@@ -407,12 +407,7 @@ impl BridgeHandle {
         visitor.ticket.greeting = (!greeting.is_empty()).then(|| greeting.into());
         match self.shared.mail[worker].send(Mail::Entry(Box::new(visitor))) {
             Ok(()) => Ok(()),
-            Err(Full(Mail::Entry(visitor))) => {
-                let Visitor { socket, arrival, ticket } = *visitor;
-                let (prefix, target, ticket) = (arrival.prefix, arrival.info.target, *ticket);
-                let (gate, on_placed) = (ticket.gate, ticket.on_placed);
-                Err(Box::new(Entry { socket, gate, visitor: ticket.visitor, prefix, target, on_placed }))
-            }
+            Err(Full(Mail::Entry(visitor))) => Err(Box::new(Entry::from(*visitor))),
             Err(Full(_)) => unreachable!("a mailbox gives back what it was given"),
         }
     }

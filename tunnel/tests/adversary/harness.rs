@@ -316,7 +316,8 @@ impl Honest {
         let seats = Workers::plan(1).unwrap();
         let Agent { residents, handle, mut events } = Agent::new(options, &seats, bell.clone());
         let seats = seats.into_iter().zip(residents).map(|(seat, resident)| (seat, vec![resident])).collect();
-        let workers = Workers::start(&WorkerOptions { backend: Backend::Auto, pin: false, batch: false }, seats).unwrap();
+        let workers =
+            Workers::start(&WorkerOptions { backend: Backend::Auto, pin: false, batch: false }, seats).unwrap();
         let journal = Arc::new(Journal::default());
         let notes = journal.clone();
         let control = Helper::spawn(bell, move || {
