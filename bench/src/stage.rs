@@ -79,8 +79,8 @@ pub(crate) struct Who {
     /// Only contenders whose name contains this.
     #[arg(long, value_name = "WORD")]
     only: Option<String>,
-    /// Carriers of the agent's link.
-    #[arg(long, default_value_t = 2)]
+    /// Carriers of the agent's link. The default is the product's.
+    #[arg(long, default_value_t = 1)]
     carriers: usize,
 }
 

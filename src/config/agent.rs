@@ -16,7 +16,7 @@ use toml::Spanned;
 /// same path.
 pub(crate) const CARRIERS_MAX: u8 = 16;
 /// Carriers without a word in the file: one for bulk, one that stays free beside it.
-pub(crate) const CARRIERS_DEFAULT: u8 = 2;
+pub(crate) const CARRIERS_DEFAULT: u8 = 1;
 
 /// An agent's configuration, checked.
 #[derive(Clone, Debug)]
