@@ -61,6 +61,18 @@ pub struct AgentOptions {
     pub direct_max: u16,
     /// How bytes are moved.
     pub plane: PlaneOptions,
+    /// Who makes the connections to the bridge. Default: the workers.
+    pub reach: Reach,
+}
+
+/// Who makes the connections to the bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// The workers: a TCP connection to one of [`AgentOptions::bridge`].
+    #[default]
+    Dial,
+    /// The control plane: [`AgentEvent::Reach`] asks for each. For bridges behind proxies and other detours.
+    Ask,
 }
 
 /// What the control plane hears.
@@ -99,6 +111,11 @@ pub enum AgentEvent {
         /// Whether this is news.
         tell: bool,
     },
+    /// A connection to the bridge is wanted: [`AgentHandle::reached`] within [`REACH_MAX`]. Of [`Reach::Ask`] alone.
+    Reach {
+        /// What to answer to.
+        call: CallId,
+    },
     /// A visitor for a backend that the control plane connects to: [`AgentHandle::answer`] within `dial_timeout`.
     Ask {
         /// What to answer to.
@@ -124,8 +141,23 @@ pub struct AskId {
     key: Key,
 }
 
+/// One connection to the bridge that a worker waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CallId {
+    worker: u16,
+    /// The carrier's place there, marked if it is a direct one.
+    place: u32,
+    generation: u32,
+}
+
+/// A control plane that has not brought a connection by then is asked for another: twice what a proxy far away takes to
+/// resolve a name, to connect and to answer.
+pub const REACH_MAX: Duration = Duration::from_secs(20);
+
 /// Letters to workers; but for answers all about the health feed.
 enum Mail {
+    /// The control plane's answer to an [`AgentEvent::Reach`].
+    Reached { call: CallId, answer: Result<Socket, (Reason, String)> },
     /// The control plane's answer to an [`AgentEvent::Ask`].
     Answer { key: Key, answer: Result<Socket, Reason> },
     /// To worker 0: a carrier can carry the feed.
@@ -243,6 +275,18 @@ impl AgentHandle {
         });
         if self.shared.mail[usize::from(ask.worker)].send(Mail::Answer { key: ask.key, answer }).is_err() {
             tracing::warn!(worker = ask.worker, "a worker takes no mail: a visitor waits until its dial is given up");
+        }
+    }
+
+    /// Answers an [`AgentEvent::Reach`]: a connected stream socket on which the bridge's link port is about to be spoken
+    /// to (TCP, or one end of [`Socket::pair`]), or why there is none, in a word and in a sentence. Too late is harmless.
+    pub fn reached(&self, call: CallId, answer: Result<Socket, (Reason, String)>) {
+        let answer = answer.and_then(|socket| match socket.make_nonblocking() {
+            Ok(()) => Ok(socket),
+            Err(error) => Err((Reason::DialLocal, error.to_string())),
+        });
+        if self.shared.mail[usize::from(call.worker)].send(Mail::Reached { call, answer }).is_err() {
+            tracing::warn!(worker = call.worker, "a worker takes no mail: a connection to the bridge is lost");
         }
     }
 

@@ -7,7 +7,8 @@
 //! dialing ──▶ TLS, HELLO ──▶ waiting ──OPEN──▶ busy ──▶ gone
 //! ```
 
-use super::worker::{AgentWorker, LINK_DIAL_MAX, OP_LINK_DIAL};
+use super::REACH_MAX;
+use super::worker::{AgentWorker, LINK_DIAL_MAX, NOT_REACHED, OP_LINK_DIAL};
 use crate::frame::{Kind, Reason};
 use crate::hello::{self, AgentHello, AgentStep, CarrierUse, VERSIONS};
 use crate::plane::{dialer, hello_kind};
@@ -45,7 +46,8 @@ pub(super) struct Spares {
 struct Want {
     link: Key,
     place: hello::Carrier,
-    to: SocketAddr,
+    /// `None`: the control plane connects.
+    to: Option<SocketAddr>,
     count: usize,
 }
 
@@ -55,16 +57,30 @@ struct Call {
 }
 
 enum State {
-    Dialing { socket: Socket, deadline: Instant },
-    Greeting { key: Key, hello: Option<Box<AgentHello>> },
-    Waiting { key: Key },
-    Busy { key: Key },
+    Dialing {
+        socket: Socket,
+        deadline: Instant,
+    },
+    /// The control plane connects.
+    Asked {
+        deadline: Instant,
+    },
+    Greeting {
+        key: Key,
+        hello: Option<Box<AgentHello>>,
+    },
+    Waiting {
+        key: Key,
+    },
+    Busy {
+        key: Key,
+    },
 }
 
 impl State {
     fn key(&self) -> Option<Key> {
         match self {
-            State::Dialing { .. } => None,
+            State::Dialing { .. } | State::Asked { .. } => None,
             State::Greeting { key, .. } | State::Waiting { key } | State::Busy { key } => Some(*key),
         }
     }
@@ -115,20 +131,26 @@ impl AgentWorker {
     pub(super) fn dial_spares(&mut self, cx: &mut Cx<'_>) -> Option<Instant> {
         let mut next: Option<Instant> = None;
         let mut by = |at: Instant| next = Some(next.map_or(at, |n| n.min(at)));
-        let mut starting = 0;
+        let (mut starting, mut late) = (0, Vec::new());
         for (at, call) in self.spares.calls.iter() {
             match &call.state {
                 State::Dialing { deadline, .. } if *deadline <= cx.now => {
                     // The completion says that it was cancelled.
                     cx.io.cancel(cx.token(OP_LINK_DIAL, at.generation, SPARE_PLACE | at.index));
                 }
-                State::Dialing { deadline, .. } => {
+                State::Asked { deadline } if *deadline <= cx.now => late.push(at),
+                State::Dialing { deadline, .. } | State::Asked { deadline } => {
                     by(*deadline);
                     starting += 1;
                 }
                 State::Greeting { .. } => starting += 1,
                 State::Waiting { .. } | State::Busy { .. } => {}
             }
+        }
+        for at in late {
+            self.spares.calls.remove(at);
+            tracing::debug!(error = NOT_REACHED, "no direct carrier");
+            self.spares.failed(cx.now);
         }
         if let Some(until) = self.spares.pause_until {
             if until > cx.now {
@@ -142,8 +164,18 @@ impl AgentWorker {
             let is_spare = |call: &Call| call.link == link && !matches!(call.state, State::Busy { .. });
             let mut have = self.spares.calls.iter().filter(|(_, call)| is_spare(call)).count();
             while have < count && starting < STARTING_MAX && self.spares.calls.len() < self.spares.max {
-                match dialer(&to) {
-                    Ok(socket) => {
+                match to.map(|to| dialer(&to).map(|socket| (socket, to))) {
+                    None => {
+                        let deadline = cx.now + REACH_MAX;
+                        by(deadline);
+                        let key = self.spares.calls.insert(Call { link, state: State::Asked { deadline } });
+                        if !self.ask_for(SPARE_PLACE | key.index, key.generation) {
+                            self.spares.calls.remove(key);
+                            self.spares.failed(cx.now);
+                            return next;
+                        }
+                    }
+                    Some(Ok((socket, to))) => {
                         let deadline = cx.now + LINK_DIAL_MAX;
                         by(deadline);
                         let fd = socket.fd();
@@ -152,7 +184,7 @@ impl AgentWorker {
                         let token = cx.token(OP_LINK_DIAL, key.generation, SPARE_PLACE | key.index);
                         cx.io.submit(token, Op::Connect { fd, to });
                     }
-                    Err(error) => {
+                    Some(Err(error)) => {
                         tracing::debug!(%error, "no socket for a direct carrier");
                         self.spares.failed(cx.now);
                         return next;
@@ -167,18 +199,30 @@ impl AgentWorker {
     pub(super) fn on_spare_dialed(&mut self, cx: &mut Cx<'_>, at: Key, result: Result<(), Errno>) {
         let Some(call) = self.spares.calls.remove(at) else { return };
         let State::Dialing { socket, .. } = call.state else { return };
+        self.greet_spare(cx, call.link, result.map(|()| socket).map_err(|errno| errno.to_string()));
+    }
+
+    /// The control plane has connected, or not.
+    pub(super) fn on_spare_reached(&mut self, cx: &mut Cx<'_>, at: Key, answer: Result<Socket, (Reason, String)>) {
+        if let Some(Call { state: State::Asked { .. }, .. }) = self.spares.calls.get_mut(at)
+            && let Some(call) = self.spares.calls.remove(at)
+        {
+            self.greet_spare(cx, call.link, answer.map_err(|(_, detail)| detail));
+        }
+    }
+
+    fn greet_spare(&mut self, cx: &mut Cx<'_>, link: Key, socket: Result<Socket, String>) {
         if self.is_stopping() {
             return;
         }
-        let tls = match (result, self.link_tls()) {
-            (Err(errno), _) => Err(errno.to_string()),
-            (Ok(()), None) => Ok(Tls::plain()),
-            (Ok(()), Some(tls)) => tls.map_err(|error| error.to_string()),
-        };
-        match tls {
-            Ok(tls) => {
+        let ready = socket.and_then(|socket| match self.link_tls() {
+            None => Ok((socket, Tls::plain())),
+            Some(tls) => tls.map(|tls| (socket, tls)).map_err(|error| error.to_string()),
+        });
+        match ready {
+            Ok((socket, tls)) => {
                 let key = self.plane.add_carrier(cx, socket, tls);
-                self.spares.calls.insert(Call { link: call.link, state: State::Greeting { key, hello: None } });
+                self.spares.calls.insert(Call { link, state: State::Greeting { key, hello: None } });
             }
             Err(error) => {
                 tracing::debug!(error, "no direct carrier");

@@ -2,7 +2,7 @@
 
 use super::feed::Feed;
 use super::spares::{SPARE_PLACE, Spares};
-use super::{AgentEvent, AgentOptions, Mail, Shared};
+use super::{AgentEvent, AgentOptions, CallId, Mail, REACH_MAX, Reach, Shared};
 use crate::backoff::Backoff;
 use crate::frame::{Kind, Reason};
 use crate::hello::{self, AgentHello, AgentStep, Introduction, VERSIONS};
@@ -29,6 +29,9 @@ pub(super) const OP_LINK_DIAL: u8 = OP_ROLE;
 /// over land, sea or geostationary satellite (0.6 s), with one packet lost.
 pub(super) const LINK_DIAL_MAX: Duration = Duration::from_secs(2);
 
+/// What is said of a control plane that has not connected in time.
+pub(super) const NOT_REACHED: &str = "the bridge was not reached in time";
+
 /// What one worker of the agent owns from the start.
 pub(super) struct Own {
     pub(super) index: usize,
@@ -48,10 +51,24 @@ struct Line {
 }
 
 enum State {
-    Idle { until: Instant },
-    Dialing { socket: Socket, deadline: Instant },
-    Greeting { key: Key, hello: Option<Box<AgentHello>> },
-    Up { key: Key },
+    Idle {
+        until: Instant,
+    },
+    Dialing {
+        socket: Socket,
+        deadline: Instant,
+    },
+    /// The control plane connects.
+    Asked {
+        deadline: Instant,
+    },
+    Greeting {
+        key: Key,
+        hello: Option<Box<AgentHello>>,
+    },
+    Up {
+        key: Key,
+    },
 }
 
 pub(super) struct AgentWorker {
@@ -125,7 +142,7 @@ impl AgentWorker {
         for at in 0..self.lines.len() {
             let due = match &self.lines[at].state {
                 State::Idle { until } => *until,
-                State::Dialing { deadline, .. } => *deadline,
+                State::Dialing { deadline, .. } | State::Asked { deadline } => *deadline,
                 State::Greeting { .. } | State::Up { .. } => continue,
             };
             if due > cx.now {
@@ -134,11 +151,48 @@ impl AgentWorker {
                 // The completion says that it was cancelled, and the line goes on from there.
                 let generation = self.lines[at].attempts as u32;
                 cx.io.cancel(cx.token(OP_LINK_DIAL, generation, at as u32));
+            } else if let State::Asked { .. } = self.lines[at].state {
+                self.retry(cx, at, Reason::DialTimeout, NOT_REACHED.to_owned());
+            } else if self.options.reach == Reach::Ask {
+                self.ask(cx, at);
             } else {
                 self.dial(cx, at);
             }
         }
         next
+    }
+
+    /// Has the control plane connect.
+    fn ask(&mut self, cx: &mut Cx<'_>, at: usize) {
+        self.lines[at].attempts += 1;
+        let generation = self.lines[at].attempts as u32;
+        if self.ask_for(at as u32, generation) {
+            self.lines[at].state = State::Asked { deadline: cx.now + REACH_MAX };
+        } else {
+            self.retry(cx, at, Reason::DialLocal, "the control plane does not listen".to_owned());
+        }
+    }
+
+    /// Asks the control plane for a connection; whether there was room for the question.
+    pub(super) fn ask_for(&self, place: u32, generation: u32) -> bool {
+        self.try_tell(AgentEvent::Reach { call: CallId { worker: self.own.index as u16, place, generation } })
+    }
+
+    /// The control plane has connected, or not.
+    fn on_reached(&mut self, cx: &mut Cx<'_>, call: CallId, answer: Result<Socket, (Reason, String)>) {
+        if call.place & SPARE_PLACE != 0 {
+            let at = Key { index: call.place & !SPARE_PLACE, generation: call.generation };
+            return self.on_spare_reached(cx, at, answer);
+        }
+        let at = call.place as usize;
+        let Some(line) = self.lines.get_mut(at).filter(|line| line.attempts as u32 == call.generation) else { return };
+        let State::Asked { .. } = line.state else { return };
+        line.state = State::Idle { until: cx.now };
+        match answer {
+            _ if self.stopping || self.leaving => {}
+            Ok(socket) => self.greet(cx, at, socket),
+            Err((reason, detail)) => self.retry(cx, at, reason, detail),
+        }
     }
 
     fn dial(&mut self, cx: &mut Cx<'_>, at: usize) {
@@ -178,6 +232,11 @@ impl AgentWorker {
             let detail = if late { "the bridge does not answer".to_owned() } else { errno.to_string() };
             return self.retry(cx, at, reason, detail);
         }
+        self.greet(cx, at, socket);
+    }
+
+    /// A connection is there: TLS, if there is to be any, and the handshake.
+    fn greet(&mut self, cx: &mut Cx<'_>, at: usize, socket: Socket) {
         let tls = match self.options.tls.as_ref().map(|tls| tls.connect(&self.options.host)) {
             None => Tls::plain(),
             Some(Ok(tls)) => tls,
@@ -204,7 +263,7 @@ impl AgentWorker {
     fn line_of(&self, key: Key) -> Option<usize> {
         self.lines.iter().position(|line| match line.state {
             State::Greeting { key: k, .. } | State::Up { key: k } => k == key,
-            State::Idle { .. } | State::Dialing { .. } => false,
+            State::Idle { .. } | State::Dialing { .. } | State::Asked { .. } => false,
         })
     }
 
@@ -213,10 +272,11 @@ impl AgentWorker {
         hello::Carrier { serial: line.attempts as u32, ..hello::Carrier::mux(line.number, self.options.carriers) }
     }
 
-    /// What a direct carrier of this link says of itself, and where it connects to.
-    pub(super) fn direct_place(&self, link: Key) -> Option<(hello::Carrier, SocketAddr)> {
+    /// What a direct carrier of this link says of itself, and where it connects to; the control plane knows if this does
+    /// not.
+    pub(super) fn direct_place(&self, link: Key) -> Option<(hello::Carrier, Option<SocketAddr>)> {
         let at = self.line_of(link)?;
-        Some((self.place(at), self.lines[at].to?))
+        Some((self.place(at), self.lines[at].to))
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -297,7 +357,7 @@ impl AgentWorker {
         self.cancel_spares(cx);
         for at in 0..self.lines.len() {
             match self.lines[at].state {
-                State::Idle { .. } => {}
+                State::Idle { .. } | State::Asked { .. } => {}
                 State::Dialing { .. } => {
                     cx.io.cancel(cx.token(OP_LINK_DIAL, self.lines[at].attempts as u32, at as u32))
                 }
@@ -341,6 +401,7 @@ impl AgentWorker {
 
     fn on_mail(&mut self, cx: &mut Cx<'_>, mail: Mail) {
         match (mail, &mut self.feed) {
+            (Mail::Reached { call, answer }, _) => self.on_reached(cx, call, answer),
             (Mail::Answer { key, answer }, _) => self.plane.answer(cx, key, answer),
             (Mail::Send { key, payload }, _) => self.plane.send(key, Kind::Health, 0, payload),
             (Mail::Broken { key, detail }, _) => self.plane.dismiss(cx, key, Reason::Protocol, &detail),

@@ -7,7 +7,7 @@ use ringspan_engine::outcome::Code;
 use ringspan_engine::time::Instant;
 use ringspan_engine::worker::{WorkerOptions, Workers};
 use ringspan_tunnel::address::Address;
-use ringspan_tunnel::agent::{Agent, AgentEvent, AgentHandle, AgentOptions};
+use ringspan_tunnel::agent::{Agent, AgentEvent, AgentHandle, AgentOptions, Reach};
 use ringspan_tunnel::bridge::{
     Bridge, BridgeEvent, BridgeHandle, BridgeOptions, CarrierMode, Gate, Listener, PlaneOptions,
 };
@@ -311,6 +311,7 @@ impl Honest {
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
             direct_max: 8,
             plane: PlaneOptions::default(),
+            reach: Reach::Dial,
         };
         let bell = Arc::new(Bell::default());
         let seats = Workers::plan(1).unwrap();

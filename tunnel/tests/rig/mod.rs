@@ -12,7 +12,7 @@ use ringspan_engine::mailbox::Wake;
 use ringspan_engine::outcome::Code;
 use ringspan_engine::time::Instant as EngineInstant;
 use ringspan_engine::worker::{WorkerOptions, Workers};
-use ringspan_tunnel::agent::{Agent, AgentEvent, AgentHandle, AgentOptions, Backend as AgentBackend};
+use ringspan_tunnel::agent::{Agent, AgentEvent, AgentHandle, AgentOptions, Backend as AgentBackend, Reach};
 use ringspan_tunnel::bridge::{
     Bridge, BridgeEvent, BridgeEvents, BridgeHandle, BridgeOptions, CarrierMode, Gate, Inherited, Listener,
     PlaneOptions,
@@ -330,7 +330,20 @@ impl BridgeRig {
     pub(crate) fn agent_exposing(&self, shape: Shape, exposes: Vec<Expose>) -> AgentRig {
         let backends = exposes.len();
         let identity = AgentKey::generate(AgentName::try_from("test".to_owned()).unwrap());
-        let agent = self.agent_of(identity, shape, self.handle.link_address(), exposes);
+        let agent = self.agent_of(identity, shape, self.handle.link_address(), exposes, None);
+        self.wait_for(&agent, shape, backends);
+        agent
+    }
+
+    /// An agent whose connections to the bridge are made by this.
+    pub(crate) fn agent_reaching(&self, shape: Shape, backends: &[(&str, SocketAddr)], connect: Connect) -> AgentRig {
+        let exposes = backends.iter().map(|(name, address)| Expose::new(service(name), address.to_string())).collect();
+        let identity = AgentKey::generate(AgentName::try_from("test".to_owned()).unwrap());
+        self.agent_of(identity, shape, self.handle.link_address(), exposes, Some(connect))
+    }
+
+    /// Until the agent is up with all its backends.
+    pub(crate) fn wait_for(&self, agent: &AgentRig, shape: Shape, backends: usize) {
         let id = agent.id;
         for backend in 0..backends {
             self.log.wait_for(&format!("health {id} {backend} Up"), 1);
@@ -338,7 +351,6 @@ impl BridgeRig {
         if shape.carriers > 1 {
             self.log.wait_for(&format!("carriers {id} {}", shape.carriers), 1);
         }
-        agent
     }
 
     /// An agent that connects to another address, and is not waited for.
@@ -355,10 +367,17 @@ impl BridgeRig {
         backends: &[(&str, SocketAddr)],
     ) -> AgentRig {
         let exposes = backends.iter().map(|(name, address)| Expose::new(service(name), address.to_string())).collect();
-        self.agent_of(identity, shape, bridge, exposes)
+        self.agent_of(identity, shape, bridge, exposes, None)
     }
 
-    fn agent_of(&self, identity: AgentKey, shape: Shape, bridge: SocketAddr, exposes: Vec<Expose>) -> AgentRig {
+    fn agent_of(
+        &self,
+        identity: AgentKey,
+        shape: Shape,
+        bridge: SocketAddr,
+        exposes: Vec<Expose>,
+        connect: Option<Connect>,
+    ) -> AgentRig {
         let id = identity.id();
         let backends: Vec<SocketAddr> = exposes.iter().map(|expose| expose.address.parse().unwrap()).collect();
         let options = AgentOptions {
@@ -378,6 +397,7 @@ impl BridgeRig {
             memory: shape.memory,
             direct_max: 64,
             plane: PlaneOptions::default(),
+            reach: if connect.is_some() { Reach::Ask } else { Reach::Dial },
         };
         let bell = Arc::new(Bell::default());
         let seats = Workers::plan(shape.workers).unwrap();
@@ -398,6 +418,9 @@ impl BridgeRig {
                         if let AgentEvent::Ask { ask, info, .. } = &event {
                             handle.answer(*ask, dial(info));
                         }
+                        if let (AgentEvent::Reach { call }, Some(connect)) = (&event, &connect) {
+                            handle.reached(*call, connect());
+                        }
                         log.add(agent_line(event));
                     }
                     bell.wait();
@@ -411,6 +434,9 @@ impl BridgeRig {
         self.handle.stats()
     }
 }
+
+/// A connection to the bridge, or why there is none.
+pub(crate) type Connect = Box<dyn Fn() -> Result<Socket, (Reason, String)> + Send>;
 
 /// Port 0: the control plane is asked.
 fn reached(address: SocketAddr) -> AgentBackend {
@@ -428,6 +454,7 @@ fn agent_line(event: AgentEvent) -> String {
         AgentEvent::Up { carrier, .. } => format!("up {carrier}"),
         AgentEvent::Down { carrier, reason, detail, .. } => format!("down {carrier} {reason} {detail}"),
         AgentEvent::Refused { carrier, refusal, .. } => format!("refused {carrier} {refusal}"),
+        AgentEvent::Reach { .. } => "reach".into(),
         AgentEvent::Ask { backend, info, .. } => format!("asked {backend} {:?}", info.target),
         AgentEvent::DialFailed { backend, reason } => format!("dial failed {backend} {reason}"),
     }
