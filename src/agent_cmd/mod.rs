@@ -126,11 +126,11 @@ impl AgentServer {
         let (mut uplinks, mut visits) = (Vec::new(), Vec::new());
         for link in &config.links {
             let uplink = Uplink::start(link, &config.exposes, &mut checks, house.clone()).await?;
-            tell_up(uplink.link(), &config, &engine);
+            tell_up(uplink.link(), link, &config, &engine);
             if visits.is_empty() {
                 // Secret services are visited at the first bridge.
                 let Link { identity, trust, .. } = uplink.link();
-                let started = Visits::start(&config.visits, identity, *trust);
+                let started = Visits::start(&config.visits, identity, *trust, &link.road);
                 visits.push(started.map_err(|(address, error)| {
                     run(crate::bridge_cmd::cannot_listen("[[visit]] listen", address, &error))
                 })?);
@@ -218,7 +218,7 @@ impl AgentServer {
                 None => {
                     let house = self.house.clone();
                     let uplink = Uplink::start(link, &config.exposes, &mut self.checks, house).await?;
-                    tell_up(uplink.link(), config, &self.engine);
+                    tell_up(uplink.link(), link, config, &self.engine);
                     self.uplinks.push(uplink);
                     changed = true;
                 }
@@ -268,11 +268,12 @@ async fn due(watch: &mut Option<(WatchFile, PathBuf)>) -> Why {
     }
 }
 
-fn tell_up(link: &Link, config: &Config, engine: &Engine) {
+fn tell_up(link: &Link, its: &AgentLink, config: &Config, engine: &Engine) {
     tracing::info!(
         agent = %link.identity.id(),
         name = %link.identity.name,
         bridge = %link.bridge,
+        via = %its.road,
         tls = link.trust != Trust::Plain,
         backends = config.exposes.len(),
         io = %engine.capabilities(),

@@ -13,11 +13,12 @@ use crate::Failure;
 use crate::config::agent_link::AgentLink;
 use crate::config::expose::Expose;
 use crate::doors::backends::{self, Backends};
+use crate::doors::road::Road;
 use arc_swap::ArcSwap;
 use ringspan_engine::health::Health;
 use ringspan_engine::mailbox::Wake;
 use ringspan_engine::worker::Lodging;
-use ringspan_tunnel::agent::{Agent, AgentEvent, AgentEvents, AgentHandle, AgentOptions, Backend};
+use ringspan_tunnel::agent::{Agent, AgentEvent, AgentEvents, AgentHandle, AgentOptions, Backend, CallId, Reach};
 use ringspan_tunnel::fingerprint::Trust;
 use ringspan_tunnel::hello::{Expose as Offer, Introduction, Refusal, RefusalCode, SessionId};
 use ringspan_tunnel::memory::MemoryLimits;
@@ -44,6 +45,7 @@ struct Terms {
     carriers: u8,
     ktls: bool,
     direct_max: u16,
+    road: Road,
 }
 
 /// Where sessions live, and who is told of them.
@@ -90,7 +92,9 @@ impl Uplink {
         let addresses = Arc::new(ArcSwap::from_pointee(link.bridge.ip().into_iter().collect()));
         let terms = terms(&link, config, exposes)?;
         let current = session(&link, terms, exposes, checks, &addresses, &house).await?;
-        let resolver = resolver(&link, addresses.clone(), house.bell.clone());
+        // A proxy knows where the bridge is, or a WebSocket does not ask.
+        let resolver =
+            if config.road.is_detour() { None } else { resolver(&link, addresses.clone(), house.bell.clone()) };
         let state_dir = config.state_dir.clone();
         let (coming, leaving) = (None, Vec::new());
         Ok(Uplink { link, state_dir, current, coming, leaving, house, addresses, resolver })
@@ -127,6 +131,9 @@ impl Uplink {
         checks: &mut Checks,
     ) -> Result<bool, Failure> {
         self.link.take_token(config);
+        if self.resolver.is_none() && !config.road.is_detour() {
+            self.resolver = resolver(&self.link, self.addresses.clone(), self.house.bell.clone());
+        }
         let terms = terms(&self.link, config, exposes)?;
         let newest = self.coming.as_ref().unwrap_or(&self.current);
         if newest.terms == terms {
@@ -232,6 +239,7 @@ impl Uplink {
             while let Some(event) = session.events.try_event() {
                 match event {
                     AgentEvent::Ask { ask, backend, info } => session.doors.on_ask(ask, backend, info),
+                    AgentEvent::Reach { call } => reach(session, &self.link, call),
                     event => tracing::debug!(?event, "an older session"),
                 }
             }
@@ -254,7 +262,9 @@ fn terms(link: &Link, config: &AgentLink, exposes: &[Expose]) -> Result<Terms, F
         backends: exposes.iter().map(|e| backends::way(&e.backend)).collect(),
         carriers: config.carriers,
         ktls: config.ktls,
-        direct_max: config.direct_max,
+        // In a WebSocket nothing is spliced and nothing can end one way: a connection for each stream would gain nothing.
+        direct_max: if config.road.websocket.is_some() { 0 } else { config.direct_max },
+        road: config.road.clone(),
     };
     introduction(link, &terms).check(terms.carriers).map_err(|e| Failure::Usage(format!("[[expose]]: {e}")))?;
     Ok(terms)
@@ -292,6 +302,7 @@ async fn session(
         memory: house.memory,
         direct_max: terms.direct_max,
         plane: crate::machine::plane_options(),
+        reach: if terms.road.is_detour() { Reach::Ask } else { Reach::Dial },
     };
     let keys = checks.want(exposes).await;
     let Agent { residents, handle, events } =
@@ -355,6 +366,7 @@ fn on_event(session: &Session, event: AgentEvent, link: &mut Link, state_dir: &s
             }
             return Some(refusal);
         }
+        AgentEvent::Reach { call } => reach(session, link, call),
         AgentEvent::Ask { ask, backend, info } => session.doors.on_ask(ask, backend, info),
         AgentEvent::DialFailed { backend, reason } => {
             let expose = session.exposes.get(usize::from(backend));
@@ -363,6 +375,14 @@ fn on_event(session: &Session, event: AgentEvent, link: &mut Link, state_dir: &s
         }
     }
     None
+}
+
+/// Connects to the bridge by the session's road, now or later.
+fn reach(session: &Session, link: &Link, call: CallId) {
+    let (road, bridge, handle) = (session.terms.road.clone(), link.bridge.clone(), session.handle.clone());
+    tokio::spawn(async move {
+        handle.reached(call, road.reach(&bridge).await.map_err(|error| (error.reason, error.text)));
+    });
 }
 
 /// Whether trying again cannot help, and what to say then.

@@ -2,8 +2,10 @@
 
 use super::agent::{CARRIERS_DEFAULT, CARRIERS_MAX, Secret};
 use super::carrier::{self, DIRECT_MAX_DEFAULT};
+use super::road::{RawRoad, check_road};
 use super::{Document, Error};
 use crate::cli::STATE_DIR_DEFAULT;
+use crate::doors::road::Road;
 use serde::Deserialize;
 use std::path::PathBuf;
 use toml::Spanned;
@@ -26,6 +28,8 @@ pub(crate) struct AgentLink {
     pub(crate) ktls: bool,
     /// TCP connections beside them, each for one stream.
     pub(crate) direct_max: u16,
+    /// Through what.
+    pub(crate) road: Road,
 }
 
 #[derive(Deserialize)]
@@ -37,6 +41,10 @@ pub(super) struct RawLink {
     carriers: Option<Spanned<i64>>,
     ktls: Option<Spanned<String>>,
     direct_max: Option<Spanned<i64>>,
+    proxy: Option<Spanned<String>>,
+    websocket: Option<Spanned<String>>,
+    websocket_ca: Option<Spanned<String>>,
+    websocket_pin: Option<Spanned<String>>,
 }
 
 /// All of them: `[link]` first.
@@ -77,6 +85,7 @@ impl AgentLink {
             carriers: CARRIERS_DEFAULT,
             ktls: true,
             direct_max: DIRECT_MAX_DEFAULT,
+            road: Road::default(),
         }
     }
 }
@@ -91,6 +100,13 @@ fn check_link(doc: &Document, raw: &RawLink) -> Result<AgentLink, Error> {
     }
     link.ktls = super::ktls::check(doc, raw.ktls.as_ref())?;
     link.direct_max = carrier::direct_max(doc, raw.direct_max.as_ref())?;
+    let road = RawRoad {
+        proxy: raw.proxy.as_ref(),
+        websocket: raw.websocket.as_ref(),
+        ca: raw.websocket_ca.as_ref(),
+        pin: raw.websocket_pin.as_ref(),
+    };
+    link.road = check_road(doc, &road)?;
     (link.token, link.token_file_missing) = token(doc, raw)?;
     Ok(link)
 }

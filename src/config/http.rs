@@ -157,6 +157,8 @@ pub(crate) struct Options {
     pub(crate) body_bytes_max: Option<u64>,
     /// Own pages, by status.
     pub(crate) pages: BTreeMap<u16, PathBuf>,
+    /// At this path, of whatever host, agents come in.
+    pub(crate) agents: Option<String>,
 }
 
 impl Default for Options {
@@ -179,6 +181,7 @@ impl Default for Options {
             redirect_https: None,
             body_bytes_max: None,
             pages: BTreeMap::new(),
+            agents: None,
         }
     }
 }
@@ -262,6 +265,7 @@ pub(super) struct RawOptions {
     redirect_https: Option<Spanned<i64>>,
     body_bytes_max: Option<Spanned<i64>>,
     pages: BTreeMap<Spanned<String>, Spanned<String>>,
+    agents: Option<Spanned<String>>,
 }
 
 /// What only listeners of this kind have.
@@ -323,14 +327,15 @@ pub(super) fn check(doc: &Document, name: &str, is_tls: bool, raw: &RawParts<'_>
             routes.push(Route { passthrough, ..plain_route(service) });
         }
     }
-    if routes.is_empty() && options.redirect_https.is_none() {
+    if routes.is_empty() && options.redirect_https.is_none() && options.agents.is_none() {
         return Err(doc.wrong(
             raw.at.span(),
             "this listener has nowhere to send a request",
             "service = \"web\", or [[listener.route]] with host and service",
         ));
     }
-    let certs = check_certs(doc, raw, is_tls, routes.iter().all(|r| r.passthrough))?;
+    let all_passed = options.agents.is_none() && routes.iter().all(|r| r.passthrough);
+    let certs = check_certs(doc, raw, is_tls, all_passed)?;
     Ok(HttpListener { name: name.to_owned(), is_tls, routes, certs, options })
 }
 
@@ -583,6 +588,7 @@ fn check_options(doc: &Document, raw: &RawOptions) -> Result<Options, Error> {
         options.redirect_https = u16::try_from(doc.number(raw, 1..=65535)?).ok();
     }
     options.body_bytes_max = body_bytes_max(doc, raw.body_bytes_max.as_ref())?;
+    options.agents = raw.agents.as_ref().map(|raw| doc.value(raw, route_path, "\"/link\"")).transpose()?;
     for (status, file) in &raw.pages {
         if !PAGES.contains(&status.get_ref().as_str()) {
             let remedy = format!("one of {}", PAGES.join(", "));

@@ -20,6 +20,7 @@ mod memory;
 mod place;
 mod ports;
 pub(crate) mod probe;
+mod road;
 pub(crate) mod unit;
 pub(crate) mod visit;
 

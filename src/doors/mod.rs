@@ -10,6 +10,7 @@ pub(crate) mod backends;
 pub(crate) mod http;
 mod listening;
 pub(crate) mod proxy;
+pub(crate) mod road;
 pub(crate) mod secret;
 pub(crate) mod tally;
 mod threshold;
@@ -19,6 +20,7 @@ pub(crate) mod unix;
 use crate::Failure;
 use crate::config::bridge::Listener;
 use crate::config::doors::Door as Kind;
+use http::link::Links;
 use http::{HttpDoor, HttpStats};
 use proxy::ProxyListener;
 use ringspan_tunnel::bridge::Gate;
@@ -40,6 +42,7 @@ pub(crate) struct Doors {
     house: House,
     tally: Arc<Tally>,
     http: HttpStats,
+    links: Links,
     open: Vec<(Listener, Door)>,
 }
 
@@ -55,7 +58,8 @@ enum Door {
 impl Doors {
     /// None is open yet.
     pub(crate) fn new(house: House) -> Doors {
-        Doors { house, tally: Arc::default(), http: HttpStats::default(), open: Vec::new() }
+        let links = Links::new(house.handle.clone());
+        Doors { house, tally: Arc::default(), http: HttpStats::default(), links, open: Vec::new() }
     }
 
     /// Makes it so that exactly these listeners are open, of those that are doors: what has changed is closed and
@@ -126,7 +130,8 @@ impl Doors {
         if let Kind::Http(config) = &listener.door {
             // Its routes have gates of their own.
             let socket = listening::tcp(listener.listen).and_then(tokio::net::TcpListener::into_std).map_err(busy)?;
-            let hall = http::Hall { handle, stats: self.http.clone(), threshold: Arc::new(threshold) };
+            let links = self.links.clone();
+            let hall = http::Hall { handle, stats: self.http.clone(), threshold: Arc::new(threshold), links };
             let door = HttpDoor::start(socket, config, hall);
             let wrong = |why| Failure::Run(format!("listener {:?}: {why}", listener.name));
             return door.map(|door| Some(Door::Http(door))).map_err(wrong);

@@ -177,6 +177,16 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
     let authority = authority(parts)?;
     record.host = host_name(&authority);
     name_request(record, parts, options.request_id.as_deref());
+    if options.agents.as_ref().is_some_and(|path| *path == parts.uri.path()) {
+        let asker = Asker { ip: visit.peer.ip(), is_tls: visit.is_tls, host: &authority };
+        let ip = rules::tell_asker(&mut parts.headers.clone(), &asker, &options.trusted, false);
+        // Behind a proxy that is trusted the port is not known.
+        let port = if ip == visit.peer.ip().to_canonical() { visit.peer.port() } else { 0 };
+        record.visitor = ip;
+        let taken = visit.shared.hall.links.take_in(parts, &setup.name, SocketAddr::new(ip, port));
+        let answer = taken.map_err(|(status, why)| Refusal::new(status, why))?;
+        return Ok(answer.map(|()| Answered::Whole(body::empty())));
+    }
     if let Some(port) = options.redirect_https {
         return Err(to_https(&record.host, port, &parts.uri));
     }

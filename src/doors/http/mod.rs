@@ -14,6 +14,7 @@ mod body;
 mod forward;
 pub(crate) mod fuzzing;
 mod io;
+pub(crate) mod link;
 mod login;
 mod meter;
 mod pages;
@@ -70,6 +71,8 @@ pub(crate) struct Hall {
     pub(crate) stats: HttpStats,
     /// Who may come, how many, how fast.
     pub(crate) threshold: Arc<Threshold>,
+    /// Agents that come this way.
+    pub(crate) links: link::Links,
 }
 
 /// A listener that runs.

@@ -9,6 +9,7 @@ use super::key::{SecretKey, nobody};
 use crate::config::visit::Visit;
 use crate::doors::listening;
 use crate::doors::proxy::dial::reason_of;
+use crate::doors::road::Road;
 use crate::doors::tally::Few;
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::fingerprint::Trust;
@@ -51,6 +52,7 @@ impl Visits {
         visits: &[Visit],
         identity: &AgentKey,
         trust: Trust,
+        road: &Road,
     ) -> Result<Visits, (SocketAddr, io::Error)> {
         let mut all = Visits::default();
         for visit in visits {
@@ -58,7 +60,8 @@ impl Visits {
                 let listener = listening::tcp(visit.listen)?;
                 let address = listener.local_addr()?;
                 let tls = visit.key.client(&visit.service).map_err(io::Error::other)?;
-                let way = Way { visit: visit.clone(), identity: identity.clone(), trust, tls: TlsConnector::from(tls) };
+                let (identity, tls, road) = (identity.clone(), TlsConnector::from(tls), road.clone());
+                let way = Way { visit: visit.clone(), identity, trust, tls, road };
                 Ok((address, tokio::spawn(accept(listener, Arc::new(way)))))
             };
             let (address, task) = start().map_err(|error| (visit.listen, error))?;
@@ -82,6 +85,8 @@ struct Way {
     identity: AgentKey,
     trust: Trust,
     tls: TlsConnector,
+    /// Its proxy leads to the bridge's listener, too.
+    road: Road,
 }
 
 async fn accept(listener: TcpListener, way: Arc<Way>) {
@@ -118,7 +123,7 @@ impl Way {
     /// A connection to the other agent, which both ends have proved to be who they should be.
     async fn reach(&self) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
         let via = &self.visit.via;
-        let stream = TcpStream::connect((via.host().as_str(), via.port())).await?;
+        let stream = self.road.tcp(via).await.map_err(|error| io::Error::other(error.text))?;
         stream.set_nodelay(true)?;
         let tls = match self.trust {
             Trust::Plain => Tls::plain(),
