@@ -64,6 +64,10 @@ async fn a_slow_head() {
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.expect("it comes");
         stream.set_nodelay(true).expect("TCP");
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"\r\n\r\n") {
+            asked.push(stream.read_u8().await.expect("it asks"));
+        }
         for byte in b"HTTP/1.0 200 OK\r\nA: b\r\n\r\n\r\n\r\nx" {
             stream.write_all(&[*byte]).await.expect("it listens");
             tokio::task::yield_now().await;
