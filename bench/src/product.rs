@@ -222,9 +222,13 @@ impl Tunnel {
     /// # Errors
     /// It cannot be started.
     pub(crate) fn start_bridge_beside(&self) -> Result<Process, Failure> {
+        self.spawn_bridge(&["--takeover"])
+    }
+
+    fn spawn_bridge(&self, more: &[&str]) -> Result<Process, Failure> {
         let config = self.path("bridge.toml");
-        let command = process::command(&self.program, &["bridge", "--config", &config, "--takeover"], self.core);
-        Process::start("bridge", command, &self.folder)
+        let args = [&["bridge", "--config", &config], more].concat();
+        Process::start("bridge", process::command(&self.program, &args, self.core), &self.folder)
     }
 
     /// Starts the bridge, once its ports are free, and waits until it listens.
@@ -235,7 +239,7 @@ impl Tunnel {
         for address in [self.http, self.link].into_iter().chain(self.services.iter().map(|it| it.listen)) {
             process::until_free(address)?;
         }
-        let mut bridge = self.start_bridge_beside()?;
+        let mut bridge = self.spawn_bridge(&[])?;
         bridge.wait_listening(self.http)?;
         bridge.wait_listening(self.link)?;
         Ok(bridge)

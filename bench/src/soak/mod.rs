@@ -82,9 +82,11 @@ struct World {
     alive: BTreeMap<&'static str, Process>,
     /// At the first rest of each, and at its last.
     sizes: BTreeMap<&'static str, (Size, Size)>,
-    kills: u64,
     harms: BTreeMap<&'static str, u64>,
 }
+
+/// A draw of each kind of harm.
+const EACH_KIND: [u8; 8] = [0, 25, 40, 50, 70, 85, 90, 92];
 
 const AGENTS: [&str; 2] = ["agent-0", "agent-1"];
 
@@ -98,7 +100,6 @@ impl World {
     fn kill(&mut self, name: &'static str) {
         self.alive.remove(name).expect("everybody lives between two deaths").kill();
         self.sizes.remove(name);
-        self.kills += 1;
     }
 
     /// Nobody ends but by our hand.
@@ -118,12 +119,13 @@ impl World {
         }
     }
 
-    /// One stroke of fate.
+    /// One stroke of fate; the first ones are each of the kinds once.
     fn strike(&mut self, fate: &mut fastrand::Rng, past: f64) -> Result<(), Failure> {
+        let done = self.harms.values().sum::<u64>() as usize;
         let cable = fate.usize(..self.cables.len());
         let (bytes, ms) = (fate.u64(0..=4 << 20), Duration::from_millis(fate.u64(20..3000)));
         let late = Duration::from_millis(fate.u64(1..60));
-        let (name, harm) = match fate.u8(..100) {
+        let (name, harm) = match EACH_KIND.get(done).copied().unwrap_or_else(|| fate.u8(..100)) {
             0..=24 => ("reset mid-frame", Harm::ResetAfter(bytes)),
             25..=39 => ("clean end mid-frame", Harm::EndAfter(bytes)),
             40..=49 => ("half-close of a link", Harm::HalfCloseAfter(bytes)),
@@ -131,12 +133,14 @@ impl World {
             70..=84 => ("delay", Harm::Late(late)),
             85..=89 => ("swallow", Harm::Swallow),
             90..=91 if past < 0.3 => {
+                *self.harms.entry("kill of the bridge").or_default() += 1;
                 self.kill("bridge");
                 thread::sleep(ms / 3);
                 return self.start("bridge");
             }
             // Late in the run nobody dies: the survivors are weighed.
             _ if past < 0.6 => {
+                *self.harms.entry("kill of an agent").or_default() += 1;
                 self.kill(AGENTS[cable]);
                 thread::sleep(ms / 3);
                 return self.start(AGENTS[cable]);
@@ -168,7 +172,7 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Vec<Section>, Failure>
     let tunnel = Tunnel::new(&common.ringspan, &common.folder, None, (port(0), port(1)), args.tls, &[service])?;
     let cables = vec![lay(port(4), port(1))?, lay(port(5), port(1))?];
     let (alive, sizes, harms) = Default::default();
-    let mut world = World { tunnel, cables, alive, sizes, kills: 0, harms };
+    let mut world = World { tunnel, cables, alive, sizes, harms };
     world.start("bridge")?;
     for (i, name) in AGENTS.into_iter().enumerate() {
         world.tunnel.via = Some(world.cables[i].address);
@@ -227,11 +231,10 @@ fn judge(world: &World, crowd: &Crowd, vault: &Process, seed: u64, minutes: f64)
     let tally = &crowd.tally;
     let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     section.note(format!(
-        "{} streams with every SHA-256 right, {:.1} GB; {} broken by {} kills and {:?}",
+        "{} streams with every SHA-256 right, {:.1} GB; {} broken by {:?}",
         count(&tally.good),
         count(&tally.bytes) as f64 / 1e9,
         count(&tally.broken),
-        world.kills,
         world.harms
     ));
     let mut violations = std::mem::take(&mut *tally.violations.lock().expect("no visitor panics"));
@@ -240,6 +243,7 @@ fn judge(world: &World, crowd: &Crowd, vault: &Process, seed: u64, minutes: f64)
         section.note(format!("VIOLATION: {violation}"));
     }
     section.hold("streams with wrong bytes or left hanging", violations.len() as f64, Goal::AtMost(0.0));
+    section.hold("kinds of harm done", world.harms.len() as f64, Goal::AtLeast(EACH_KIND.len() as f64));
     section.hold("streams good", count(&tally.good) as f64, Goal::AtLeast(1.0));
     for (name, (first, last)) in &world.sizes {
         let others = |size: &Size| size.descriptors - size.pipes;
