@@ -71,6 +71,15 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 /// Tells a supervisor that asked for it (NOTIFY_SOCKET, sd_notify(3)) that we are up, and that this process is the one to
 /// watch: after a takeover it is another one than it started.
 pub(crate) fn notify_supervisor() {
+    tell_supervisor(&format!("READY=1\nMAINPID={}\n", std::process::id()));
+}
+
+/// The same: we end, and whoever waits for us knows it.
+pub(crate) fn notify_stopping() {
+    tell_supervisor("STOPPING=1\n");
+}
+
+fn tell_supervisor(words: &str) {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixDatagram};
     let Ok(path) = std::env::var("NOTIFY_SOCKET") else { return };
@@ -78,10 +87,9 @@ pub(crate) fn notify_supervisor() {
         Some(name) => SocketAddr::from_abstract_name(name),
         None => SocketAddr::from_pathname(&path),
     };
-    let words = format!("READY=1\nMAINPID={}\n", std::process::id());
     let send = |to| UnixDatagram::unbound()?.send_to_addr(words.as_bytes(), &to);
     if let Err(error) = address.and_then(send) {
-        tracing::warn!(%error, path, "the supervisor was not told that we are up");
+        tracing::warn!(%error, path, "the supervisor was not told");
     }
 }
 
@@ -104,5 +112,10 @@ impl Signals {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
+    }
+
+    /// Ends with the next one, or after this long.
+    pub(crate) async fn patience(&mut self, patience: std::time::Duration) {
+        let _ = tokio::time::timeout(patience, self.caught()).await;
     }
 }

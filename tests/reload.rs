@@ -5,9 +5,10 @@
 mod common;
 
 use common::load::Load;
-use common::until;
 use common::world::{Nginx, World, get};
-use std::net::{SocketAddr, TcpListener};
+use common::{Running, until};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound")
@@ -104,5 +105,176 @@ fn an_agent_reads_its_file_again() {
     write(&world, "agent.toml", "[link]\ncarriers = 99\n");
     agent.wait_line_from(before, &["the old one stays", "carriers = 99"]);
     load.more(20);
+    load.end();
+}
+
+/// Limits, lists, agents' limits and memory follow the file, and whoever is counted stays counted; what a running bridge
+/// cannot change is named with both values and the way out, and the rest of that file holds.
+#[test]
+fn rules_are_read_again() {
+    let world = World::start();
+    let nginx = Nginx::start("a");
+    let _agent = world.agent("agent", &world.token(&[]), &[nginx.address]);
+    world.wait_visits(3);
+    let good = read(&world, "bridge.toml");
+    let change = |more: &str, lines: &[&str]| {
+        let before = world.bridge.line_count();
+        write(&world, "bridge.toml", &(good.clone() + more));
+        lines.iter().for_each(|line| drop(world.bridge.wait_line_from(before, &[line])));
+        world.bridge.wait_line_from(before, &["configuration read again", "Changed"]);
+    };
+    // One that is carried, and counted: nginx waits for the end of its request.
+    let enter = || {
+        let mut stream = TcpStream::connect(world.web).expect("it listens");
+        stream.set_read_timeout(Some(common::PATIENCE)).expect("a live socket");
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n").expect("it listens");
+        stream
+    };
+    let finish = |mut stream: TcpStream| {
+        let mut answer = String::new();
+        let said = stream.write_all(b"Connection: close\r\n\r\n").and_then(|()| stream.read_to_string(&mut answer));
+        said.is_ok_and(|_| answer.ends_with("\r\n\r\na"))
+    };
+    // One that is in, and after which nobody is let in.
+    let fill = || {
+        until("one that fills it", || {
+            let one = enter();
+            let is_full = (0..3).all(|_| world.visit().is_err());
+            one.set_nonblocking(true).expect("a live socket");
+            let is_in = one.peek(&mut [0]).is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock);
+            one.set_nonblocking(false).expect("a live socket");
+            (is_full && is_in).then_some(one)
+        })
+    };
+    let service = |limits: &str| format!("[[service]]\nname = \"web\"\nlimits = {{ {limits} }}\n");
+    let agents = |n: u32| format!("[[agent]]\nlimits = {{ connections = {n} }}\n");
+
+    for (limits, told) in [
+        (&(&|n: u32| service(&format!("connections = {n}"))) as &dyn Fn(u32) -> String, "service \"web\""),
+        (&agents, "[[agent]] limits"),
+    ] {
+        change(&limits(1), &[told]);
+        let first = fill();
+        change(&limits(2), &[told]);
+        until("room for a second", || world.visit().is_ok().then_some(()));
+        // The first is counted still: one more, and it is full.
+        let second = fill();
+        assert!(finish(first) && finish(second), "who is in is carried on");
+    }
+    change(&service("deny = [\"127.0.0.0/8\"]"), &["service \"web\""]);
+    until("the list to hold", || world.visit().is_err().then_some(()));
+    change("[memory]\nwaiting = \"32MiB\"\n", &["[memory] is another one"]);
+    world.wait_visits(3);
+    change(
+        &("[engine]\nworkers = 7\n".to_owned() + &service("connections = 9")),
+        &["[engine] workers = 7 cannot be had by a running bridge", "restart (or --takeover)", "service \"web\""],
+    );
+    world.wait_visits(3);
+}
+
+/// The file is deleted under a running bridge: nothing changes, and SIGHUP is told why.
+#[test]
+fn a_deleted_file_changes_nothing() {
+    let world = World::start();
+    let nginx = Nginx::start("a");
+    let _agent = world.agent("agent", &world.token(&[]), &[nginx.address]);
+    world.wait_visits(3);
+    let good = read(&world, "bridge.toml");
+    std::fs::remove_file(world.folder.path().join("bridge.toml")).expect("it is there");
+    world.bridge.signal("HUP");
+    world.bridge.wait_line(&["the old one stays", "bridge.toml: cannot be read"]);
+    world.wait_visits(3);
+    let before = world.bridge.line_count();
+    write(&world, "bridge.toml", &good);
+    world.bridge.wait_line_from(before, &["configuration read again: the same"]);
+}
+
+/// One agent at two bridges: both serve, the loss of one is none to the other, and one that is gone from the file gets
+/// its last visitors carried and no more.
+#[test]
+fn an_agent_has_several_bridges() {
+    let (mut here, there) = (World::start(), World::start());
+    let nginx = Nginx::start("a");
+    let text = |more: &str| {
+        format!(
+            "[link]\ntoken = \"{}\"\nstate_dir = \"one\"\n{more}[[expose]]\nservice = \"web\"\naddress = \"{}\"\n\
+             check = {{ interval = \"100ms\" }}\n",
+            here.token(&[]),
+            nginx.address
+        )
+    };
+    let both = text(&format!("[[bridge]]\ntoken = \"{}\"\nstate_dir = \"two\"\n", there.token(&[])));
+    write(&here, "agent.toml", &both);
+    let agent = Running::start(&mut here.command(&["agent", "--config", "agent.toml"]));
+    here.wait_visits(3);
+    there.wait_visits(3);
+    let load = Load::start(there.web);
+    load.more(10);
+    here.bridge.signal("KILL");
+    here.bridge.wait();
+    load.more(30);
+    here.restart_bridge();
+    here.wait_visits(3);
+    load.more(10);
+    load.end();
+    let load = Load::start(here.web);
+    let before = agent.line_count();
+    write(&here, "agent.toml", &both.replace("[[bridge]]", "[[bridge_]]"));
+    agent.wait_line_from(before, &["the old one stays", "bridge_"]);
+    let one = both.lines().filter(|line| *line != "[[bridge]]" && !line.contains("\"two\"")).collect::<Vec<_>>();
+    let token = |line: &&&str| line.starts_with("token");
+    let extra = one.iter().filter(token).nth(1).expect("the second bridge's token").to_string();
+    write(
+        &here,
+        "agent.toml",
+        &(one.iter().filter(|line| **line != extra).fold(String::new(), |all, l| all + l + "\n")),
+    );
+    agent.wait_line_from(before, &["a bridge is gone from the file"]);
+    until("no more visitors there", || there.visit().is_err().then_some(()));
+    load.more(30);
+    load.end();
+}
+
+/// Two agents for one service: both are visited; one that goes takes no visitor along; and limits of an agent are its
+/// own: who finds it full is sent to the other.
+#[test]
+fn a_service_has_several_agents() {
+    let world = World::start();
+    let (a, b) = (Nginx::start("a"), Nginx::start("b"));
+    let token = world.token(&[]);
+    let id = world.listing()["tokens"][0]["id"].as_str().expect("an id").to_owned();
+    let text = read(&world, "bridge.toml") + &format!("[[agent]]\ntoken = \"{id}\"\nlimits = {{ connections = 1 }}\n");
+    write(&world, "bridge.toml", &text);
+    world.bridge.wait_line(&["[[agent]] limits"]);
+    let small = world.agent("small", &token, &[a.address]);
+    let _large = world.agent("large", &world.token(&[]), &[b.address]);
+    [&a, &b].iter().for_each(|nginx| drop(world.bridge.wait_line(&["backend up", &nginx.address.to_string()])));
+    let names = || (0..20).map(|_| world.visit().expect("answered")).collect::<std::collections::HashSet<_>>();
+    until("both agents", || (world.visit().is_ok() && names().len() == 2).then_some(()));
+    // Visitors that stay: at most one of them at the small one, the others at the large one, none refused.
+    let stay: Vec<TcpStream> = (0..6)
+        .map(|_| {
+            let mut stream = TcpStream::connect(world.web).expect("it listens");
+            stream.set_read_timeout(Some(common::PATIENCE)).expect("a live socket");
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("it listens");
+            stream
+        })
+        .collect();
+    let answers = stay.into_iter().map(|mut stream| {
+        let (mut answer, mut byte) = (Vec::new(), [0]);
+        while !answer.ends_with(b"\r\n\r\na") && !answer.ends_with(b"\r\n\r\nb") {
+            stream.read_exact(&mut byte).expect("nobody is refused");
+            answer.push(byte[0]);
+        }
+        (byte[0], stream)
+    });
+    let answers: Vec<(u8, TcpStream)> = answers.collect();
+    assert_eq!(answers.iter().filter(|(name, _)| *name == b'a').count(), 1, "one at the small agent");
+    drop(answers);
+    let load = Load::start(world.web);
+    load.more(10);
+    small.signal("TERM");
+    until("the other alone", || (names() == ["b".to_owned()].into()).then_some(()));
+    load.more(10);
     load.end();
 }

@@ -15,6 +15,7 @@ use crate::config::agent::Secret;
 use crate::config::agent_link::AgentLink;
 use crate::config::bridge::Engine as EngineConfig;
 use crate::config::check::CHECK_DEFAULT;
+use crate::config::drain::DRAIN_DEFAULT;
 use crate::config::expose::Expose;
 use crate::doors::secret::visit::Visits;
 use crate::machine::Signals;
@@ -38,8 +39,6 @@ use uplink::{House, Uplink};
 const WATCH: Duration = Duration::from_millis(500);
 /// How often an agent that leaves looks whether it is alone.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
-/// Visitors of an agent that is asked to stop have this long: what a supervisor waits before it kills is 10 s and more.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 /// Runs the subcommand until a signal or a refusal.
 pub(crate) fn run(args: &cli::Agent) -> Result<Ending, Failure> {
@@ -57,7 +56,16 @@ pub(crate) fn run(args: &cli::Agent) -> Result<Ending, Failure> {
             () = signals.caught() => Ok(Ending::Good),
             failure = server.serve(watch) => Err(failure),
         };
-        server.stop(DRAIN_MAX).await;
+        if ending.is_ok() {
+            let patience = server.config.drain;
+            crate::machine::notify_stopping();
+            tracing::info!(visitors = server.visitors(), ?patience, "agent drains; a second signal ends it at once");
+            tokio::select! {
+                () = server.drain(patience) => {}
+                () = signals.caught() => tracing::info!(visitors = server.visitors(), "ended by a second signal"),
+            }
+        }
+        server.stop().await;
         ending
     })
 }
@@ -79,6 +87,7 @@ fn of_flags(args: &cli::Agent) -> Result<Config, Failure> {
         visits: Vec::new(),
         engine: EngineConfig::default(),
         memory: ringspan_tunnel::memory::MemoryLimits::default(),
+        drain: DRAIN_DEFAULT,
     })
 }
 
@@ -100,9 +109,10 @@ pub(crate) struct AgentServer {
     house: House,
     checks: Checks,
     uplinks: Vec<Uplink>,
+    /// Of bridges that are left, with their last visitors.
+    leaving: Vec<Uplink>,
     config: Config,
-    /// They listen while they live.
-    _visits: Vec<Visits>,
+    visits: Visits,
     transitions: Vec<Transition>,
 }
 
@@ -123,24 +133,29 @@ impl AgentServer {
         let lodging = engine.lodging().expect("it was started a moment ago");
         let house = House { lodging, bell: bell.clone(), memory: config.memory };
         let mut checks = Checks::new(engine.probes());
-        let (mut uplinks, mut visits) = (Vec::new(), Vec::new());
+        let mut uplinks = Vec::new();
         for link in &config.links {
             let uplink = Uplink::start(link, &config.exposes, &mut checks, house.clone()).await?;
             tell_up(uplink.link(), link, &config, &engine);
-            if visits.is_empty() {
-                // Secret services are visited at the first bridge.
-                let Link { identity, trust, .. } = uplink.link();
-                let started = Visits::start(&config.visits, identity, *trust, &link.road);
-                visits.push(started.map_err(|(address, error)| {
-                    run(crate::bridge_cmd::cannot_listen("[[visit]] listen", address, &error))
-                })?);
-            }
             if uplink.link().trust != Trust::Plain {
                 machine::tell_ktls(link.ktls);
             }
             uplinks.push(uplink);
         }
-        Ok(AgentServer { engine, feed, bell, house, checks, uplinks, config, _visits: visits, transitions: Vec::new() })
+        let mut visits = Visits::default();
+        visit(&mut visits, &config, &uplinks)?;
+        Ok(AgentServer {
+            engine,
+            feed,
+            bell,
+            house,
+            checks,
+            uplinks,
+            leaving: Vec::new(),
+            config,
+            visits,
+            transitions: Vec::new(),
+        })
     }
 
     /// Serves until no bridge wants us any more, or a worker dies. `watch`: reads this configuration again when it is
@@ -160,7 +175,9 @@ impl AgentServer {
                 }
                 _ = tick.tick() => {
                     self.uplinks.iter_mut().for_each(Uplink::tick);
-                    let keys: Vec<u64> = self.uplinks.iter().flat_map(Uplink::keys).collect();
+                    self.leaving.iter_mut().for_each(Uplink::tick);
+                    self.leaving.retain(|uplink| !uplink.is_drained());
+                    let keys: Vec<u64> = self.uplinks.iter().chain(&self.leaving).flat_map(Uplink::keys).collect();
                     self.checks.keep(&keys).await;
                     if !self.engine.is_whole() {
                         return Failure::Run("a worker has died; its panic stands above in the log".into());
@@ -170,16 +187,29 @@ impl AgentServer {
         }
     }
 
-    /// Takes no more visitors, carries those there are for at most `patience`, then stops the workers.
-    pub(crate) async fn stop(mut self, patience: Duration) {
-        tracing::info!("agent stops");
-        self.uplinks.iter().for_each(Uplink::drain);
+    /// Visitors and backends that are connected.
+    fn visitors(&self) -> u64 {
+        self.uplinks.iter().map(Uplink::visitors).sum()
+    }
+
+    /// Takes no more visitors, and carries those there are, for at most `patience`.
+    pub(crate) async fn drain(&mut self, patience: Duration) {
         let until = tokio::time::Instant::now() + patience;
-        while tokio::time::Instant::now() < until && !self.uplinks.iter().all(Uplink::is_drained) {
-            // Asks of the last visitors are still answered.
+        self.uplinks.iter().for_each(Uplink::drain);
+        self.visits.drain();
+        while tokio::time::Instant::now() < until
+            && !(self.uplinks.iter().all(Uplink::is_drained) && self.visits.is_drained())
+        {
+            // Asks of the last visitors are still answered, and what is known of backends is told.
+            self.tell_health();
             let _ = self.take_events();
             let _ = tokio::time::timeout(DRAIN_LOOK, self.bell.0.notified()).await;
         }
+    }
+
+    /// Stops the workers: streams end, bridges hear a clean end.
+    pub(crate) async fn stop(mut self) {
+        tracing::info!("agent stops");
         let _ = tokio::task::spawn_blocking(move || self.engine.stop()).await;
     }
 
@@ -190,10 +220,15 @@ impl AgentServer {
             Err(error) => return tracing::error!(%error, ?why, "configuration not read again: the old one stays"),
         };
         if config.engine != self.config.engine {
-            tracing::warn!("[engine] has changed: that takes a restart of the agent");
+            let (new, old) = (config.engine, self.config.engine);
+            tracing::warn!(
+                ?new,
+                ?old,
+                "[engine] cannot be changed in a running agent: it stays as it is, and all else holds. Try: restart"
+            );
         }
         // Each session has a place on each worker, beside the prober.
-        let sessions: usize = self.uplinks.iter().map(Uplink::sessions).sum();
+        let sessions: usize = self.uplinks.iter().chain(&self.leaving).map(Uplink::sessions).sum();
         if sessions + config.links.len() >= RESIDENTS_MAX {
             return tracing::error!(
                 sessions,
@@ -202,7 +237,7 @@ impl AgentServer {
         }
         match self.apply(&config).await {
             Ok(changed) => {
-                self.config = config;
+                self.config = Config { engine: self.config.engine, ..config };
                 tracing::info!(file = %path.display(), ?why, changed, "configuration read again");
             }
             Err(failure) => tracing::error!(%failure, ?why, "configuration not read again: the old one stays"),
@@ -212,6 +247,8 @@ impl AgentServer {
     /// Whether bridges have to hear of it.
     async fn apply(&mut self, config: &Config) -> Result<bool, Failure> {
         let mut changed = false;
+        // First what may fail.
+        visit(&mut self.visits, config, &self.uplinks)?;
         for link in &config.links {
             match self.uplinks.iter_mut().find(|uplink| *uplink.state_dir() == link.state_dir) {
                 Some(uplink) => changed |= uplink.change(link, &config.exposes, &mut self.checks).await?,
@@ -224,11 +261,16 @@ impl AgentServer {
                 }
             }
         }
-        for uplink in &self.uplinks {
-            if !config.links.iter().any(|link| link.state_dir == *uplink.state_dir()) {
-                tracing::warn!(bridge = %uplink.link().bridge, "a bridge is gone from the file: it is left at a restart");
-            }
+        let stays = |uplink: &Uplink| config.links.iter().any(|link| link.state_dir == *uplink.state_dir());
+        let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut self.uplinks).into_iter().partition(stays);
+        (self.uplinks, changed) = (stay, changed || !go.is_empty());
+        for uplink in go {
+            tracing::info!(bridge = %uplink.link().bridge, "a bridge is gone from the file: it gets no more visitors");
+            uplink.drain();
+            self.leaving.push(uplink);
         }
+        self.house.memory = config.memory;
+        self.uplinks.iter().for_each(|uplink| uplink.set_memory(config.memory));
         Ok(changed)
     }
 
@@ -254,10 +296,26 @@ impl AgentServer {
                 return Some(failure);
             }
             tracing::error!(%failure, "a bridge is left; the others go on");
-            self.uplinks.remove(at).drain();
+            let lost = self.uplinks.remove(at);
+            lost.drain();
+            self.leaving.push(lost);
+        }
+        for uplink in &mut self.leaving {
+            // Whatever its bridge says now, it is left already.
+            let _ = uplink.take_events();
         }
         None
     }
+}
+
+/// Opens the ports of secret services, and closes those that are not wanted any more. They are visited as the agent of
+/// the first bridge.
+fn visit(visits: &mut Visits, config: &Config, uplinks: &[Uplink]) -> Result<(), Failure> {
+    let (Some(uplink), Some(first)) = (uplinks.first(), config.links.first()) else { return Ok(()) };
+    let Link { identity, trust, .. } = uplink.link();
+    visits
+        .apply(&config.visits, identity, *trust, &first.road)
+        .map_err(|(address, error)| Failure::Run(crate::bridge_cmd::cannot_listen("[[visit]] listen", address, &error)))
 }
 
 /// Ends when the file is to be read; without one, never.

@@ -158,6 +158,16 @@ impl Uplink {
         self.leaving.push(session);
     }
 
+    /// Visitors and backends that are connected.
+    pub(super) fn visitors(&self) -> u64 {
+        self.all().map(|session| session.handle.stats().streams_open).sum()
+    }
+
+    /// What streams may take from now on.
+    pub(super) fn set_memory(&self, limits: MemoryLimits) {
+        self.all().for_each(|session| session.handle.set_memory(limits));
+    }
+
     /// No more visitors at all.
     pub(super) fn drain(&self) {
         self.all().for_each(|session| session.handle.drain());

@@ -83,17 +83,21 @@ pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
                 Event::Successor(stream) => {
                     let now = server.real_config();
                     let estate = server.estate();
-                    let (retired, result) = server.hand_over(stream).await;
+                    let drain = now.drain;
+                    let (mut retired, result) = server.hand_over(stream).await;
                     let Err(error) = result else {
                         tokio::select! {
-                            () = signals.caught() => {}
                             () = retired.drained() => {}
+                            // A signal is a matter of `drain` here too, and the second one of nothing.
+                            () = async { signals.caught().await; signals.patience(drain).await } => {}
                         }
                         retired.stop().await;
                         return Ok(Ending::Good);
                     };
                     tracing::error!(%error, "whoever was to take over did not: starting over, with the same sockets");
-                    crate::inherit::put(retired.sockets()?);
+                    let (sockets, paths) = retired.sockets()?;
+                    crate::inherit::put(sockets);
+                    crate::inherit::put_paths(paths);
                     server = BridgeServer::start_with(&now, true)?;
                     successors = server.successors.take();
                     retired.handle.call_over("the bridge starts over");
@@ -108,6 +112,15 @@ pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
                 }
             }
         };
+        if ending == Ending::Good {
+            let (patience, visitors) = (server.drain_max(), server.visitors());
+            machine::notify_stopping();
+            tracing::info!(visitors, ?patience, "bridge drains; a second signal ends it at once");
+            tokio::select! {
+                () = server.drain(patience) => {}
+                () = signals.caught() => tracing::info!(visitors = server.visitors(), "ended by a second signal"),
+            }
+        }
         server.stop().await;
         Ok(ending)
     })

@@ -24,6 +24,7 @@ use ringspan_tunnel::hello::{Applicant, Expose, Limits, Refusal, RefusalCode, We
 use ringspan_tunnel::identity::AgentId;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -53,6 +54,9 @@ pub(super) struct Hall {
     pub(super) sessions: Mutex<Sessions>,
     pub(super) software: String,
     pub(super) runtime: tokio::runtime::Handle,
+    /// Routes are to be made anew, although no agent has changed.
+    pub(super) stale: AtomicBool,
+    pub(super) bell: Arc<Bell>,
 }
 
 impl Hall {
@@ -76,6 +80,13 @@ impl Hall {
         self.sessions().connected()
     }
 
+    /// Services and agents have other rules: routes follow, in their turn.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Sessions)) {
+        change(&mut self.sessions());
+        self.stale.store(true, Ordering::Release);
+        self.bell.wake();
+    }
+
     /// Ends the links of a revoked agent.
     fn throw_out(&self, agent: AgentId) {
         self.handle.disconnect_agent(agent, &Refusal::of(RefusalCode::AgentRevoked).sentence);
@@ -89,7 +100,11 @@ impl Hall {
                 if admitted.enrolled_now {
                     tracing::info!(%agent, %name, token = %admitted.record.token, peer = shown(peer), "agent enrolled");
                 }
-                let generation = self.sessions().ticket(agent, applicant.session);
+                let generation = {
+                    let mut sessions = self.sessions();
+                    sessions.joined(agent, admitted.record.name.clone(), admitted.record.token);
+                    sessions.ticket(agent, applicant.session)
+                };
                 let limits = Limits {
                     window_bytes: WINDOW_BYTES_INITIAL,
                     frame_bytes_max: ringspan_tunnel::mux::Limits::default().frame_bytes_max,
@@ -135,7 +150,7 @@ impl Floor for Hall {
 }
 
 /// Runs until the process stops.
-pub(super) async fn run(hall: Arc<Hall>, mut events: BridgeEvents, bell: Arc<Bell>) {
+pub(super) async fn run(hall: Arc<Hall>, mut events: BridgeEvents) {
     let clerk = start_clerk(hall.clone());
     let scribe = start_scribe(hall.registry.clone());
     let mut dials = HashMap::<(AgentId, u16, Reason), u64>::new();
@@ -164,7 +179,7 @@ pub(super) async fn run(hall: Arc<Hall>, mut events: BridgeEvents, bell: Arc<Bel
                 }
             }
         }
-        if !orders.is_empty() {
+        if hall.stale.swap(false, Ordering::Acquire) || !orders.is_empty() {
             hall.handle.set_routes(Arc::new(hall.sessions().routes()));
         }
         tales.into_iter().for_each(|tale| tale());
@@ -173,7 +188,7 @@ pub(super) async fn run(hall: Arc<Hall>, mut events: BridgeEvents, bell: Arc<Bel
             let _closed = scribe.send(order).await;
         }
         tokio::select! {
-            () = bell.0.notified() => {}
+            () = hall.bell.0.notified() => {}
             _ = tell.tick() => tell_dials(&hall.sessions(), &mut dials),
         }
     }

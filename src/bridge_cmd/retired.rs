@@ -1,9 +1,10 @@
 //! A bridge whose place another process takes: what it gives away, and what it carries to its end.
 
-use super::server::{BridgeServer, WATCH};
+use super::server::{BridgeServer, WATCH, visitors_gone};
 use super::takeover::{self, Estate, Successor};
 use crate::Failure;
 use crate::doors::Doors;
+use crate::inherit::AtPath;
 use ringspan_engine::engine::Engine;
 use ringspan_engine::kernel::handover::Waiting;
 use ringspan_tunnel::bridge::BridgeHandle;
@@ -12,9 +13,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinHandle;
-
-/// Visitors of a bridge whose place another one has taken have this long: a working day's longest calls.
-const DRAIN_MAX: Duration = Duration::from_secs(12 * 3600);
+use tokio::time::Instant;
 
 /// SIGUSR2: the program that is on disk now, with our own arguments, takes over.
 pub(super) fn start_successor() {
@@ -51,7 +50,7 @@ impl BridgeServer {
             .chain([self.http_address, self.link_address()])
             .collect();
         // Copies: whatever happens, they do not go with us.
-        let sockets = takeover::sockets(&addresses);
+        let sockets = takeover::sockets(&addresses).and_then(|sockets| Ok((sockets, self.doors.paths()?)));
         self.handle.leave_listeners(false);
         let _ = self.stop.send(true);
         let _ = self.http.await;
@@ -70,7 +69,9 @@ impl BridgeServer {
             handle: self.handle,
             doors: Some(self.doors),
             pump: self.pump,
+            patience: self.config.drain_takeover,
             sockets: None,
+            requests: None,
         };
         let result = match sockets {
             Ok(sockets) => retired.introduce(stream, estate, sockets).await,
@@ -89,22 +90,28 @@ pub(super) struct Retired {
     pub(super) handle: BridgeHandle,
     doors: Option<Doors>,
     pump: JoinHandle<()>,
+    /// Visitors have this long.
+    patience: Duration,
     /// Copies of everything it listened on.
-    sockets: Option<Vec<Waiting>>,
+    sockets: Option<Sockets>,
+    /// Ends with the last http visitor.
+    requests: Option<JoinHandle<()>>,
 }
+
+type Sockets = (Vec<Waiting>, Vec<AtPath>);
 
 impl Retired {
     async fn introduce(
         &mut self,
         stream: std::os::unix::net::UnixStream,
         estate: Estate,
-        sockets: Vec<Waiting>,
+        sockets: Sockets,
     ) -> std::io::Result<()> {
         let successor = Arc::new(Successor::new(stream)?);
         let sockets = Arc::new(sockets);
         let (to, what) = (successor.clone(), sockets.clone());
         let ready = tokio::task::spawn_blocking(move || {
-            to.give(estate, &what)?;
+            to.give(estate, &what.0, &what.1)?;
             to.wait("ready")
         })
         .await
@@ -118,29 +125,35 @@ impl Retired {
     /// Accepts nobody any more.
     pub(super) fn leave(&mut self) {
         self.handle.leave_listeners(true);
-        if let Some(doors) = self.doors.take() {
-            // Requests under way are finished.
-            tokio::spawn(doors.stop());
+        if let Some(mut doors) = self.doors.take() {
+            doors.leave_paths();
+            let until = Instant::now() + self.patience;
+            self.requests = Some(tokio::spawn(async move { doors.drain(until).await }));
         }
         self.sockets = None;
         tracing::info!(visitors = self.handle.stats().streams_open, "handed over: what is left are these visitors");
     }
 
     /// What it listened on, for another start.
-    pub(super) fn sockets(&self) -> Result<Vec<Waiting>, Failure> {
+    pub(super) fn sockets(&self) -> Result<Sockets, Failure> {
         let copy = |w: &Waiting| Ok(Waiting { address: w.address, is_udp: w.is_udp, fd: w.fd.try_clone()? });
-        let all = self.sockets.iter().flatten().map(copy).collect::<std::io::Result<_>>();
-        all.map_err(|e| Failure::Run(format!("the listening sockets cannot be kept: {e}")))
+        let copies = || -> std::io::Result<Sockets> {
+            let Some((sockets, paths)) = &self.sockets else { return Ok(Sockets::default()) };
+            let sockets = sockets.iter().map(copy).collect::<std::io::Result<_>>()?;
+            Ok((sockets, paths.iter().map(AtPath::try_clone).collect::<std::io::Result<_>>()?))
+        };
+        copies().map_err(|e| Failure::Run(format!("the listening sockets cannot be kept: {e}")))
     }
 
     /// Ends with the last visitor, or when they have had long enough.
-    pub(super) async fn drained(&self) {
-        let until = tokio::time::Instant::now() + DRAIN_MAX;
+    pub(super) async fn drained(&mut self) {
+        let until = Instant::now() + self.patience;
         // Whoever was accepted in the last moment is a stream within a turn.
         tokio::time::sleep(WATCH).await;
-        while self.handle.stats().streams_open > 0 && tokio::time::Instant::now() < until {
-            tokio::time::sleep(WATCH).await;
+        if let Some(requests) = &mut self.requests {
+            let _ = requests.await;
         }
+        visitors_gone(&self.handle, until).await;
     }
 
     pub(super) async fn stop(self) {

@@ -28,6 +28,7 @@ use ringspan_registry::push::udp::UdpPusher;
 use ringspan_registry::{Options as RegistryOptions, Registry, http};
 use ringspan_tunnel::bridge::{Bridge, BridgeHandle, BridgeOptions, Inherited};
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
@@ -39,6 +40,8 @@ const REGISTRY_FILE: &str = "registry.redb";
 const HANDSHAKES_MAX: usize = 256;
 /// Streams on one carrier.
 const STREAMS_MAX: u16 = 16_384;
+/// How often a bridge that ends looks whether it is alone.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// How often the workers are looked at.
 pub(super) const WATCH: Duration = Duration::from_millis(500);
 
@@ -116,6 +119,7 @@ impl BridgeServer {
 
         let mut sessions = Sessions::new(first_session());
         sessions.set_policies(config.policies.clone());
+        sessions.set_rules(config.agents.clone());
         let hall = Arc::new(Hall {
             handle: handle.clone(),
             keyring: keyring.clone(),
@@ -123,6 +127,8 @@ impl BridgeServer {
             sessions: Mutex::new(sessions),
             software,
             runtime: tokio::runtime::Handle::current(),
+            stale: AtomicBool::new(false),
+            bell: link_bell,
         });
         let mut listening = config.clone();
         listening.link.listen = handle.link_address();
@@ -149,7 +155,7 @@ impl BridgeServer {
         );
         let http = tokio::spawn(http_server.serve(router, stopping));
         let (asked, successors) = mpsc::channel(1);
-        let pump = tokio::spawn(pump::run(hall.clone(), events, link_bell));
+        let pump = tokio::spawn(pump::run(hall.clone(), events));
         let tasks = vec![
             tokio::spawn(hub.run(registry.clone())),
             tokio::spawn(udp.run()),
@@ -221,6 +227,16 @@ impl BridgeServer {
         }
     }
 
+    /// Sockets of visitors that are open.
+    pub(super) fn visitors(&self) -> u64 {
+        self.handle.stats().streams_open
+    }
+
+    /// How long visitors have when the bridge stops.
+    pub(super) fn drain_max(&self) -> Duration {
+        self.config.drain
+    }
+
     /// Where the registry's HTTP is.
     pub(crate) fn http_address(&self) -> SocketAddr {
         self.http_address
@@ -264,11 +280,21 @@ impl BridgeServer {
         }
     }
 
+    /// Lets nobody in any more, tells agents, and waits until the last visitor has gone, or for `patience`.
+    pub(super) async fn drain(&mut self, patience: Duration) {
+        self.handle.drain();
+        let until = tokio::time::Instant::now() + patience;
+        self.doors.drain(until).await;
+        // Whoever was accepted in the last moment is a stream within a turn.
+        tokio::time::sleep(WATCH.min(patience)).await;
+        visitors_gone(&self.handle, until).await;
+    }
+
     /// Stops in order: no new requests, then the workers, then the store.
-    pub(crate) async fn stop(self) {
+    pub(crate) async fn stop(mut self) {
         tracing::info!("bridge stops");
         let _ = self.stop.send(true);
-        self.doors.stop().await;
+        self.doors.drain(tokio::time::Instant::now()).await;
         let _ = self.http.await;
         let (engine, registry, tasks) = (self.engine, self.registry, self.tasks);
         let _ = tokio::task::spawn_blocking(move || engine.lock().unwrap_or_else(PoisonError::into_inner).stop()).await;
@@ -302,4 +328,11 @@ fn bridge_options(
 /// until it has caught up.
 fn first_session() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| u64::try_from(d.as_micros()).unwrap_or(1))
+}
+
+/// Ends with the last visitor, or then.
+pub(super) async fn visitors_gone(handle: &BridgeHandle, until: tokio::time::Instant) {
+    while handle.stats().streams_open > 0 && tokio::time::Instant::now() < until {
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
 }

@@ -2,6 +2,7 @@
 //! Promise: a lost agent's backends are unroutable in the next [`Sessions::routes`]; news of an older session change
 //! nothing. Pure: events in, orders for the registry out.
 
+use crate::config::agent_limits::AgentRules;
 use crate::config::balance::Policies;
 use ringspan_engine::health::Health;
 use ringspan_registry::health::Reason;
@@ -10,8 +11,11 @@ use ringspan_registry::table::{Delta, Exposed};
 use ringspan_tunnel::health_feed::Change;
 use ringspan_tunnel::hello::{Applicant, Expose, SessionId};
 use ringspan_tunnel::identity::{AgentId, AgentName};
+use ringspan_tunnel::limits::{Limiter, Rules};
 use ringspan_tunnel::routes::{Backend, Load, Routes};
+use ringspan_tunnel::token::TokenId;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 /// Hex digits of an agent's id in its cluster's name: 32 bits tell apart what people call by one name.
 const CLUSTER_ID_DIGITS: usize = 8;
@@ -58,6 +62,18 @@ pub(super) struct Sessions {
     /// Revoked in this run: an agent that was admitted a moment before may still come up a moment later.
     revoked: HashSet<AgentId>,
     policies: Policies,
+    rules: AgentRules,
+    /// Of agents that were ever admitted, how they joined: what an agent calls itself later is not what it is limited by.
+    joined: HashMap<AgentId, (AgentName, TokenId)>,
+    /// Of agents that were ever here: one that comes back finds its counts.
+    limiters: HashMap<Counted, Arc<Limiter>>,
+}
+
+/// Whose visitors are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Counted {
+    Agent(AgentId),
+    Token(TokenId),
 }
 
 struct Session {
@@ -67,6 +83,7 @@ struct Session {
     health: Vec<Health>,
     /// Visitors of each.
     loads: Vec<Load>,
+    limiter: Option<Arc<Limiter>>,
 }
 
 impl Sessions {
@@ -79,6 +96,9 @@ impl Sessions {
             next: first.max(1),
             revoked: HashSet::new(),
             policies: Policies::new(),
+            rules: AgentRules::default(),
+            joined: HashMap::new(),
+            limiters: HashMap::new(),
         }
     }
 
@@ -95,6 +115,11 @@ impl Sessions {
         }
     }
 
+    /// The agent has joined by this name, with this token.
+    pub(super) fn joined(&mut self, agent: AgentId, name: AgentName, token: TokenId) {
+        self.joined.insert(agent, (name, token));
+    }
+
     /// The first carrier of a session is up.
     pub(super) fn on_up(&mut self, applicant: &Applicant, generation: u64) -> Order {
         let cluster = cluster(&applicant.name, applicant.agent);
@@ -102,7 +127,9 @@ impl Sessions {
         let exposed = exposes.iter().filter_map(exposed).collect();
         let health = vec![Health::Unknown; exposes.len()];
         let loads = exposes.iter().map(|_| Load::default()).collect();
-        self.agents.insert(applicant.agent, Session { cluster: cluster.clone(), generation, exposes, health, loads });
+        let limiter = self.limiter_of(applicant.agent);
+        let session = Session { cluster: cluster.clone(), generation, exposes, health, loads, limiter };
+        self.agents.insert(applicant.agent, session);
         Order::Up { cluster, generation, exposed }
     }
 
@@ -187,11 +214,40 @@ impl Sessions {
                     priority: expose.priority,
                     proxy: expose.proxy_protocol,
                     load: session.loads[index].clone(),
+                    limiter: session.limiter.clone(),
                     ..Backend::new(*agent, session.generation, number)
                 });
             }
         }
         Routes::with_policies(services, |name| self.policies.get(name).cloned().unwrap_or_default())
+    }
+
+    /// What counts all visitors of the agent, by the rules of now.
+    fn limiter_of(&mut self, agent: AgentId) -> Option<Arc<Limiter>> {
+        let own = |rules| (Counted::Agent(agent), rules);
+        let joined = self.joined.get(&agent);
+        let by_name = joined.and_then(|(name, _)| self.rules.by_name.get(name.as_str())).map(own);
+        let by_token = joined.and_then(|(_, token)| {
+            self.rules.by_token.get(&token.to_string()).map(|rules| (Counted::Token(*token), rules))
+        });
+        let (counted, rules) = by_name.or(by_token).or(self.rules.others.as_ref().map(own))?;
+        if *rules == Rules::default() {
+            return None;
+        }
+        let limiter = self.limiters.entry(counted).or_insert_with(|| Limiter::new(rules.clone()));
+        if *limiter.rules() != *rules {
+            limiter.change(rules.clone());
+        }
+        Some(limiter.clone())
+    }
+
+    /// What agents may carry from the next [`Sessions::routes`] on. Nobody's count is forgotten.
+    pub(super) fn set_rules(&mut self, rules: AgentRules) {
+        self.rules = rules;
+        for agent in self.connected() {
+            let limiter = self.limiter_of(agent);
+            self.agents.get_mut(&agent).expect("just listed").limiter = limiter;
+        }
     }
 
     /// How visitors of services are spread and limited from the next [`Sessions::routes`] on.

@@ -15,6 +15,7 @@
 //! new one has the sockets already, or starts as if there had been nobody.
 
 use super::BridgeServer;
+use crate::inherit::AtPath;
 use crate::keyring::{Error, Keyring};
 use crate::{Failure, admin};
 use ringspan_engine::kernel::handover::{FDS_MAX, Waiting, recv_fds, send_fds, waiting_sockets};
@@ -25,7 +26,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A step of the other side takes at most this long: opening a large registry is the longest of them.
@@ -44,6 +45,9 @@ const LETTER_BYTES_MAX: usize = 1 << 20;
 pub(super) struct Estate {
     /// Address and whether it is for datagrams, in the order of the descriptors.
     pub(super) sockets: Vec<(SocketAddr, bool)>,
+    /// After them come two descriptors for each of these: the socket, and its lock.
+    #[serde(default)]
+    pub(super) paths: Vec<PathBuf>,
     /// Agents that were connected: visitors are accepted when they are here.
     pub(super) agents: Vec<AgentId>,
     /// Services that had a healthy backend.
@@ -74,8 +78,9 @@ impl Predecessor {
         };
         stream.set_read_timeout(Some(STEP_MAX)).map_err(|e| say("the admin socket", e))?;
         match take(&mut stream) {
-            Ok((estate, sockets)) => {
+            Ok((estate, (sockets, paths))) => {
                 crate::inherit::put(sockets);
+                crate::inherit::put_paths(paths);
                 Ok(Some(Predecessor { stream, estate }))
             }
             // It died before it gave anything away: its ports and its folder are free.
@@ -103,7 +108,7 @@ impl Predecessor {
     }
 }
 
-fn take(stream: &mut UnixStream) -> io::Result<(Estate, Vec<Waiting>)> {
+fn take(stream: &mut UnixStream) -> io::Result<(Estate, (Vec<Waiting>, Vec<AtPath>))> {
     stream.write_all(b"\"takeover\"\n")?;
     // The length of the list first, with the descriptors; then the list.
     let mut length = [0; 8];
@@ -120,20 +125,22 @@ fn take(stream: &mut UnixStream) -> io::Result<(Estate, Vec<Waiting>)> {
     let mut text = vec![0; length];
     stream.read_exact(&mut text)?;
     let estate: Estate = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
-    while fds.len() < estate.sockets.len() {
+    while fds.len() < estate.sockets.len() + 2 * estate.paths.len() {
         let (n, more) = recv_fds(stream, &mut [0; 1])?;
         if n == 0 || more.is_empty() {
             return Err(ErrorKind::UnexpectedEof.into());
         }
         fds.extend(more);
     }
-    let sockets = estate.sockets.iter().zip(fds).map(|((address, is_udp), fd)| Waiting {
-        address: *address,
-        is_udp: *is_udp,
-        fd,
+    let mut fds = fds.into_iter();
+    let sockets = estate.sockets.iter().zip(fds.by_ref());
+    let sockets = sockets.map(|((address, is_udp), fd)| Waiting { address: *address, is_udp: *is_udp, fd }).collect();
+    let paths = estate.paths.iter().map_while(|path| {
+        let (listener, lock) = (fds.next()?, fds.next()?);
+        Some(AtPath { path: path.clone(), listener, lock })
     });
-    let sockets = sockets.collect();
-    Ok((estate, sockets))
+    let paths = paths.collect();
+    Ok((estate, (sockets, paths)))
 }
 
 impl Successor {
@@ -146,21 +153,19 @@ impl Successor {
     }
 
     /// Gives it all sockets. Blocks.
-    pub(super) fn give(&self, mut estate: Estate, sockets: &[Waiting]) -> io::Result<()> {
+    pub(super) fn give(&self, mut estate: Estate, sockets: &[Waiting], paths: &[AtPath]) -> io::Result<()> {
         estate.sockets = sockets.iter().map(|w| (w.address, w.is_udp)).collect();
+        estate.paths = paths.iter().map(|at| at.path.clone()).collect();
         let text = serde_json::to_vec(&estate).map_err(io::Error::other)?;
-        let mut batches = sockets.chunks(FDS_MAX);
-        let fds = |batch: &[Waiting]| -> io::Result<Vec<_>> { batch.iter().map(|w| w.fd.try_clone()).collect() };
-        let first = fds(batches.next().unwrap_or_default())?;
-        let borrowed: Vec<_> = first.iter().map(AsFd::as_fd).collect();
+        let at_paths = paths.iter().flat_map(|at| [at.listener.as_fd(), at.lock.as_fd()]);
+        let fds: Vec<_> = sockets.iter().map(|w| w.fd.as_fd()).chain(at_paths).collect();
+        let mut batches = fds.chunks(FDS_MAX);
         let length = (text.len() as u64).to_le_bytes();
-        let sent = send_fds(&self.stream, &length, &borrowed)?;
+        let sent = send_fds(&self.stream, &length, batches.next().unwrap_or_default())?;
         (&self.stream).write_all(&length[sent..])?;
         (&self.stream).write_all(&text)?;
         for batch in batches {
-            let more = fds(batch)?;
-            let borrowed: Vec<_> = more.iter().map(AsFd::as_fd).collect();
-            send_fds(&self.stream, &[0], &borrowed)?;
+            send_fds(&self.stream, &[0], batch)?;
         }
         Ok(())
     }

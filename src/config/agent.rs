@@ -2,6 +2,7 @@
 
 use super::agent_link::{AgentLink, RawLink, check_links};
 use super::bridge::{Engine, RawEngine, check_engine};
+use super::drain::{DRAIN_DEFAULT, check_drain};
 use super::expose::{Expose, RawExpose, check_expose};
 use super::memory::{RawMemory, check_memory};
 use super::visit::{RawVisit, Visit, check_visit};
@@ -10,6 +11,7 @@ use ringspan_tunnel::memory::MemoryLimits;
 use serde::Deserialize;
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 use toml::Spanned;
 
 /// Carriers a link may have: each is a TCP connection with buffers of its own; past a handful they only divide the
@@ -31,6 +33,8 @@ pub(crate) struct Agent {
     pub(crate) engine: Engine,
     /// What its streams may take.
     pub(crate) memory: MemoryLimits,
+    /// Visitors have this long when the agent stops.
+    pub(crate) drain: Duration,
 }
 
 /// A secret; prints as `***`.
@@ -62,6 +66,7 @@ struct Raw {
     expose: Vec<RawExpose>,
     #[serde(default)]
     visit: Vec<RawVisit>,
+    drain: Option<Spanned<String>>,
 }
 
 /// Checks a whole document.
@@ -73,6 +78,7 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
         visits: Vec::new(),
         engine: check_engine(doc, raw.engine.as_ref())?,
         memory: check_memory(doc, raw.memory.as_ref())?,
+        drain: check_drain(doc, raw.drain.as_ref(), DRAIN_DEFAULT)?,
     };
     for raw in &raw.expose {
         check_expose(doc, raw, &mut agent.exposes)?;

@@ -1,8 +1,10 @@
 //! bridge.toml: its keys, their ranges and defaults. The table for people is docs/configuration.md.
 
+use super::agent_limits::{AgentRules, RawAgent, check_agents};
 use super::balance::{Policies, RawService, check_services};
 use super::carrier::{self, CARRIER_DEFAULT};
 use super::doors::{Door, Keys, check_door, fits, unix_path};
+use super::drain::{DRAIN_DEFAULT, DRAIN_TAKEOVER_DEFAULT, check_drain};
 use super::limits::{RawLimits, check_limits, networks};
 use super::memory::{RawMemory, check_memory};
 use super::{Document, Error, http, ports, unit};
@@ -18,6 +20,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use toml::Spanned;
 
 /// The registry's port: the one every Nacos client knows.
@@ -40,10 +43,16 @@ pub(crate) struct Bridge {
     pub(crate) listeners: Vec<Listener>,
     /// How services spread and limit their visitors.
     pub(crate) policies: Policies,
+    /// What agents may carry.
+    pub(crate) agents: AgentRules,
     /// Threads and kernel interface.
     pub(crate) engine: Engine,
     /// What its streams may take.
     pub(crate) memory: MemoryLimits,
+    /// Visitors have this long when the bridge stops.
+    pub(crate) drain: Duration,
+    /// The same when another process has taken over.
+    pub(crate) drain_takeover: Duration,
 }
 
 /// Where agents connect.
@@ -120,8 +129,11 @@ impl Default for Bridge {
             link: Link { listen: LINK_LISTEN_DEFAULT, public: None, tls: Tls::Auto, ktls: true },
             listeners: Vec::new(),
             policies: Policies::new(),
+            agents: AgentRules::default(),
             engine: Engine::default(),
             memory: MemoryLimits::default(),
+            drain: DRAIN_DEFAULT,
+            drain_takeover: DRAIN_TAKEOVER_DEFAULT,
         }
     }
 }
@@ -145,6 +157,10 @@ struct Raw {
     listener: Vec<Spanned<RawListener>>,
     #[serde(default)]
     service: Vec<RawService>,
+    #[serde(default)]
+    agent: Vec<Spanned<RawAgent>>,
+    drain: Option<Spanned<String>>,
+    drain_takeover: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -219,7 +235,10 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
     }
     bridge.engine = check_engine(doc, raw.engine.as_ref())?;
     bridge.policies = check_services(doc, &raw.service)?;
+    bridge.agents = check_agents(doc, &raw.agent)?;
     bridge.memory = check_memory(doc, raw.memory.as_ref())?;
+    bridge.drain = check_drain(doc, raw.drain.as_ref(), DRAIN_DEFAULT)?;
+    bridge.drain_takeover = check_drain(doc, raw.drain_takeover.as_ref(), DRAIN_TAKEOVER_DEFAULT)?;
     let mut names = HashSet::new();
     for spanned in &raw.listener {
         let listener = spanned.get_ref();

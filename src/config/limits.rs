@@ -28,7 +28,7 @@ pub(super) struct RawLimits {
     total: Option<Spanned<String>>,
     allow: Option<Vec<Spanned<String>>>,
     deny: Option<Vec<Spanned<String>>>,
-    visitor: Option<RawVisitor>,
+    visitor: Option<Spanned<RawVisitor>>,
 }
 
 #[derive(Deserialize)]
@@ -48,7 +48,9 @@ pub(super) fn check_limits(doc: &Document, raw: Option<&RawLimits>) -> Result<Op
     let Some(raw) = raw else { return Ok(None) };
     let RawLimits { connections, rate, burst, up, down, .. } = raw;
     let mut rules = Rules { all: numbers(doc, (connections, rate, burst), (up, down))?, ..Rules::default() };
-    if let Some(RawVisitor { connections, rate, burst, up, down, ipv4_bits, ipv6_bits }) = &raw.visitor {
+    if let Some(RawVisitor { connections, rate, burst, up, down, ipv4_bits, ipv6_bits }) =
+        raw.visitor.as_ref().map(Spanned::get_ref)
+    {
         rules.visitor = numbers(doc, (connections, rate, burst), (up, down))?;
         let bits = |raw: &Option<Spanned<i64>>, max: i64, default: u8| match raw {
             None => Ok(default),
@@ -63,6 +65,19 @@ pub(super) fn check_limits(doc: &Document, raw: Option<&RawLimits>) -> Result<Op
     (rules.idle, rules.total) = (time(&raw.idle)?, time(&raw.total)?);
     rules.lists = Lists { allow: networks(doc, raw.allow.as_deref())?, deny: networks(doc, raw.deny.as_deref())? };
     Ok((rules != Rules::default()).then(|| Limiter::new(rules)))
+}
+
+/// The numbers alone: for whom no visitor's address, silence or age is known.
+pub(super) fn check_numbers(doc: &Document, raw: &RawLimits) -> Result<Rules, Error> {
+    let RawLimits { connections, rate, burst, up, down, idle, total, allow, deny, visitor } = raw;
+    let first = |list: &Option<Vec<Spanned<String>>>| list.as_ref().and_then(|list| list.first()).map(Spanned::span);
+    let time = |raw: &Option<Spanned<String>>| raw.as_ref().map(Spanned::span);
+    let of_others = time(idle).or(time(total)).or(first(allow)).or(first(deny));
+    if let Some(at) = of_others.or(visitor.as_ref().map(Spanned::span)) {
+        let remedy = "limits of the [[service]] or [[listener]]";
+        return Err(doc.wrong(at, "an agent has connections, rate, burst, up and down alone", remedy));
+    }
+    Ok(Rules { all: numbers(doc, (connections, rate, burst), (up, down))?, ..Rules::default() })
 }
 
 type Counts<'a> = (&'a Option<Spanned<i64>>, &'a Option<Spanned<i64>>, &'a Option<Spanned<i64>>);

@@ -6,12 +6,14 @@
 //! ```
 
 pub(crate) mod agent;
+pub(crate) mod agent_limits;
 pub(crate) mod agent_link;
 pub(crate) mod balance;
 pub(crate) mod bridge;
 pub(crate) mod carrier;
 pub(crate) mod check;
 pub(crate) mod doors;
+pub(crate) mod drain;
 pub(crate) mod expose;
 pub(crate) mod http;
 mod ktls;

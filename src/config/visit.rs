@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use toml::Spanned;
 
 /// One local port.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Visit {
     /// The service, as the other agent exposes it.
     pub(crate) service: String,

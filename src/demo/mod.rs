@@ -152,6 +152,9 @@ impl Demo {
             http_listen: loopback,
             link: Link { listen: loopback, public: None, tls: Tls::Auto, ktls: true },
             policies: Default::default(),
+            agents: Default::default(),
+            drain: Default::default(),
+            drain_takeover: Default::default(),
             listeners: vec![Listener {
                 name: SERVICE.into(),
                 listen: loopback,
@@ -201,6 +204,7 @@ impl Demo {
             visits: Vec::new(),
             engine: EngineConfig::default(),
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
+            drain: Default::default(),
         })
         .await?;
         let agent = tokio::spawn(async move { agent.serve(None).await });

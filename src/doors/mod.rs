@@ -20,9 +20,11 @@ pub(crate) mod unix;
 use crate::Failure;
 use crate::config::bridge::Listener;
 use crate::config::doors::Door as Kind;
+use crate::inherit::{self, AtPath};
 use http::link::Links;
 use http::{HttpDoor, HttpStats};
 use proxy::ProxyListener;
+use ringspan_engine::kernel::handover;
 use ringspan_tunnel::bridge::Gate;
 use secret::listener::{House, VisitListener};
 use std::io;
@@ -34,8 +36,8 @@ use threshold::Threshold;
 use udp::listener::UdpListener;
 use unix::UnixListener;
 
-/// Requests under way have this long when their http listener is closed or the bridge stops.
-const DRAIN: Duration = Duration::from_secs(5);
+/// Requests under way have this long when their http listener is gone from the file: nobody waits for them.
+const DRAIN: Duration = Duration::from_secs(3600);
 
 /// The bridge's doors that are open. Dropping one closes it.
 pub(crate) struct Doors {
@@ -51,8 +53,7 @@ enum Door {
     Proxy(ProxyListener),
     Http(HttpDoor),
     Visit(VisitListener),
-    /// Kept for its end.
-    Unix(#[expect(dead_code, reason = "it listens while it lives")] UnixListener),
+    Unix(UnixListener),
 }
 
 impl Doors {
@@ -73,9 +74,12 @@ impl Doors {
         let all = std::mem::take(&mut self.open);
         let (kept, gone) = all.into_iter().partition(|(listener, _)| wanted.contains(listener));
         self.open = kept;
-        for (_, door) in gone {
-            if let Door::Http(door) = door {
-                tokio::spawn(door.stop(DRAIN));
+        let kept = self.keep_sockets(&gone, wanted);
+        for (listener, door) in gone {
+            match door {
+                Door::Http(door) => drop(tokio::spawn(door.stop(DRAIN))),
+                Door::Unix(door) if wanted.iter().any(|w| same_place(w, &listener)) => door.leave(),
+                Door::Udp(_) | Door::Proxy(_) | Door::Visit(_) | Door::Unix(_) => {}
             }
         }
         for listener in wanted {
@@ -89,7 +93,50 @@ impl Doors {
                 Err(failure) => tracing::warn!(%failure, "a listener stays closed"),
             }
         }
+        // Of one that could not be opened again nothing is left open.
+        for address in kept {
+            while inherit::tcp(address).is_some() || inherit::udp(address).is_some() {}
+        }
         failed
+    }
+
+    /// Keeps the sockets of those that are closed and opened anew at the same place: who waits there waits on, and
+    /// nobody is refused meanwhile. Their addresses.
+    fn keep_sockets(&self, gone: &[(Listener, Door)], wanted: &[Listener]) -> Vec<SocketAddr> {
+        let again = gone.iter().filter(|(listener, _)| wanted.iter().any(|w| same_place(w, listener)));
+        let mut addresses = Vec::new();
+        for (_, door) in again {
+            match door {
+                // A copy that cannot be had is a moment in which nobody listens.
+                Door::Unix(unix) => inherit::put_paths(unix.copy().into_iter().collect()),
+                door => addresses.extend(door.address()),
+            }
+        }
+        if !addresses.is_empty() {
+            let sockets = handover::waiting_sockets().unwrap_or_default();
+            inherit::put(sockets.into_iter().filter(|w| addresses.contains(&w.address)).collect());
+        }
+        addresses
+    }
+
+    /// Copies of what waits for visitors at paths.
+    pub(crate) fn paths(&self) -> io::Result<Vec<AtPath>> {
+        let unix = self.open.iter().filter_map(|(_, door)| if let Door::Unix(unix) = door { Some(unix) } else { None });
+        unix.map(UnixListener::copy).collect()
+    }
+
+    /// What is at paths is another process's from now on.
+    pub(crate) fn leave_paths(&mut self) {
+        let all = std::mem::take(&mut self.open).into_iter();
+        self.open = all
+            .filter_map(|(listener, door)| match door {
+                Door::Unix(unix) => {
+                    unix.leave();
+                    None
+                }
+                door => Some((listener, door)),
+            })
+            .collect();
     }
 
     /// Gives http listeners that stay where they are their new configuration: nobody's connection is closed for it.
@@ -106,15 +153,17 @@ impl Doors {
         }
     }
 
-    /// Closes all doors. Http listeners take no new requests, and those under way have [`DRAIN`] to finish.
-    pub(crate) async fn stop(self) {
+    /// Closes all doors. Http listeners take no new requests, and those under way have until then to finish; `udp`
+    /// conversations, which have no end that could be waited for, end; other visitors are the data path's already.
+    pub(crate) async fn drain(&mut self, until: tokio::time::Instant) {
+        let patience = until.saturating_duration_since(tokio::time::Instant::now());
         let mut ending = tokio::task::JoinSet::new();
-        for (_, door) in self.open {
+        for (_, door) in std::mem::take(&mut self.open) {
             if let Door::Http(door) = door {
-                ending.spawn(door.stop(DRAIN));
+                ending.spawn(door.stop(patience));
             }
         }
-        ending.join_all().await;
+        while ending.join_next().await.is_some() {}
     }
 
     fn start(&self, listener: &Listener) -> Result<Option<Door>, Failure> {
@@ -160,16 +209,7 @@ impl Doors {
 
     /// Names and addresses of those that are open and have one, with the real port where 0 was asked for.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
-        self.open.iter().filter_map(|(listener, door)| {
-            let address = match door {
-                Door::Udp(udp) => udp.address(),
-                Door::Proxy(proxy) => proxy.address(),
-                Door::Http(http) => http.address(),
-                Door::Visit(visit) => visit.address(),
-                Door::Unix(_) => return None,
-            };
-            Some((listener.name.as_str(), address))
-        })
+        self.open.iter().filter_map(|(listener, door)| door.address().map(|address| (listener.name.as_str(), address)))
     }
 
     /// What http listeners have counted.
@@ -180,6 +220,29 @@ impl Doors {
     /// What the others have counted.
     pub(crate) fn tally(&self) -> Arc<Tally> {
         self.tally.clone()
+    }
+}
+
+impl Door {
+    /// `None`: it listens at a path.
+    fn address(&self) -> Option<SocketAddr> {
+        Some(match self {
+            Door::Udp(udp) => udp.address(),
+            Door::Proxy(proxy) => proxy.address(),
+            Door::Http(http) => http.address(),
+            Door::Visit(visit) => visit.address(),
+            Door::Unix(_) => return None,
+        })
+    }
+}
+
+/// Whether one can take over the other's socket.
+fn same_place(a: &Listener, b: &Listener) -> bool {
+    match (&a.door, &b.door) {
+        (Kind::Unix(a), Kind::Unix(b)) => a.path == b.path,
+        (Kind::Unix(_), _) | (_, Kind::Unix(_)) | (Kind::Tcp, _) | (_, Kind::Tcp) => false,
+        (Kind::Udp(_), other) | (other, Kind::Udp(_)) if !matches!(other, Kind::Udp(_)) => false,
+        _ => a.listen == b.listen && (a.listen.port() != 0 || a.name == b.name),
     }
 }
 

@@ -5,6 +5,7 @@
 use super::listening;
 use super::proxy::dial::reason_of;
 use super::threshold::Threshold;
+use crate::inherit::AtPath;
 use ringspan_engine::health::{Health, Verdict};
 use ringspan_engine::kernel::{Socket, monotonic_now};
 use ringspan_engine::outcome::Code;
@@ -15,6 +16,7 @@ use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::health_feed::BackendHealth;
 use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
@@ -37,7 +39,11 @@ pub(crate) struct UnixListener {
     /// Device and inode of our socket file.
     identity: (u64, u64),
     /// Held as long as we live: whoever has it may replace what is at the path.
-    _lock: File,
+    lock: File,
+    /// A copy of what waits for visitors.
+    listener: OwnedFd,
+    /// Somebody else listens there now.
+    is_left: bool,
 }
 
 impl UnixListener {
@@ -49,18 +55,44 @@ impl UnixListener {
         handle: BridgeHandle,
         threshold: Threshold,
     ) -> io::Result<UnixListener> {
-        let (listener, lock) = bind(path, mode)?;
+        let (listener, lock) = match crate::inherit::path(path) {
+            Some(AtPath { listener, lock, .. }) => {
+                fs::set_permissions(path, Permissions::from_mode(mode))?;
+                (listener.into(), lock.into())
+            }
+            None => bind(path, mode)?,
+        };
+        let copy = listener.try_clone()?.into();
         let meta = fs::symlink_metadata(path)?;
         let listener = TokioListener::from_std(listener)?;
         let task = tokio::spawn(accept(listener, gate, handle, threshold));
-        Ok(UnixListener { task, path: path.to_owned(), identity: (meta.dev(), meta.ino()), _lock: lock })
+        Ok(UnixListener {
+            task,
+            path: path.to_owned(),
+            identity: (meta.dev(), meta.ino()),
+            lock,
+            listener: copy,
+            is_left: false,
+        })
+    }
+
+    /// For somebody else to listen there, as well.
+    pub(crate) fn copy(&self) -> io::Result<AtPath> {
+        let (path, lock) = (self.path.clone(), self.lock.try_clone()?.into());
+        Ok(AtPath { path, listener: self.listener.try_clone()?, lock })
+    }
+
+    /// Accepts nobody any more and leaves what is at the path to whoever has a copy.
+    pub(crate) fn leave(mut self) {
+        self.is_left = true;
     }
 }
 
 impl Drop for UnixListener {
     fn drop(&mut self) {
         self.task.abort();
-        let is_ours = fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity);
+        let is_ours = !self.is_left
+            && fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity);
         if is_ours {
             let _ = fs::remove_file(&self.path);
         }

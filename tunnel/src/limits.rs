@@ -8,9 +8,10 @@
 //! no worker has a share of its own to run out of. A rate is one number, the time at which all that was let through is
 //! paid for (the generic cell rate algorithm): the mean never exceeds the limit by more than one burst, and for bytes
 //! by one read of each of the streams that share it. Time comes in; the lists and the table of visitors are locked for a
-//! moment at accept, and only where they are configured.
+//! moment at accept, and only where they are configured. A change of the rules ([`Limiter::change`]) forgets no count.
 
 use crate::frame::Reason;
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use ringspan_engine::time::Instant;
 use std::collections::HashMap;
@@ -131,10 +132,30 @@ fn cost(count: u64, each_second: u64) -> u64 {
     u64::try_from(u128::from(count) * u128::from(SECOND) / u128::from(each_second)).unwrap_or(u64::MAX)
 }
 
+/// One set of numbers that may change.
+#[derive(Debug, Default)]
+struct Numbers {
+    connections_max: AtomicU32,
+    rate: AtomicU32,
+    burst: AtomicU32,
+    up_bytes: AtomicU64,
+    down_bytes: AtomicU64,
+}
+
+impl Numbers {
+    fn set(&self, limits: &Limits) {
+        self.connections_max.store(limits.connections_max, Relaxed);
+        self.rate.store(limits.rate, Relaxed);
+        self.burst.store(limits.burst, Relaxed);
+        self.up_bytes.store(limits.up_bytes, Relaxed);
+        self.down_bytes.store(limits.down_bytes, Relaxed);
+    }
+}
+
 /// Counts of one set of numbers, shared by all workers.
 #[derive(Debug, Default)]
 struct Tally {
-    limits: Limits,
+    limits: Numbers,
     connections: AtomicU32,
     arrivals: Paid,
     up: Paid,
@@ -142,13 +163,20 @@ struct Tally {
 }
 
 impl Tally {
+    fn new(limits: &Limits) -> Arc<Tally> {
+        let tally = Tally::default();
+        tally.limits.set(limits);
+        Arc::new(tally)
+    }
+
     fn enter(&self, now: Instant) -> Result<(), Reason> {
-        let Limits { connections_max, rate, burst, .. } = self.limits;
+        let connections_max = self.limits.connections_max.load(Relaxed);
         let take = |n: u32| if connections_max == 0 || n < connections_max { Some(n + 1) } else { None };
         self.connections.fetch_update(Relaxed, Relaxed, take).map_err(|_| Reason::ConnectionsMax)?;
+        let rate = self.limits.rate.load(Relaxed);
         if rate > 0 {
-            let burst = u64::from(if burst == 0 { rate } else { burst });
-            if !self.arrivals.admit(now.ns(), cost(1, rate.into()), cost(burst, rate.into())) {
+            let burst = Some(self.limits.burst.load(Relaxed)).filter(|burst| *burst > 0).unwrap_or(rate);
+            if !self.arrivals.admit(now.ns(), cost(1, rate.into()), cost(burst.into(), rate.into())) {
                 self.leave();
                 return Err(Reason::RateMax);
             }
@@ -162,8 +190,8 @@ impl Tally {
 
     fn rate(&self, way: Way) -> (&Paid, u64) {
         match way {
-            Way::Up => (&self.up, self.limits.up_bytes),
-            Way::Down => (&self.down, self.limits.down_bytes),
+            Way::Up => (&self.up, self.limits.up_bytes.load(Relaxed)),
+            Way::Down => (&self.down, self.limits.down_bytes.load(Relaxed)),
         }
     }
 
@@ -176,20 +204,20 @@ impl Tally {
 
 /// The limits of one listener or service, and what is used of them. Shared by all workers and doors.
 pub struct Limiter {
-    rules: Rules,
+    rules: ArcSwap<Rules>,
     all: Arc<Tally>,
     visitors: Mutex<HashMap<IpAddr, Arc<Tally>>>,
 }
 
 impl fmt::Debug for Limiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Limiter").field("rules", &self.rules).finish_non_exhaustive()
+        f.debug_struct("Limiter").field("rules", &self.rules()).finish_non_exhaustive()
     }
 }
 
 impl PartialEq for Limiter {
     fn eq(&self, other: &Limiter) -> bool {
-        self.rules == other.rules
+        *self.rules() == *other.rules()
     }
 }
 
@@ -198,18 +226,34 @@ impl Eq for Limiter {}
 impl Limiter {
     /// Nobody is in yet.
     pub fn new(rules: Rules) -> Arc<Limiter> {
-        let all = Arc::new(Tally { limits: rules.all, ..Tally::default() });
-        Arc::new(Limiter { rules, all, visitors: Mutex::default() })
+        let all = Tally::new(&rules.all);
+        Arc::new(Limiter { rules: ArcSwap::from_pointee(rules), all, visitors: Mutex::default() })
     }
 
     /// What it keeps.
-    pub fn rules(&self) -> &Rules {
-        &self.rules
+    pub fn rules(&self) -> Arc<Rules> {
+        self.rules.load_full()
+    }
+
+    /// Keeps other rules from now on; who is in stays in and goes on being counted. A number that takes another's place
+    /// holds for everybody at once; lists, times, and a number where there was none hold for those who come.
+    pub fn change(&self, rules: Rules) {
+        let mut visitors = self.visitors.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.rules();
+        self.all.limits.set(&rules.all);
+        if old.visitor_bits == rules.visitor_bits {
+            visitors.values().for_each(|tally| tally.limits.set(&rules.visitor));
+        } else {
+            // One address is another visitor now.
+            visitors.clear();
+        }
+        self.rules.store(Arc::new(rules));
     }
 
     /// Whether the visitor's address matters.
     pub fn asks_who(&self) -> bool {
-        self.rules.lists != Lists::default() || !self.rules.visitor.is_none()
+        let rules = self.rules.load();
+        rules.lists != Lists::default() || !rules.visitor.is_none()
     }
 
     /// Lets a visitor in, until the pass is dropped. One whose address is not known is let in by lists only if there is
@@ -218,17 +262,18 @@ impl Limiter {
     /// # Errors
     /// [`Reason::Denied`], [`Reason::ConnectionsMax`], [`Reason::RateMax`], [`Reason::VisitorsMax`].
     pub fn enter(self: &Arc<Self>, now: Instant, address: Option<IpAddr>) -> Result<Pass, Reason> {
-        let is_welcome = address.map_or(self.rules.lists.allow.is_empty(), |address| self.rules.lists.lets_in(address));
+        let rules = self.rules.load();
+        let is_welcome = address.map_or(rules.lists.allow.is_empty(), |address| rules.lists.lets_in(address));
         if !is_welcome {
             return Err(Reason::Denied);
         }
-        let mut pass = Pass { tallies: Vec::new(), idle: self.rules.idle, total: self.rules.total };
-        if !self.rules.visitor.is_none() {
+        let mut pass = Pass { tallies: Vec::new(), idle: rules.idle, total: rules.total };
+        if !rules.visitor.is_none() {
             let tally = self.visitor(now, address)?;
             tally.enter(now)?;
             pass.tallies.push(tally);
         }
-        if !self.rules.all.is_none() {
+        if !rules.all.is_none() {
             self.all.enter(now)?;
             pass.tallies.push(self.all.clone());
         }
@@ -236,8 +281,10 @@ impl Limiter {
     }
 
     fn visitor(&self, now: Instant, address: Option<IpAddr>) -> Result<Arc<Tally>, Reason> {
-        let key = address.map_or(Ipv6Addr::UNSPECIFIED.into(), |address| self.network(address.to_canonical()));
         let mut visitors = self.visitors.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock: they change under it.
+        let rules = self.rules.load();
+        let key = address.map_or(Ipv6Addr::UNSPECIFIED.into(), |address| network(&rules, address.to_canonical()));
         if let Some(tally) = visitors.get(&key) {
             return Ok(tally.clone());
         }
@@ -248,16 +295,16 @@ impl Limiter {
                 return Err(Reason::VisitorsMax);
             }
         }
-        let tally = Arc::new(Tally { limits: self.rules.visitor, ..Tally::default() });
+        let tally = Tally::new(&rules.visitor);
         visitors.insert(key, tally.clone());
         Ok(tally)
     }
+}
 
-    fn network(&self, address: IpAddr) -> IpAddr {
-        let (four, six) = self.rules.visitor_bits.unwrap_or((32, 64));
-        let bits = if address.is_ipv4() { four.min(32) } else { six.min(128) };
-        IpNet::new(address, bits).map_or(address, |net| net.network())
-    }
+fn network(rules: &Rules, address: IpAddr) -> IpAddr {
+    let (four, six) = rules.visitor_bits.unwrap_or((32, 64));
+    let bits = if address.is_ipv4() { four.min(32) } else { six.min(128) };
+    IpNet::new(address, bits).map_or(address, |net| net.network())
 }
 
 /// Somebody who was let in. Dropped: one less.
@@ -282,6 +329,20 @@ impl Pass {
         self.tallies.append(&mut other.tallies);
         self.idle = [self.idle, other.idle].into_iter().flatten().min();
         self.total = [self.total, other.total].into_iter().flatten().min();
+    }
+
+    /// Leaves whatever it has joined past the first `count`.
+    pub(crate) fn leave_past(&mut self, count: usize) {
+        while self.tallies.len() > count {
+            if let Some(tally) = self.tallies.pop() {
+                tally.leave();
+            }
+        }
+    }
+
+    /// How many counts it is in.
+    pub(crate) fn counts(&self) -> usize {
+        self.tallies.len()
     }
 
     /// Whether nothing is counted or limited: it need not be kept.

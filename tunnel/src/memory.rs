@@ -3,7 +3,7 @@
 //! by all workers: atomics that are touched when a window grows (a handful of times in a stream's life) and when a far
 //! socket does not take its bytes at once, never for a byte that passes straight through.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// The limits of one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,10 @@ impl Default for MemoryLimits {
 /// What is taken now. One for each process, behind an `Arc`.
 #[derive(Debug, Default)]
 pub struct Budget {
-    limits: MemoryLimits,
+    window_bytes_max: AtomicU32,
+    carrier_growth_bytes_max: AtomicU64,
+    growth_bytes_max: AtomicU64,
+    held_bytes_max: AtomicU64,
     growth: AtomicU64,
     held: AtomicU64,
 }
@@ -43,17 +46,32 @@ pub struct Budget {
 impl Budget {
     /// Nothing is taken yet.
     pub fn new(limits: MemoryLimits) -> Budget {
-        Budget { limits, ..Budget::default() }
+        let budget = Budget::default();
+        budget.set_limits(limits);
+        budget
     }
 
     /// The limits.
-    pub fn limits(&self) -> &MemoryLimits {
-        &self.limits
+    pub fn limits(&self) -> MemoryLimits {
+        MemoryLimits {
+            window_bytes_max: self.window_bytes_max.load(Relaxed),
+            carrier_growth_bytes_max: self.carrier_growth_bytes_max.load(Relaxed),
+            growth_bytes_max: self.growth_bytes_max.load(Relaxed),
+            held_bytes_max: self.held_bytes_max.load(Relaxed),
+        }
+    }
+
+    /// Other limits from now on. What is taken beyond them is given back as its streams end.
+    pub fn set_limits(&self, limits: MemoryLimits) {
+        self.window_bytes_max.store(limits.window_bytes_max, Relaxed);
+        self.carrier_growth_bytes_max.store(limits.carrier_growth_bytes_max, Relaxed);
+        self.growth_bytes_max.store(limits.growth_bytes_max, Relaxed);
+        self.held_bytes_max.store(limits.held_bytes_max, Relaxed);
     }
 
     /// Takes `bytes` of growth, or nothing: then the window stays as it is.
     pub(crate) fn take_growth(&self, bytes: u64) -> bool {
-        let max = self.limits.growth_bytes_max;
+        let max = self.growth_bytes_max.load(Relaxed);
         !self.is_tight()
             && self
                 .growth
@@ -87,12 +105,12 @@ impl Budget {
 
     /// More than half of what may wait does: it is time to be stingy.
     pub(crate) fn is_tight(&self) -> bool {
-        self.held_bytes() > self.limits.held_bytes_max / 2
+        self.held_bytes() > self.held_bytes_max.load(Relaxed) / 2
     }
 
     /// More waits than may.
     pub(crate) fn is_exceeded(&self) -> bool {
-        self.held_bytes() > self.limits.held_bytes_max
+        self.held_bytes() > self.held_bytes_max.load(Relaxed)
     }
 }
 
@@ -114,5 +132,7 @@ mod tests {
         budget.on_held(1001, 500);
         assert!(budget.take_growth(50) && !budget.take_growth(1));
         assert_eq!((budget.growth_bytes(), budget.held_bytes()), (100, 500));
+        budget.set_limits(MemoryLimits { growth_bytes_max: 101, ..limits });
+        assert!(budget.take_growth(1) && !budget.take_growth(1), "what was taken still counts");
     }
 }

@@ -14,6 +14,7 @@
 //! ```
 
 use crate::identity::AgentId;
+use crate::limits::Limiter;
 use crate::outliers::Place;
 use crate::proxy_header;
 use ringspan_engine::health::Health;
@@ -52,13 +53,15 @@ pub struct Backend {
     pub proxy: Option<proxy_header::Version>,
     /// Visitors that it has now.
     pub load: Load,
+    /// What all visitors of its agent may do together: numbers alone, no lists, times or visitors' own.
+    pub limiter: Option<Arc<Limiter>>,
 }
 
 impl Backend {
     /// One of weight 1, unknown health, and no wishes.
     pub fn new(agent: AgentId, session: u64, index: u16) -> Backend {
         let (health, load) = (Health::Unknown, Load::default());
-        Backend { agent, session, index, health, weight: 1, priority: 0, proxy: None, load }
+        Backend { agent, session, index, health, weight: 1, priority: 0, proxy: None, load, limiter: None }
     }
 
     /// What the hash of a visitor is mixed with: the same for each session of the agent.

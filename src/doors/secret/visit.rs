@@ -11,7 +11,9 @@ use crate::doors::listening;
 use crate::doors::proxy::dial::reason_of;
 use crate::doors::road::Road;
 use crate::doors::tally::Few;
-use ringspan_engine::kernel::Socket;
+use crate::inherit;
+use arc_swap::ArcSwap;
+use ringspan_engine::kernel::{Socket, handover};
 use ringspan_tunnel::fingerprint::Trust;
 use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::hello::{AgentHello, AgentStep, Carrier, Expose, Introduction, SessionId, VERSIONS};
@@ -24,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -40,41 +42,94 @@ const CLIENTS_MAX: usize = 4096;
 /// Local ports that lead to secret services, until this is dropped.
 #[derive(Default)]
 pub(crate) struct Visits {
-    open: Vec<(SocketAddr, JoinHandle<()>)>,
+    open: Vec<(Visit, Port)>,
+    /// They accept nobody any more; each ends with its last client.
+    leaving: Vec<JoinHandle<()>>,
+    /// The way to the bridge, for the next client.
+    road: Arc<ArcSwap<Road>>,
+}
+
+struct Port {
+    /// Dropped or said: no more clients.
+    close: oneshot::Sender<()>,
+    task: JoinHandle<()>,
 }
 
 impl Visits {
-    /// Opens all of them. Needs a runtime.
+    /// Opens exactly these: what is the same goes on, and clients of what is gone are carried to their end. Needs a
+    /// runtime.
     ///
     /// # Errors
-    /// The first that cannot be opened.
-    pub(crate) fn start(
+    /// The first that cannot be opened; then nothing has changed.
+    pub(crate) fn apply(
+        &mut self,
         visits: &[Visit],
         identity: &AgentKey,
         trust: Trust,
         road: &Road,
-    ) -> Result<Visits, (SocketAddr, io::Error)> {
-        let mut all = Visits::default();
+    ) -> Result<(), (SocketAddr, io::Error)> {
+        let mut fresh = Vec::new();
         for visit in visits {
+            if self.open.iter().any(|(open, _)| open == visit) {
+                continue;
+            }
             let start = || {
+                // The port of one that changes is there already.
+                let before = self.open.iter().find(|(open, _)| open.listen == visit.listen && visit.listen.port() != 0);
+                if before.is_some() {
+                    let waiting = handover::waiting_sockets()?;
+                    inherit::put(waiting.into_iter().filter(|w| w.address == visit.listen && !w.is_udp).collect());
+                }
                 let listener = listening::tcp(visit.listen)?;
                 let address = listener.local_addr()?;
                 let tls = visit.key.client(&visit.service).map_err(io::Error::other)?;
-                let (identity, tls, road) = (identity.clone(), TlsConnector::from(tls), road.clone());
+                let (identity, tls, road) = (identity.clone(), TlsConnector::from(tls), self.road.clone());
                 let way = Way { visit: visit.clone(), identity, trust, tls, road };
-                Ok((address, tokio::spawn(accept(listener, Arc::new(way)))))
+                let (close, closed) = oneshot::channel();
+                tracing::info!(service = visit.service, %address, via = %visit.via, "visiting a secret service");
+                Ok((visit.clone(), Port { close, task: tokio::spawn(accept(listener, Arc::new(way), closed)) }))
             };
-            let (address, task) = start().map_err(|error| (visit.listen, error))?;
-            tracing::info!(service = visit.service, %address, via = %visit.via, "visiting a secret service");
-            all.open.push((address, task));
+            match start() {
+                Ok(port) => fresh.push(port),
+                Err(error) => {
+                    fresh.into_iter().for_each(|(_, port): (Visit, Port)| port.task.abort());
+                    return Err((visit.listen, error));
+                }
+            }
         }
-        Ok(all)
+        let (stay, go) = std::mem::take(&mut self.open).into_iter().partition(|(open, _)| visits.contains(open));
+        self.open = stay;
+        self.road.store(Arc::new(road.clone()));
+        self.open.extend(fresh);
+        self.leave(go);
+        Ok(())
+    }
+
+    /// Accepts nobody any more.
+    pub(crate) fn drain(&mut self) {
+        let all = std::mem::take(&mut self.open);
+        self.leave(all);
+    }
+
+    /// Whether nobody is carried any more, once it drains.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.leaving.iter().all(JoinHandle::is_finished)
+    }
+
+    fn leave(&mut self, ports: Vec<(Visit, Port)>) {
+        self.leaving.retain(|task| !task.is_finished());
+        for (visit, Port { close, task }) in ports {
+            tracing::info!(service = visit.service, address = %visit.listen, "a port of a secret service is closed");
+            // One that has ended by itself needs no word.
+            let _ = close.send(());
+            self.leaving.push(task);
+        }
     }
 }
 
 impl Drop for Visits {
     fn drop(&mut self) {
-        for (_, task) in &self.open {
+        for task in self.open.iter().map(|(_, port)| &port.task).chain(&self.leaving) {
             task.abort();
         }
     }
@@ -86,17 +141,24 @@ struct Way {
     trust: Trust,
     tls: TlsConnector,
     /// Its proxy leads to the bridge's listener, too.
-    road: Road,
+    road: Arc<ArcSwap<Road>>,
 }
 
-async fn accept(listener: TcpListener, way: Arc<Way>) {
+async fn accept(listener: TcpListener, way: Arc<Way>, mut closed: oneshot::Receiver<()>) {
     let (places, few) = (Arc::new(Semaphore::new(CLIENTS_MAX)), Arc::new(Few::default()));
     // Ends its clients with itself.
     let mut clients = JoinSet::new();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let next = async {
+            let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            next = next => next,
+            _ = &mut closed => break,
+        };
         while clients.try_join_next().is_some() {}
-        match listener.accept().await {
+        match accepted {
             Ok((client, _)) => {
                 let (way, few) = (way.clone(), few.clone());
                 clients.spawn(async move {
@@ -117,13 +179,15 @@ async fn accept(listener: TcpListener, way: Arc<Way>) {
             Err(error) => listening::pause(&way.visit.service, &error).await,
         }
     }
+    drop(listener);
+    while clients.join_next().await.is_some() {}
 }
 
 impl Way {
     /// A connection to the other agent, which both ends have proved to be who they should be.
     async fn reach(&self) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
         let via = &self.visit.via;
-        let stream = self.road.tcp(via).await.map_err(|error| io::Error::other(error.text))?;
+        let stream = self.road.load_full().tcp(via).await.map_err(|error| io::Error::other(error.text))?;
         stream.set_nodelay(true)?;
         let tls = match self.trust {
             Trust::Plain => Tls::plain(),

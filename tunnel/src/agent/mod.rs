@@ -295,6 +295,11 @@ impl AgentHandle {
         self.shared.bridge.store(Arc::new(addresses));
     }
 
+    /// Other limits for what streams may take, from now on.
+    pub fn set_memory(&self, limits: MemoryLimits) {
+        self.shared.budget.set_limits(limits);
+    }
+
     /// Counters, summed over the workers.
     pub fn stats(&self) -> Stats {
         let mut sum = Stats::default();

@@ -159,6 +159,20 @@ impl Visitor {
         Visitor { socket, arrival: Arrival::default(), ticket: Ticket::new(gate, None, None) }
     }
 
+    /// Is counted by the backend's agent, and by none other any more.
+    ///
+    /// # Errors
+    /// [`Reason::ConnectionsMax`], [`Reason::RateMax`].
+    pub(super) fn enter_agent(&mut self, now: Instant, backend: &Backend) -> Result<(), Reason> {
+        if let Some(fare) = &mut self.arrival.fare {
+            fare.set_agent(None);
+        }
+        let Some(limiter) = &backend.limiter else { return Ok(()) };
+        let pass = limiter.enter(now, None)?;
+        self.arrival.fare.get_or_insert_with(|| Fare::new(Pass::default())).set_agent(Some(pass));
+        Ok(())
+    }
+
     /// For this backend: the header that it wants to hear, and a place in its count if it is counted.
     pub(super) fn prepare(&mut self, backend: &Backend, counts: bool) {
         self.arrival.header = match backend.proxy {

@@ -500,6 +500,11 @@ impl BridgeHandle {
         self.shared.ears.left()
     }
 
+    /// Other limits for what streams may take, from now on.
+    pub fn set_memory(&self, limits: MemoryLimits) {
+        self.shared.budget.set_limits(limits);
+    }
+
     /// Counters, summed over the workers.
     pub fn stats(&self) -> Stats {
         self.shared.stats()

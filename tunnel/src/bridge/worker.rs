@@ -623,6 +623,11 @@ impl BridgeWorker {
                 Err(NoRoute::NoBackend) => return self.refuse(visitor, why.unwrap_or(Reason::NoBackend)),
             };
             let (session, backend) = ((picked.agent, picked.session), picked.index);
+            if let Err(reason) = visitor.enter_agent(now, picked) {
+                why = Some(reason);
+                visitor.ticket.tried.push((session, backend));
+                continue;
+            }
             visitor.prepare(picked, policy.balance == Balance::LeastConnections);
             visitor.ticket.wants_news |= outliers.knows(&(session, backend));
             let given = match carrier_of(links, &self.plane, &session) {

@@ -83,6 +83,31 @@ fn connections_are_counted() {
     assert_eq!(limiter.visitors.lock().unwrap().len(), 3, "a /64 is one visitor");
 }
 
+/// Other rules forget nobody: who is in is counted on, by the new number, and the same for bytes that were let through.
+#[test]
+fn a_change_forgets_no_count() {
+    let rules = |all: u32, each: u32, down_bytes: u64| Rules {
+        all: Limits { connections_max: all, down_bytes, ..Limits::default() },
+        visitor: Limits { connections_max: each, ..Limits::default() },
+        ..Rules::default()
+    };
+    let limiter = Limiter::new(rules(3, 2, 1 << 20));
+    let enter = |address| limiter.enter(at(0), ip(address));
+    let first = enter("192.0.2.1").unwrap();
+    let second = enter("192.0.2.1").unwrap();
+    limiter.change(rules(2, 5, 1 << 10));
+    assert_eq!(enter("192.0.2.2").unwrap_err(), Reason::ConnectionsMax, "two are in, and two may be");
+    drop(second);
+    let third = enter("192.0.2.1").unwrap();
+    limiter.change(rules(5, 2, 1 << 10));
+    assert_eq!(enter("192.0.2.1").unwrap_err(), Reason::ConnectionsMax, "of one visitor");
+    first.spend(Way::Down, at(0), 10 << 10);
+    let wait = third.wait(Way::Down, at(0)).expect("ten seconds of the new rate are owed");
+    assert!(wait > at(8 * SECOND), "{wait:?}");
+    limiter.change(rules(5, 2, 0));
+    assert_eq!(third.wait(Way::Down, at(0)), None, "no limit any more");
+}
+
 /// Many threads, one count.
 #[test]
 fn threads_share_the_count() {

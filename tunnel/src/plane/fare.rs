@@ -21,6 +21,8 @@ pub(crate) struct Fare {
     pub(crate) pass: Pass,
     /// Counted for its backend; another when it is sent to another.
     pub(crate) load: Option<LoadGuard>,
+    /// Of the pass, what the visitor keeps when it is sent to another agent.
+    own: usize,
     /// When bytes last went, either way.
     active_at: Instant,
     since: Option<Instant>,
@@ -46,7 +48,24 @@ pub(super) enum Look {
 impl Fare {
     pub(crate) fn new(pass: Pass) -> Box<Fare> {
         let paced = pass.limits(Way::Down);
-        Box::new(Fare { pass, load: None, active_at: Instant::ZERO, since: None, paced, waiting: false })
+        Box::new(Fare {
+            own: pass.counts(),
+            pass,
+            load: None,
+            active_at: Instant::ZERO,
+            since: None,
+            paced,
+            waiting: false,
+        })
+    }
+
+    /// It is sent to an agent that counts it too; `None`: to none that does, or to none yet.
+    pub(crate) fn set_agent(&mut self, pass: Option<Pass>) {
+        self.pass.leave_past(self.own);
+        if let Some(pass) = pass {
+            self.pass.join(pass);
+        }
+        self.paced = self.pass.limits(Way::Down);
     }
 
     /// Whether its bytes have to be seen: then it cannot ride a connection of its own.
