@@ -65,7 +65,8 @@ impl Counts {
         let of = |health: &str| {
             let lines = metrics.lines().filter(|l| l.starts_with("ringspan_registry_instances{"));
             let mut ours = lines.filter(|l| l.contains("kind=\"persistent\"") && l.contains(health));
-            ours.next()?.rsplit(' ').next()?.parse().ok()
+            // Gauges are floats in OpenMetrics.
+            ours.next()?.rsplit(' ').next()?.parse().ok().map(|n: f64| n as u64)
         };
         Some(Counts { up: of("health=\"up\"")?, down: of("health=\"down\"")?, unknown: of("health=\"unknown\"")? })
     }
@@ -276,7 +277,7 @@ mod tests {
     fn healths_are_read_from_metrics() {
         let text = "# TYPE ringspan_registry_instances gauge\n\
                     ringspan_registry_instances{kind=\"ephemeral\",health=\"down\"} 9\n\
-                    ringspan_registry_instances{kind=\"persistent\",health=\"up\"} 7\n\
+                    ringspan_registry_instances{kind=\"persistent\",health=\"up\"} 7.0\n\
                     ringspan_registry_instances{kind=\"persistent\",health=\"down\"} 2\n\
                     ringspan_registry_instances{kind=\"persistent\",health=\"unknown\"} 1\n# EOF\n";
         assert_eq!(Counts::of(text), Some(Counts { up: 7, down: 2, unknown: 1 }));
