@@ -6,6 +6,7 @@ use crate::check::{Check, Detail, Phases};
 use crate::health::{Health, Held};
 use crate::outcome::Code;
 use crate::slab::Key;
+use crate::time::Instant;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -110,6 +111,8 @@ pub struct Transition {
     pub detail: Detail,
     /// The deciding probe's RTT. Nanoseconds.
     pub rtt_ns: u64,
+    /// When the deciding probe was due, on the engine's clock (CLOCK_MONOTONIC).
+    pub due: Instant,
     /// How many outcomes in a row decided, as many as were needed: "3 of 3"; 1 when nothing was believed before.
     pub streak: u8,
 }

@@ -2,7 +2,11 @@
 //! Promise: a [`Checker`] is valid: the engine takes what it makes of it. Passwords are never printed.
 //! Pure: no socket, no clock.
 
-use crate::model::{InstanceId, Invalid};
+mod said;
+
+pub use said::{CHECKER_KEY, read, take};
+
+use crate::model::{InstanceId, Invalid, Metadata};
 use ringspan_engine::check::{Check, HttpCheck, MysqlCheck, Secret};
 use ringspan_engine::health::Thresholds;
 use ringspan_engine::io::Mode;
@@ -152,12 +156,41 @@ impl Checker {
         Ok(Checker { how: how.into(), port })
     }
 
+    /// The same in this manner, if it has none of its own.
+    #[must_use]
+    pub(crate) fn or_in_manner(self, manner: Option<Manner>) -> Checker {
+        match manner {
+            Some(_) if self.how.manner.is_none() && self.how.kind != Kind::None => {
+                Checker { how: How { kind: self.how.kind.clone(), manner }.into(), port: self.port }
+            }
+            _ => self,
+        }
+    }
+
     /// What `id` is to be asked, if it is to be checked.
     pub fn asked(&self, id: &InstanceId) -> Option<Asked> {
         if self.how.kind == Kind::None {
             return None;
         }
         Some(Asked { address: SocketAddr::new(id.ip()?, self.port.unwrap_or(id.port())), how: self.how.clone() })
+    }
+}
+
+/// Metadata key of a service: in which manner the clusters that have none of their own are checked, `nacos` or `own`.
+/// It may be changed at any time.
+pub const MANNER_KEY: &str = "preserved.manner";
+
+impl Manner {
+    /// What a service's metadata asks for; `None`: the registry's own.
+    ///
+    /// # Errors
+    /// [`Invalid`] for anything but `nacos` and `own`.
+    pub fn of(metadata: &Metadata) -> Result<Option<Manner>, Invalid> {
+        match metadata.get(MANNER_KEY).map(|text| text.trim()) {
+            None | Some("own") => Ok(None),
+            Some("nacos") => Ok(Some(Manner::Nacos)),
+            Some(other) => Err(Invalid::new(MANNER_KEY, format!("{other:?} is neither \"nacos\" nor \"own\"."))),
+        }
     }
 }
 

@@ -31,6 +31,12 @@ pub enum Reason {
     Manual,
     /// The agent that could tell is not connected.
     AgentGone,
+    /// Several agents answer to the name that was given.
+    AgentTwice,
+    /// The agent's configuration does not let it look there.
+    Denied,
+    /// The agent cannot look: it has enough to look at, is of an older version, or has no such check.
+    Unable,
 }
 
 impl Reason {
@@ -44,6 +50,9 @@ impl Reason {
             Reason::Probe { code, .. } => code.as_str(),
             Reason::Manual => "MANUAL",
             Reason::AgentGone => "AGENTGONE",
+            Reason::AgentTwice => "AGENTTWICE",
+            Reason::Denied => "DENIED",
+            Reason::Unable => "UNABLE",
         }
     }
 
@@ -57,6 +66,9 @@ impl Reason {
             Reason::Probe { code, .. } => code.sentence(),
             Reason::Manual => "It was set by hand; the cluster has no checker.",
             Reason::AgentGone => "The agent that could tell is not connected.",
+            Reason::AgentTwice => "Several agents answer to that name; give the digits behind it, too.",
+            Reason::Denied => "The agent's configuration does not let it look there: see its [checks] allow.",
+            Reason::Unable => "The agent cannot look: it is of an older version, or has as much to look at as it may.",
         }
     }
 }
@@ -78,19 +90,22 @@ pub struct HealthRecord {
     pub since: Instant,
     /// How long the deciding probe took, nanoseconds; 0 if none did.
     pub rtt_ns: u64,
+    /// When the deciding probe was due, on the registry's clock; `None` if none decided. An agent's is known to the
+    /// millisecond, and without the way here.
+    pub due: Option<Instant>,
 }
 
 impl HealthRecord {
     /// Nobody has looked yet.
     pub const fn unseen(now: Instant) -> HealthRecord {
-        HealthRecord { health: Health::Unknown, reason: Reason::Unseen, since: now, rtt_ns: 0 }
+        HealthRecord { health: Health::Unknown, reason: Reason::Unseen, since: now, rtt_ns: 0, due: None }
     }
 
     /// The record after hearing this; `since` moves only if the belief does.
     #[must_use]
     pub fn heard(self, now: Instant, health: Health, reason: Reason, rtt_ns: u64) -> HealthRecord {
         let since = if health == self.health { self.since } else { now };
-        HealthRecord { health, reason, since, rtt_ns }
+        HealthRecord { health, reason, since, rtt_ns, due: None }
     }
 }
 

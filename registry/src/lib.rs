@@ -12,6 +12,7 @@ pub mod checker;
 pub mod health;
 pub mod http;
 pub mod model;
+pub mod panel;
 pub mod prober;
 pub mod push;
 pub mod service;

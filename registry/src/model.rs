@@ -7,6 +7,8 @@
 //! ```
 
 pub use crate::checker::Checker;
+use crate::checker::Manner;
+use crate::panel::Panel;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -295,6 +297,7 @@ impl Instance {
     pub fn check(&self) -> Result<(), Invalid> {
         check_weight(self.weight)?;
         check_metadata(&self.metadata)?;
+        Panel::of(&self.metadata)?;
         match (&self.vantage, self.ephemeral) {
             // An agent resolves names on its own side; the registry does not resolve at all.
             (Vantage::Agent(_), false) => Ok(()),
@@ -365,13 +368,19 @@ impl ServiceMeta {
                 format!("{} is not in the range 0 to 1.", self.protect_threshold),
             ));
         }
-        check_metadata(&self.metadata)?;
-        self.clusters.values().try_for_each(|c| check_metadata(&c.metadata))
+        Manner::of(&self.metadata)?;
+        let mut all = std::iter::once(&self.metadata).chain(self.clusters.values().map(|c| &c.metadata));
+        all.try_for_each(|metadata| {
+            check_metadata(metadata)?;
+            Panel::of(metadata).map(drop)
+        })
     }
 
-    /// How instances of `cluster` are checked.
+    /// How instances of `cluster` are checked; in the service's manner, if the cluster has none of its own.
     pub fn checker(&self, cluster: &str) -> Checker {
-        self.clusters.get(cluster).map_or_else(Checker::default, |c| c.checker.clone())
+        let checker = self.clusters.get(cluster).map_or_else(Checker::default, |c| c.checker.clone());
+        // What is stored has been checked.
+        checker.or_in_manner(Manner::of(&self.metadata).ok().flatten())
     }
 }
 

@@ -1,28 +1,36 @@
-//! Keeps the engine's targets in step with the registry's persistent instances, and brings back what it finds.
+//! Keeps what is checked in step with what is registered, at the engine and at the agents that were asked to look, and
+//! brings back what they find.
 //! Promise: an address is asked the same thing once, however many services have it; every instance at it hears the
-//! verdict, also one that comes later. Nothing is lost when the engine or the registry is busy: it waits here, bounded by the instances
-//! there are.
+//! verdict, also one that comes later. Nothing is lost when the engine, an agent's link or the registry is busy: it
+//! waits here, bounded by the instances there are.
 //!
 //! ```text
-//! registry ── changes ──► [ instance → question → target ] ── add, remove ──► engine
-//!          ◄── Heard ──── [       last finding          ] ◄── transitions ── (rings the Bell)
+//!                        ┌── keeper: instance → question → target ──► engine  (transitions ring the Bell)
+//! registry ── changes ──►│
+//!    ▲                   └── a keeper for each connected agent ─────► Vantages (their sightings ring it, too)
+//!    └── Heard, Witnessed ──── last finding of each ◄─────────────────┘
 //! ```
 
+mod keeper;
 #[cfg(test)]
 mod tests;
 
 use crate::checker::{Asked, How};
 use crate::health::{Health, Reason};
-use crate::model::{InstanceId, ServiceKey};
+use crate::model::{InstanceId, Name, ServiceKey, Vantage};
+use crate::panel::answers_to;
 use crate::service::Registry;
 use crate::snapshot::ServiceView;
-use crate::table::{Change, Changes, Command, Delta, Refusal};
+use crate::table::{Change, Changes, Command, Refusal};
+use keeper::{Asker, Keeper};
 use ringspan_engine::check::Check;
 use ringspan_engine::engine::{Feed, Probes};
 use ringspan_engine::health::Thresholds;
+use ringspan_engine::kernel::monotonic_now;
 use ringspan_engine::mailbox::Wake;
 use ringspan_engine::target::{Policy, Target, TargetId, Transition};
-use std::collections::{BTreeSet, HashMap};
+use ringspan_engine::time::Instant;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -72,21 +80,80 @@ impl Wake for Bell {
 /// How long to wait before a full engine is asked again: it takes thousands of commands a millisecond.
 const RETRY: Duration = Duration::from_millis(5);
 
-/// Runs until the registry stops. Spawn it on the control plane's runtime; at most one for a registry.
+/// Agents that look where the registry asks them to. What is asked of a session that is over is lost with it: the
+/// registry asks the next one anew.
+pub trait Vantages: Send {
+    /// The agent of this session looks at this from now on, and says so under this key: at least once, and then
+    /// whenever its mind changes. `false`: no room for the order now, try again.
+    fn watch(&mut self, agent: &Name, session: u64, key: u64, asked: &Asked) -> bool;
+    /// It no longer does. `false`: no room for the order now, try again.
+    fn unwatch(&mut self, agent: &Name, session: u64, key: u64) -> bool;
+    /// Takes what they said since the last call, in order for each agent. The [`Bell`] is rung when there is something.
+    fn sightings(&mut self, into: &mut Vec<Sighting>);
+}
+
+/// What an agent found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sighting {
+    /// Its name, as in [`Registry::agent_up`].
+    pub agent: Name,
+    /// Its session.
+    pub session: u64,
+    /// What it was asked to look at.
+    pub key: u64,
+    /// What it found.
+    pub finding: Finding,
+}
+
+/// What was found at an address.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Finding {
+    /// The verdict.
+    pub health: Health,
+    /// Why.
+    pub reason: Reason,
+    /// The deciding probe's round trip, nanoseconds; 0 if there was none.
+    pub rtt_ns: u64,
+    /// When the deciding probe was due, on the engine's clock; `None` if that is not known.
+    pub due: Option<Instant>,
+}
+
+/// No agents at all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoVantages;
+
+impl Vantages for NoVantages {
+    fn watch(&mut self, _: &Name, _: u64, _: u64, _: &Asked) -> bool {
+        true
+    }
+    fn unwatch(&mut self, _: &Name, _: u64, _: u64) -> bool {
+        true
+    }
+    fn sightings(&mut self, _: &mut Vec<Sighting>) {}
+}
+
+/// Runs until the registry stops, without agents. Spawn it on the control plane's runtime; at most one for a registry.
 pub async fn run(registry: Registry, engine: impl Probing, bell: Bell, policy: Policy) {
+    run_with(registry, engine, NoVantages, bell, policy).await;
+}
+
+/// Runs until the registry stops. Spawn it on the control plane's runtime; at most one for a registry.
+pub async fn run_with(registry: Registry, engine: impl Probing, vantages: impl Vantages, bell: Bell, policy: Policy) {
     // First subscribe, then look: what happens in between is seen twice, not never.
     let mut changes = registry.subscribe();
-    let mut prober = Prober::new(engine, policy);
+    let mut prober = Prober::new(engine, vantages, policy);
     prober.look_at_all(&registry);
     loop {
         prober.press_on();
-        prober.listen();
-        if !prober.news.is_empty() {
-            match registry.submit(Command::Heard { deltas: prober.news.clone() }).await {
-                Ok(_) => prober.news.clear(),
+        prober.listen(registry.now());
+        for (agent, command) in prober.news() {
+            match registry.submit(command).await {
+                Ok(_) => prober.told(agent.as_ref()),
                 Err(Refusal::Stopped) => return,
+                // Its session is over: nobody wants to know.
+                Err(Refusal::StaleSession { .. }) => prober.told(agent.as_ref()),
                 // Busy: the news stay, and go with the next.
-                Err(refusal) => tracing::warn!(%refusal, news = prober.news.len(), "prober: news wait"),
+                Err(refusal) => tracing::warn!(%refusal, "prober: news wait"),
             }
         }
         tokio::select! {
@@ -116,67 +183,107 @@ const CHECKS_MAX: usize = 4096;
 
 type Key = (ServiceKey, InstanceId);
 
-struct Prober<E> {
+/// The engine of this process.
+struct Local<E> {
     engine: E,
     policy: Arc<Policy>,
-    /// What each instance is asked, and where.
-    asked: HashMap<Key, Asked>,
-    targets: HashMap<Asked, Probed>,
     /// What the engine does for each question. Targets hold their own, so forgetting one costs no more than making it anew.
     checks: HashMap<Arc<How>, (Check, Arc<Policy>)>,
-    /// The target's `key` in the engine, to what it is. A key is never used twice, so that late news of a target that
-    /// was removed are not taken for its successor's.
-    keys: HashMap<u64, Asked>,
-    key_next: u64,
-    /// What could not be added yet, and targets that could not be removed yet.
-    to_add: Vec<Asked>,
-    to_remove: Vec<TargetId>,
-    /// What the registry is to hear.
-    news: Vec<Delta>,
 }
 
-/// One address that is asked something.
-struct Probed {
-    key: u64,
-    /// `None`: not in the engine yet.
-    id: Option<TargetId>,
-    last: Option<Finding>,
-    instances: BTreeSet<Key>,
-}
+impl<E: Probing> Asker for Local<E> {
+    fn ask(&mut self, key: u64, asked: &Asked) -> Option<TargetId> {
+        if self.checks.len() >= CHECKS_MAX {
+            self.checks.clear();
+        }
+        let (check, policy) = self.checks.entry(asked.how.clone()).or_insert_with_key(|how| {
+            let check = how.check().expect("a checker that was taken can be carried out");
+            let policy = if how.manner.is_none() { self.policy.clone() } else { how.policy(&self.policy).into() };
+            (check, policy)
+        });
+        self.engine.add(Target {
+            address: asked.address,
+            check: check.clone(),
+            policy: policy.clone(),
+            initial: Health::Unknown,
+            count: None,
+            key,
+            group: 0,
+        })
+    }
 
-#[derive(Clone, Copy)]
-struct Finding {
-    health: Health,
-    reason: Reason,
-    rtt_ns: u64,
-}
-
-impl Finding {
-    fn delta(self, (service, id): &Key) -> Delta {
-        let Finding { health, reason, rtt_ns } = self;
-        Delta { service: service.clone(), id: id.clone(), health, reason, rtt_ns }
+    fn leave_off(&mut self, id: TargetId) -> bool {
+        self.engine.remove(id)
     }
 }
 
-impl<E: Probing> Prober<E> {
-    fn new(engine: E, policy: Policy) -> Prober<E> {
+/// A connected agent.
+struct Post {
+    session: u64,
+    keeper: Keeper,
+}
+
+/// An agent, as one who is asked.
+struct Remote<'a, V> {
+    vantages: &'a mut V,
+    agent: &'a Name,
+    session: u64,
+}
+
+impl<V: Vantages> Asker for Remote<'_, V> {
+    fn ask(&mut self, key: u64, asked: &Asked) -> Option<TargetId> {
+        self.vantages.watch(self.agent, self.session, key, asked).then_some(TargetId(key))
+    }
+
+    fn leave_off(&mut self, TargetId(key): TargetId) -> bool {
+        self.vantages.unwatch(self.agent, self.session, key)
+    }
+}
+
+struct Prober<E, V> {
+    local: Local<E>,
+    keeper: Keeper,
+    vantages: V,
+    posts: BTreeMap<Name, Post>,
+    /// Instances that agents are asked to look at: to be looked at again when agents come or go.
+    of_agents: HashSet<Key>,
+}
+
+impl<E: Probing, V: Vantages> Prober<E, V> {
+    fn new(engine: E, vantages: V, policy: Policy) -> Prober<E, V> {
         Prober {
-            engine,
-            policy: policy.into(),
-            asked: HashMap::new(),
-            targets: HashMap::new(),
-            checks: HashMap::new(),
-            keys: HashMap::new(),
-            key_next: 1,
-            to_add: Vec::new(),
-            to_remove: Vec::new(),
-            news: Vec::new(),
+            local: Local { engine, policy: policy.into(), checks: HashMap::new() },
+            keeper: Keeper::new(),
+            vantages,
+            posts: BTreeMap::new(),
+            of_agents: HashSet::new(),
         }
     }
 
     /// Whether nothing waits for room somewhere.
     fn is_settled(&self) -> bool {
-        self.to_add.is_empty() && self.to_remove.is_empty() && self.news.is_empty()
+        self.keeper.is_settled() && self.posts.values().all(|post| post.keeper.is_settled())
+    }
+
+    /// What the registry is to hear, and from whom (`None`: our own engine). It stays until [`Prober::told`].
+    fn news(&self) -> Vec<(Option<Name>, Command)> {
+        let own = (!self.keeper.news.is_empty()).then(|| (None, Command::Heard { deltas: self.keeper.news.clone() }));
+        let posts = self.posts.iter().filter(|(_, post)| !post.keeper.news.is_empty()).map(|(agent, post)| {
+            let (session, deltas) = (post.session, post.keeper.news.clone());
+            (Some(agent.clone()), Command::Witnessed { agent: agent.clone(), session, deltas })
+        });
+        own.into_iter().chain(posts).collect()
+    }
+
+    /// The registry has heard all of it.
+    fn told(&mut self, agent: Option<&Name>) {
+        let keeper = match agent {
+            None => Some(&mut self.keeper),
+            Some(agent) => self.posts.get_mut(agent).map(|post| &mut post.keeper),
+        };
+        if let Some(keeper) = keeper {
+            keeper.news.clear();
+        }
     }
 
     fn on_changes(&mut self, registry: &Registry, changes: &Changes) {
@@ -191,20 +298,27 @@ impl<E: Probing> Prober<E> {
                         self.look_at_service(&view);
                     }
                 }
-                // The registry wants to hear afresh, and the engine may have nothing new to say.
+                // The registry wants to hear afresh, and those who look may have nothing new to say.
                 Change::Health { service, id, after, .. } if after.reason == Reason::Unseen => {
-                    self.remind((service.clone(), id.clone()));
+                    self.remind(&(service.clone(), id.clone()));
                 }
-                Change::Health { .. } | Change::Agent { .. } => {}
+                Change::Votes { service, id, after: Some(ballot), .. }
+                    if ballot.votes.iter().any(|v| v.health.reason == Reason::Unseen) =>
+                {
+                    self.remind(&(service.clone(), id.clone()));
+                }
+                Change::Agent { .. } => self.muster(registry),
+                Change::Health { .. } | Change::Votes { .. } => {}
             }
         }
     }
 
     fn look_at_all(&mut self, registry: &Registry) {
+        self.muster(registry);
         for view in registry.snapshot().services() {
             self.look_at_service(&view);
         }
-        let known: Vec<Key> = self.asked.keys().cloned().collect();
+        let known: Vec<Key> = self.keeper.instances().chain(&self.of_agents).cloned().collect();
         for key in known {
             let view = registry.snapshot().service(&key.0);
             self.look_at(view.as_deref(), key);
@@ -217,101 +331,90 @@ impl<E: Probing> Prober<E> {
         }
     }
 
-    /// Makes what is probed for one instance what it should be.
+    /// Takes in which agents are connected.
+    fn muster(&mut self, registry: &Registry) {
+        let agents = registry.snapshot().agents();
+        let here: BTreeMap<&Name, u64> = agents.iter().filter(|a| a.connected).map(|a| (&a.name, a.session)).collect();
+        self.posts.retain(|name, post| here.get(name) == Some(&post.session));
+        for (name, session) in here {
+            self.posts.entry(name.clone()).or_insert_with(|| Post { session, keeper: Keeper::new() });
+        }
+        for key in self.of_agents.clone() {
+            let view = registry.snapshot().service(&key.0);
+            self.look_at(view.as_deref(), key);
+        }
+    }
+
+    /// The connected agent that is meant by this name: if it is one.
+    fn agent(&self, name: &Name) -> Option<Name> {
+        if self.posts.contains_key(name) {
+            return Some(name.clone());
+        }
+        let mut all = self.posts.range(name.clone()..).take_while(|(agent, _)| agent.starts_with(&**name));
+        let all: Vec<&Name> = all.by_ref().map(|(agent, _)| agent).filter(|agent| answers_to(agent, name)).collect();
+        <[&Name; 1]>::try_from(all).ok().map(|[one]| one.clone())
+    }
+
+    /// Makes what is asked of one instance, and of whom, what it should be.
     fn look_at(&mut self, view: Option<&ServiceView>, key: Key) {
-        let instance = view.and_then(|v| v.instance(&key.1));
-        let wanted = instance.and_then(|i| view.and_then(|v| v.probed(&i.record)));
-        if self.asked.get(&key) != wanted.as_ref() {
-            self.leave(&key);
-            if let Some(asked) = wanted {
-                self.join(key.clone(), asked);
-            }
-        }
-        if instance.is_some_and(|i| i.health().reason == Reason::Unseen) {
-            self.remind(key);
-        }
-    }
-
-    fn join(&mut self, key: Key, asked: Asked) {
-        let target = self.targets.entry(asked.clone()).or_insert_with(|| {
-            let key = self.key_next;
-            self.key_next += 1;
-            self.keys.insert(key, asked.clone());
-            self.to_add.push(asked.clone());
-            Probed { key, id: None, last: None, instances: BTreeSet::new() }
+        let found = view.and_then(|v| v.instance(&key.1).map(|i| (v, i)));
+        self.keeper.set(&key, found.and_then(|(v, i)| v.probed(&i.record)));
+        let panel = found.and_then(|(v, i)| v.panel(&i.record));
+        let names = panel.iter().flat_map(|p| p.vantages()).filter_map(|vantage| match vantage {
+            Vantage::Agent(name) => Some(name),
+            Vantage::Registry => None,
         });
-        target.instances.insert(key.clone());
-        self.asked.insert(key, asked);
-    }
-
-    fn leave(&mut self, key: &Key) {
-        let Some(asked) = self.asked.remove(key) else { return };
-        let target = self.targets.get_mut(&asked).expect("what an instance is asked is probed");
-        target.instances.remove(key);
-        if target.instances.is_empty() {
-            let target = self.targets.remove(&asked).expect("it was there a moment ago");
-            self.keys.remove(&target.key);
-            match target.id {
-                Some(id) => self.to_remove.push(id),
-                None => self.to_add.retain(|a| *a != asked),
+        let names: Vec<Name> = names.cloned().collect();
+        let is_new = !names.is_empty() && self.of_agents.insert(key.clone());
+        if is_new || self.of_agents.contains(&key) {
+            let wanted: HashSet<Name> = names.iter().filter_map(|name| self.agent(name)).collect();
+            let asked = found.and_then(|(v, i)| v.asked(&i.record));
+            for (agent, post) in &mut self.posts {
+                post.keeper.set(&key, asked.clone().filter(|_| wanted.contains(agent)));
             }
+        }
+        if names.is_empty() {
+            self.of_agents.remove(&key);
+        }
+        let unseen = |i: &crate::snapshot::InstanceView| i.votes().iter().any(|v| v.1.reason == Reason::Unseen);
+        if found.is_some_and(|(_, i)| unseen(i)) {
+            self.remind(&key);
         }
     }
 
     /// Says again what was found at an instance's address.
-    fn remind(&mut self, key: Key) {
-        let target = self.asked.get(&key).and_then(|asked| self.targets.get(asked));
-        if let Some(finding) = target.and_then(|t| t.last) {
-            self.news.push(finding.delta(&key));
+    fn remind(&mut self, key: &Key) {
+        self.keeper.remind(key);
+        if self.of_agents.contains(key) {
+            self.posts.values_mut().for_each(|post| post.keeper.remind(key));
         }
     }
 
-    /// Adds and removes what could not be so far. Removals first: they make room.
+    /// Adds and removes what could not be so far.
     fn press_on(&mut self) {
-        let engine = &mut self.engine;
-        let mut room = true;
-        self.to_remove.retain(|id| {
-            room = room && engine.remove(*id);
-            !room
-        });
-        while let Some(asked) = self.to_add.last() {
-            if self.checks.len() >= CHECKS_MAX {
-                self.checks.clear();
-            }
-            let (check, policy) = self.checks.entry(asked.how.clone()).or_insert_with_key(|how| {
-                let check = how.check().expect("a checker that was taken can be carried out");
-                let policy = if how.manner.is_none() { self.policy.clone() } else { how.policy(&self.policy).into() };
-                (check, policy)
-            });
-            let target = self.targets.get_mut(asked).expect("what is to be added is wanted");
-            let wanted = Target {
-                address: asked.address,
-                check: check.clone(),
-                policy: policy.clone(),
-                initial: Health::Unknown,
-                count: None,
-                key: target.key,
-                group: 0,
-            };
-            target.id = self.engine.add(wanted);
-            if target.id.is_none() {
-                break;
-            }
-            self.to_add.pop();
+        self.keeper.press_on(&mut self.local);
+        for (agent, Post { session, keeper }) in &mut self.posts {
+            keeper.press_on(&mut Remote { vantages: &mut self.vantages, agent, session: *session });
         }
     }
 
-    /// Takes what the engine found.
-    fn listen(&mut self) {
+    /// Takes what was found; `now` is the registry's.
+    fn listen(&mut self, now: Instant) {
         let mut heard = Vec::new();
-        self.engine.transitions(&mut heard);
+        self.local.engine.transitions(&mut heard);
+        let engine_now = monotonic_now();
+        let ours = |due: Instant| now - engine_now.since(due);
         for t in heard {
-            let target = self.keys.get(&t.key).and_then(|asked| self.targets.get_mut(asked));
-            let Some(target) = target else { continue };
             let reason = Reason::Probe { code: t.code, errno: t.errno };
-            let finding = Finding { health: t.to, reason, rtt_ns: t.rtt_ns };
-            target.last = Some(finding);
-            self.news.extend(target.instances.iter().map(|key| finding.delta(key)));
+            let finding = Finding { health: t.to, reason, rtt_ns: t.rtt_ns, due: Some(ours(t.due)) };
+            self.keeper.found(t.key, finding);
+        }
+        let mut seen = Vec::new();
+        self.vantages.sightings(&mut seen);
+        for Sighting { agent, session, key, finding } in seen {
+            if let Some(post) = self.posts.get_mut(&agent).filter(|post| post.session == session) {
+                post.keeper.found(key, Finding { due: finding.due.map(ours), ..finding });
+            }
         }
     }
 }

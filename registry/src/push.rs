@@ -257,7 +257,7 @@ fn shown(change: &Change) -> Option<ServiceKey> {
     match change {
         Change::Instance { service, .. } | Change::Service { service, .. } => Some(service.clone()),
         Change::Health { service, before, after, .. } if before.health != after.health => Some(service.clone()),
-        Change::Health { .. } | Change::Agent { .. } => None,
+        Change::Health { .. } | Change::Votes { .. } | Change::Agent { .. } => None,
     }
 }
 

@@ -7,7 +7,8 @@
 use crate::checker::{Asked, Checker};
 use crate::health::{Health, HealthRecord};
 use crate::model::{Instance, InstanceId, Name, ServiceKey, ServiceMeta, Vantage};
-use crate::table::{Change, Changes, Table};
+use crate::panel::{Ballot, Panel};
+use crate::table::{Change, Changes, Entry, Table};
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -29,17 +30,39 @@ pub struct ServiceView {
 pub struct InstanceView {
     /// What it is.
     pub record: Arc<Instance>,
-    cell: Arc<ArcSwap<HealthRecord>>,
+    cell: Arc<ArcSwap<Cell>>,
+}
+
+/// What moves.
+#[derive(Clone, Debug)]
+struct Cell {
+    health: HealthRecord,
+    ballot: Option<Arc<Ballot>>,
 }
 
 impl InstanceView {
-    fn new(record: Arc<Instance>, health: HealthRecord) -> InstanceView {
-        InstanceView { record, cell: Arc::new(ArcSwap::from_pointee(health)) }
+    fn new(entry: &Entry) -> InstanceView {
+        let cell = Cell { health: entry.health, ballot: entry.ballot.clone() };
+        InstanceView { record: entry.record.clone(), cell: Arc::new(ArcSwap::from_pointee(cell)) }
     }
 
     /// How it is at this moment.
     pub fn health(&self) -> HealthRecord {
-        **self.cell.load()
+        self.cell.load().health
+    }
+
+    /// What each vantage found, if others check it than would without being asked.
+    pub fn ballot(&self) -> Option<Arc<Ballot>> {
+        self.cell.load().ballot.clone()
+    }
+
+    /// What each vantage found: one of them where nobody else was asked, named after who says so.
+    pub fn votes(&self) -> Vec<(String, HealthRecord)> {
+        match self.ballot() {
+            Some(ballot) => ballot.votes.iter().map(|v| (v.vantage.to_string(), v.health)).collect(),
+            None if self.record.ephemeral => vec![("beats".into(), self.health())],
+            None => vec![(self.record.vantage.to_string(), self.health())],
+        }
     }
 }
 
@@ -60,9 +83,22 @@ impl ServiceView {
 
     /// What the registry asks an instance of this service, if it does.
     pub fn probed(&self, record: &Instance) -> Option<Asked> {
+        let ours = match self.panel(record) {
+            Some(panel) => panel.vantages().contains(&Vantage::Registry),
+            None => record.vantage == Vantage::Registry && !record.ephemeral,
+        };
+        self.asked(record).filter(|_| ours)
+    }
+
+    /// Who checks an instance of this service, if others do than would without being asked.
+    pub fn panel(&self, record: &Instance) -> Option<Panel> {
+        Panel::effective(record, self.meta.as_deref())
+    }
+
+    /// What is to be asked of it, whoever asks; `None`: nothing.
+    pub fn asked(&self, record: &Instance) -> Option<Asked> {
         let checker = self.meta.as_ref().map_or_else(Checker::default, |m| m.checker(record.id.cluster()));
-        let ours = record.vantage == Vantage::Registry && !record.ephemeral;
-        checker.asked(&record.id).filter(|_| ours)
+        checker.asked(&record.id)
     }
 
     /// Instances with this health.
@@ -100,7 +136,7 @@ impl Snapshot {
     pub(crate) fn of(table: &Table) -> Snapshot {
         let mut inner = Inner::default();
         for (key, meta, entries) in table.services() {
-            let instances: Vec<_> = entries.map(|e| InstanceView::new(e.record.clone(), e.health)).collect();
+            let instances: Vec<_> = entries.map(InstanceView::new).collect();
             inner.instance_count += instances.len();
             let view = ServiceView { key: key.clone(), meta: meta.cloned(), instances };
             inner.services.insert(key.clone(), Arc::new(view));
@@ -166,7 +202,7 @@ impl Snapshot {
 
     fn publish_service(&self, table: &Table, key: &ServiceKey, changes: &[&Change]) {
         let old = self.service(key);
-        if changes.iter().any(|c| !matches!(c, Change::Health { .. })) {
+        if changes.iter().any(|c| !matches!(c, Change::Health { .. } | Change::Votes { .. })) {
             let mut view = match &old {
                 Some(old) => ServiceView { key: key.clone(), meta: old.meta.clone(), instances: old.instances.clone() },
                 None => ServiceView::empty(key.clone()),
@@ -212,20 +248,24 @@ impl ServiceView {
     fn take(&mut self, table: &Table, change: &Change) {
         match change {
             Change::Service { after, .. } => self.meta = after.clone(),
-            Change::Health { .. } => self.hear(change),
+            Change::Health { .. } | Change::Votes { .. } => self.hear(change),
             Change::Instance { service, id, after, .. } => {
                 let at = self.instances.binary_search_by(|i| i.record.id.cmp(id));
                 match (at, after) {
                     (Ok(at), None) => drop(self.instances.remove(at)),
                     (Err(_), None) => {}
                     (at, Some(entry)) => {
-                        let health = table.entry(service, id).map_or(entry.health, |e| e.health);
+                        let latest = table.entry(service, id).unwrap_or(entry);
                         match at {
                             Ok(at) => {
-                                self.instances[at].cell.store(Arc::new(health));
+                                let cell = Cell { health: latest.health, ballot: latest.ballot.clone() };
+                                self.instances[at].cell.store(Arc::new(cell));
                                 self.instances[at].record = entry.record.clone();
                             }
-                            Err(at) => self.instances.insert(at, InstanceView::new(entry.record.clone(), health)),
+                            Err(at) => {
+                                let view = InstanceView { record: entry.record.clone(), ..InstanceView::new(latest) };
+                                self.instances.insert(at, view);
+                            }
                         }
                     }
                 }
@@ -235,19 +275,27 @@ impl ServiceView {
     }
 
     fn hear(&self, change: &Change) {
-        if let Change::Health { id, after, .. } = change
-            && let Some(view) = self.instance(id)
-        {
-            view.cell.store(Arc::new(*after));
+        // One thread publishes, so what is read is still there when it is stored.
+        match change {
+            Change::Health { id, after, .. } => {
+                let Some(view) = self.instance(id) else { return };
+                view.cell.store(Arc::new(Cell { health: *after, ballot: view.ballot() }));
+            }
+            Change::Votes { id, after, .. } => {
+                let Some(view) = self.instance(id) else { return };
+                view.cell.store(Arc::new(Cell { health: view.health(), ballot: after.clone() }));
+            }
+            Change::Instance { .. } | Change::Service { .. } | Change::Agent { .. } => {}
         }
     }
 }
 
 fn service_of(change: &Change) -> Option<&ServiceKey> {
     match change {
-        Change::Instance { service, .. } | Change::Service { service, .. } | Change::Health { service, .. } => {
-            Some(service)
-        }
+        Change::Instance { service, .. }
+        | Change::Service { service, .. }
+        | Change::Health { service, .. }
+        | Change::Votes { service, .. } => Some(service),
         Change::Agent { .. } => None,
     }
 }

@@ -275,6 +275,6 @@ fn write_of(change: &Change, undo: bool) -> Option<Write> {
             let value = if undo { before } else { after }.as_ref().map(|m| codec::service(m));
             Some(Write { table: Records::Services, key: codec::service_key(service), value })
         }
-        Change::Instance { .. } | Change::Health { .. } | Change::Agent { .. } => None,
+        Change::Instance { .. } | Change::Health { .. } | Change::Votes { .. } | Change::Agent { .. } => None,
     }
 }

@@ -14,6 +14,7 @@ mod command;
 mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
+mod votes;
 
 pub use clients::ClientId;
 pub use command::{Change, Changes, Command, Delta, Entry, Exposed, Limits, Patch, Refusal};
@@ -32,6 +33,8 @@ pub struct Table {
     agents: BTreeMap<Name, Agent>,
     /// What each connected client has published and nobody has taken over; no empty sets.
     clients: BTreeMap<ClientId, BTreeSet<(ServiceKey, InstanceId)>>,
+    /// Instances that agents were asked to look at, by the name the agent was called.
+    watched: BTreeMap<Name, BTreeSet<(ServiceKey, InstanceId)>>,
     /// When to look at each instance that lives by beats again: exactly one entry for each, [`Entry::look_again`].
     deadlines: BTreeSet<(Instant, ServiceKey, InstanceId)>,
     instance_count: usize,
@@ -73,7 +76,7 @@ impl Table {
             Command::Deregister { service, id, ephemeral } => self.deregister(&service, &id, ephemeral),
             Command::Update { service, id, patch } => self.update(now, &service, &id, patch),
             Command::PutService { service, protect_threshold, metadata, create } => {
-                self.put_service(service, protect_threshold, metadata, create)
+                self.put_service(now, service, protect_threshold, metadata, create)
             }
             Command::DeleteService { service } => self.delete_service(&service),
             Command::PutCluster { service, cluster, settings } => self.put_cluster(now, &service, cluster, settings),
@@ -84,12 +87,14 @@ impl Table {
             Command::ClientWithdraw { client, service, id } => self.client_withdraw(client, &service, &id),
             Command::ClientGone { client } => Ok(self.client_gone(client)),
             Command::Beat { service, id } => self.beat(now, &service, &id),
+            Command::Convert { service, ephemeral } => self.convert(now, &service, ephemeral),
             Command::Heard { deltas } => Ok(self.heard(now, &deltas)),
+            Command::Witnessed { agent, session, deltas } => self.witnessed(now, &agent, session, &deltas),
             Command::Tick { max } => Ok(self.tick(now, max)),
             Command::AgentUp { agent, session, exposed } => self.agent_up(now, &agent, session, exposed),
             Command::AgentHeard { agent, session, deltas } => self.agent_heard(now, &agent, session, &deltas),
             Command::AgentGone { agent, session } => Ok(self.agent_gone(now, &agent, session)),
-            Command::AgentForget { agent } => Ok(self.agent_forget(&agent)),
+            Command::AgentForget { agent } => Ok(self.agent_forget(now, &agent)),
         }
     }
 
@@ -99,11 +104,20 @@ impl Table {
         for change in changes.list.iter().rev() {
             match change {
                 Change::Instance { service, id, before, .. } => {
-                    let health = self.entry(service, id).map(|e| e.health);
+                    let now = self.entry(service, id).map(|e| (e.health, e.ballot.clone()));
                     self.take(service, id);
                     if let Some(before) = before {
                         let mut entry = before.clone();
-                        entry.health = health.unwrap_or(entry.health);
+                        if let Some((health, ballot)) = now {
+                            entry.health = health;
+                            let seats = |b: &Option<Arc<crate::panel::Ballot>>| {
+                                b.as_ref()
+                                    .map(|b| (b.quorum, b.votes.iter().map(|v| v.vantage.clone()).collect::<Vec<_>>()))
+                            };
+                            if seats(&ballot) == seats(&entry.ballot) {
+                                entry.ballot = ballot;
+                            }
+                        }
                         self.put(service, entry);
                     }
                 }
@@ -113,6 +127,7 @@ impl Table {
                         entry.health = *before;
                     }
                 }
+                Change::Votes { service, id, before, .. } => self.swap_ballot(service, id, before.clone()),
                 Change::Agent { agent, before, .. } => match before {
                     None => drop(self.agents.remove(agent)),
                     Some((session, connected)) => {
@@ -131,10 +146,14 @@ impl Table {
         if let Vantage::Agent(_) = entry.record.vantage {
             entry.health.reason = Reason::AgentGone;
         }
+        entry.ballot = self.convene(now, &entry.record, self.meta(service).map(|m| &**m), None);
+        if entry.ballot.is_some() {
+            entry.health = entry.verdict(now);
+        }
         self.put(service, entry);
     }
 
-    /// Puts a stored service's settings back.
+    /// Puts a stored service's settings back: before its instances.
     pub fn restore_service(&mut self, service: &ServiceKey, meta: ServiceMeta) {
         self.put_meta(service, Some(Arc::new(meta)));
     }
@@ -166,7 +185,8 @@ impl Table {
         self.deadlines.first().map(|(at, ..)| *at)
     }
 
-    fn register(&mut self, now: Instant, service: &ServiceKey, instance: Instance) -> Result<Changes, Refusal> {
+    fn register(&mut self, now: Instant, service: &ServiceKey, mut instance: Instance) -> Result<Changes, Refusal> {
+        let checker = crate::checker::take(&mut instance.metadata)?;
         instance.check()?;
         if let Vantage::Agent(agent) = &instance.vantage {
             return Err(Refusal::OfAgent { agent: agent.clone() });
@@ -186,25 +206,40 @@ impl Table {
         }
         let mut changes = Changes::default();
         let (id, ephemeral, well) = (instance.id.clone(), instance.ephemeral, instance.claims_healthy);
+        let meta = self.meta(service).cloned();
+        let ballot = |before| self.convene(now, &instance, meta.as_deref(), before);
         match before {
             Some(before) if !ephemeral && *before.record == instance => {}
             Some(before) => {
                 // From now on it lives by beats, whoever's connection it lived by.
-                let mut after = Entry { record: Arc::new(instance), client: None, ..before.clone() };
+                let ballot = ballot(before.ballot.as_ref());
+                let mut after = Entry { record: Arc::new(instance), ballot, client: None, ..before.clone() };
                 if ephemeral {
                     after.beat = now;
                     after.rearm(now);
                 }
                 self.replace(service, Some(before), Some(after), &mut changes);
             }
-            None => self.replace(service, None, Some(Entry::new(now, Arc::new(instance))), &mut changes),
+            None => {
+                let ballot = ballot(None);
+                let mut entry = Entry { ballot, ..Entry::new(now, Arc::new(instance)) };
+                if entry.ballot.is_some() {
+                    entry.health = entry.verdict(now);
+                }
+                self.replace(service, None, Some(entry), &mut changes);
+            }
         }
         // What was believed of a persistent instance stays: it was about the address, and the address is the same.
-        if ephemeral {
-            let health = if well { Health::Up } else { Health::Down };
-            self.believe(service, &id, |h| h.heard(now, health, Reason::Beat, 0), &mut changes);
+        match self.entry(service, &id).map(|e| e.ballot.is_some()) {
+            Some(true) => self.conclude(now, service, &id, &mut changes),
+            _ if ephemeral => {
+                let health = if well { Health::Up } else { Health::Down };
+                self.believe(service, &id, |h| h.heard(now, health, Reason::Beat, 0), &mut changes);
+            }
+            _ => {}
         }
-        Ok(changes)
+        let checkers = checker.map(|checker| (id.cluster().clone(), checker)).into_iter().collect();
+        self.put_checkers(now, service, checkers, changes)
     }
 
     fn deregister(
@@ -249,9 +284,15 @@ impl Table {
         record.check()?;
         let mut changes = Changes::default();
         if record != *before.record {
-            let mut after = Entry { record: Arc::new(record), ..before.clone() };
+            let ballot = self.convene(now, &record, self.meta(service).map(|m| &**m), before.ballot.as_ref());
+            let had = before.ballot.is_some();
+            let mut after = Entry { record: Arc::new(record), ballot, ..before.clone() };
+            let has = after.ballot.is_some();
             after.rearm(now);
             self.replace(service, Some(before), Some(after), &mut changes);
+            if has || had {
+                self.conclude(now, service, id, &mut changes);
+            }
         }
         Ok(changes)
     }
@@ -310,6 +351,7 @@ impl Table {
         if let Some(client) = entry.client {
             self.clients.entry(client).or_default().insert((service.clone(), id.clone()));
         }
+        self.index(service, &id, entry.ballot.as_deref(), true);
         let known = self.services.entry(service.clone()).or_default();
         known.count(&entry.record, 1);
         let old = known.instances.insert(id, entry);
@@ -341,6 +383,7 @@ impl Table {
                 self.clients.remove(&client);
             }
         }
+        self.index(service, id, entry.ballot.as_deref(), false);
         self.instance_count -= 1;
     }
 
@@ -373,7 +416,7 @@ impl Entry {
             (true, false) => unseen.heard(now, Health::Down, Reason::Beat, 0),
             (false, _) => unseen,
         };
-        let mut entry = Entry { record, health, beat: now, look_again: None, client: None };
+        let mut entry = Entry { record, health, ballot: None, beat: now, look_again: None, client: None };
         entry.rearm(now);
         entry
     }

@@ -1,6 +1,7 @@
 //! Instances and services as Nacos shows them.
 //! Promise: `healthy` is what is known, but where Nacos' contract asks for more: before the first verdict it is what the
-//! registrant said, and below a service's protection threshold it is `true` for all that anybody can reach.
+//! registrant said, and below a service's protection threshold it is `true` for all that anybody can reach. What others
+//! were asked to look at is not healthy before they have said so.
 
 use crate::health::{BeatTimes, Health};
 use crate::model::{CLUSTER_DEFAULT, Instance, ServiceKey, Vantage};
@@ -55,7 +56,7 @@ pub(crate) fn is_healthy(instance: &InstanceView) -> bool {
     match instance.health().health {
         Health::Up => true,
         Health::Down => false,
-        Health::Unknown => instance.record.claims_healthy,
+        Health::Unknown => instance.record.claims_healthy && instance.ballot().is_none(),
     }
 }
 
@@ -125,10 +126,12 @@ pub(crate) fn service_info(
 }
 
 /// Whether there is a way to it at all. To the backends of an agent that is gone there is none, whatever a threshold
-/// says.
+/// says; and of what agents alone were asked to look at nobody else knows whether there is one.
 fn is_reachable(instance: &InstanceView) -> bool {
-    match instance.record.vantage {
-        Vantage::Registry => true,
-        Vantage::Agent(_) => instance.health().health != Health::Unknown,
-    }
+    let of_agents = match (&instance.record.vantage, instance.ballot()) {
+        (Vantage::Agent(_), _) => true,
+        (Vantage::Registry, None) => false,
+        (Vantage::Registry, Some(ballot)) => !ballot.has(&Vantage::Registry),
+    };
+    !of_agents || instance.health().health != Health::Unknown
 }

@@ -161,6 +161,7 @@ impl Sessions {
                     None => Reason::Unseen,
                 },
                 rtt_ns: change.after.rtt_us.map_or(0, |us| u64::from(us) * 1000),
+                due: None,
             });
         }
         Some(Order::Health { cluster: session.cluster.clone(), generation, deltas })

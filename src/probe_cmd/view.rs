@@ -224,7 +224,8 @@ mod tests {
         let (from, held, code) =
             (Health::Unknown, Held::No, if to == Health::Up { Code::L4Ok } else { Code::L4Refused });
         let (id, detail) = (TargetId(row.into()), Detail::default());
-        let t = Transition { id, key: row.into(), from, to, held, code, errno: 0, detail, rtt_ns: 1000, streak: 1 };
+        let (rtt_ns, due) = (1000, ringspan_engine::time::Instant::ZERO);
+        let t = Transition { id, key: row.into(), from, to, held, code, errno: 0, detail, rtt_ns, due, streak: 1 };
         roster.on_transition(&t, 100).expect("its target");
     }
 

@@ -135,6 +135,7 @@ mod tests {
             errno: 111,
             detail: crate::check::Detail::default(),
             rtt_ns: 1,
+            due: crate::time::Instant::ZERO,
             streak: 3,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::params::Params;
 use super::{App, Sorry};
-use crate::health::{Health, health_str};
+use crate::health::{Health, HealthRecord, health_str};
 use crate::model::{GROUP_DEFAULT, Metadata, NAMESPACE_DEFAULT, ServiceKey};
 use crate::snapshot::{InstanceView, ServiceView};
 use crate::table::Refusal;
@@ -96,8 +96,12 @@ struct Seen {
     weight: f64,
     enabled: bool,
     ephemeral: bool,
-    /// "registry", or "agent:NAME".
+    /// Whose instance it is: "registry", or "agent:NAME".
     vantage: String,
+    /// What each of those found who check it.
+    vantages: Vec<Voice>,
+    /// How many of them have to find it well.
+    quorum: u8,
     /// Where it is probed from the registry; absent if it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     probed: Option<String>,
@@ -109,6 +113,18 @@ struct Seen {
     metadata: Metadata,
 }
 
+/// What one vantage found.
+#[derive(Serialize)]
+struct Voice {
+    /// "registry", "beats", or "agent:NAME".
+    vantage: String,
+    health: &'static str,
+    reason: &'static str,
+    why: &'static str,
+    since_ms: u64,
+    rtt_us: u64,
+}
+
 async fn service(
     State(app): State<App>,
     Path((namespace, group, name)): Path<(String, String, String)>,
@@ -116,6 +132,14 @@ async fn service(
     let key = ServiceKey::new(&namespace, &group, &name)?;
     let Some(view) = app.registry.snapshot().service(&key) else {
         return Err(Sorry::new(StatusCode::NOT_FOUND, Refusal::NoService { service: key }.to_string()));
+    };
+    let voice = |(vantage, h): (String, HealthRecord)| Voice {
+        vantage,
+        health: health_str(h.health),
+        reason: h.reason.as_str(),
+        why: h.reason.sentence(),
+        since_ms: app.registry.unix_ms(h.since),
+        rtt_us: h.rtt_ns / 1_000,
     };
     let seen = |i: &InstanceView| {
         let (record, health) = (&i.record, i.health());
@@ -127,6 +151,8 @@ async fn service(
             enabled: record.enabled,
             ephemeral: record.ephemeral,
             vantage: record.vantage.to_string(),
+            vantages: i.votes().into_iter().map(voice).collect(),
+            quorum: i.ballot().map_or(1, |b| b.quorum),
             probed: view.probed(record).map(|asked| asked.address.to_string()),
             health: health_str(health.health),
             reason: health.reason.as_str(),

@@ -2,36 +2,11 @@
 //! Promise: what is shown is what is done, but for secrets, which are shown as `***`.
 
 use super::params::Params;
-use crate::checker::{Checker, How, Kind, Manner, Pace};
+use crate::checker::{self, Checker, How, Kind, Manner, Pace};
 use crate::model::Invalid;
-use serde::Deserialize;
 use serde_json::{Value, json};
-use std::num::NonZeroU8;
 
 const PARAM: &str = "healthChecker";
-
-/// Nacos' object. Unknown fields are ignored there, and here: newer clients send more.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Said {
-    r#type: String,
-    #[serde(default)]
-    path: String,
-    #[serde(default)]
-    headers: String,
-    expected_response_code: Option<u16>,
-    #[serde(default)]
-    user: String,
-    #[serde(default)]
-    pwd: String,
-    #[serde(default)]
-    cmd: String,
-    manner: Option<String>,
-    interval_ms: Option<u32>,
-    timeout_ms: Option<u32>,
-    rise: Option<NonZeroU8>,
-    fall: Option<NonZeroU8>,
-}
 
 /// Reads `healthChecker`, `checkPort` and `useInstancePort4Check`.
 pub(super) fn read(params: &Params) -> Result<Checker, Invalid> {
@@ -44,44 +19,9 @@ pub(super) fn read(params: &Params) -> Result<Checker, Invalid> {
             return Err(Invalid::new("checkPort", "it should be 1 to 65535 when useInstancePort4Check is false."));
         }
     };
-    let Some(text) = params.text(PARAM) else { return Ok(Checker::tcp(port)) };
-    let said: Said =
-        serde_json::from_str(text).map_err(|e| Invalid::new(PARAM, format!("it is no checker in JSON: {e}.")))?;
-    let manner = manner(&said)?;
-    let kind = match said.r#type.to_ascii_uppercase().as_str() {
-        "TCP" => Kind::Tcp,
-        "NONE" => Kind::None,
-        "HTTP" => Kind::Http {
-            path: if said.path.starts_with('/') { said.path } else { format!("/{}", said.path) },
-            headers: said.headers,
-            expected: said.expected_response_code.unwrap_or(200),
-        },
-        "MYSQL" => Kind::Mysql { user: said.user, password: said.pwd, cmd: said.cmd },
-        _ => return Err(Invalid::new(PARAM, "its type should be TCP, HTTP, MYSQL or NONE.")),
-    };
-    let port = if kind == Kind::None { None } else { port };
-    Checker::new(kind, manner, port)
-}
-
-fn manner(said: &Said) -> Result<Option<Manner>, Invalid> {
-    let paced =
-        [said.interval_ms, said.timeout_ms].iter().any(Option::is_some) || said.rise.is_some() || said.fall.is_some();
-    match said.manner.as_deref() {
-        Some("nacos") if paced => {
-            Err(Invalid::new(PARAM, "manner nacos has its own interval, timeout, rise and fall."))
-        }
-        Some("nacos") => Ok(Some(Manner::Nacos)),
-        None | Some("fixed") if paced => {
-            let count = |n: Option<NonZeroU8>, default| n.unwrap_or(NonZeroU8::new(default).expect("not 0"));
-            Ok(Some(Manner::Fixed(Pace {
-                interval_ms: said.interval_ms.unwrap_or(5_000),
-                timeout_ms: said.timeout_ms.unwrap_or(1_000),
-                rise: count(said.rise, 2),
-                fall: count(said.fall, 3),
-            })))
-        }
-        None | Some("fixed") => Ok(None),
-        Some(_) => Err(Invalid::new(PARAM, "manner should be nacos or fixed.")),
+    match params.text(PARAM) {
+        Some(text) => checker::read(text, port),
+        None => Ok(Checker::tcp(port)),
     }
 }
 

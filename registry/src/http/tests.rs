@@ -63,7 +63,7 @@ impl Api {
             let (service, id) = (ServiceKey::public("web").unwrap(), InstanceId::new("", "10.0.0.1", *port).unwrap());
             let code = if *health == Health::Up { Code::L4Ok } else { Code::L4Refused };
             let reason = Reason::Probe { code, errno: 0 };
-            deltas.push(Delta { service, id, health: *health, reason, rtt_ns: 5_000 });
+            deltas.push(Delta { service, id, health: *health, reason, rtt_ns: 5_000, due: None });
         }
         self.registry.submit(Command::Heard { deltas }).await.unwrap();
     }
@@ -249,7 +249,7 @@ async fn agents_backends() {
     api.ok("PUT /nacos/v1/ns/service?serviceName=web&protectThreshold=1").await;
     assert_eq!(api.list("serviceName=web").await, [(8081, false)]);
     let reason = Reason::Probe { code: Code::L4Ok, errno: 0 };
-    let delta = Delta { service, id, health: Health::Up, reason, rtt_ns: 1_000 };
+    let delta = Delta { service, id, health: Health::Up, reason, rtt_ns: 1_000, due: None };
     api.registry.agent_health("edge", 1, vec![delta]).await.unwrap();
     assert_eq!(api.list("serviceName=web&clusters=edge").await, [(8081, true)]);
     api.registry.agent_gone("edge", 1).await.unwrap();

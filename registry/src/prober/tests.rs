@@ -67,6 +67,7 @@ impl Paper {
             errno: 0,
             detail: ringspan_engine::check::Detail::default(),
             rtt_ns: 1_000,
+            due: ringspan_engine::time::Instant::ZERO,
             streak: 1,
         };
         self.0.lock().unwrap().news.push(transition);
@@ -76,7 +77,7 @@ impl Paper {
 struct World {
     registry: Registry,
     paper: Paper,
-    prober: Prober<Paper>,
+    prober: Prober<Paper, NoVantages>,
     changes: tokio::sync::broadcast::Receiver<Arc<Changes>>,
 }
 
@@ -84,7 +85,7 @@ impl World {
     fn new() -> World {
         let registry = Registry::open(&Options::default()).unwrap();
         let paper = Paper::default();
-        let prober = Prober::new(paper.clone(), policy_default());
+        let prober = Prober::new(paper.clone(), NoVantages, policy_default());
         let changes = registry.subscribe();
         World { registry, paper, prober, changes }
     }
@@ -101,12 +102,15 @@ impl World {
                 self.prober.on_changes(&self.registry, &changes);
             }
             self.prober.press_on();
-            self.prober.listen();
-            if self.prober.news.is_empty() {
+            self.prober.listen(self.registry.now());
+            let news = self.prober.news();
+            if news.is_empty() {
                 return;
             }
-            let deltas = std::mem::take(&mut self.prober.news);
-            self.registry.submit(Command::Heard { deltas }).await.unwrap();
+            for (agent, command) in news {
+                self.registry.submit(command).await.unwrap();
+                self.prober.told(agent.as_ref());
+            }
         }
     }
 
@@ -209,6 +213,98 @@ async fn two_questions_are_two_targets() {
     world.turn().await;
     let down: Vec<_> = ["a", "b", "c", "d"].map(|name| world.health(name, 1).health == Health::Down).into();
     assert_eq!(down, [false, true, false, true]);
+}
+
+/// Agents as the prober sees them: what each is asked, by session.
+#[derive(Clone, Default)]
+struct Scouts(Arc<Mutex<ScoutsSheet>>);
+
+#[derive(Default)]
+struct ScoutsSheet {
+    asked: BTreeMap<(Name, u64, u64), String>,
+    seen: Vec<Sighting>,
+}
+
+impl Vantages for Scouts {
+    fn watch(&mut self, agent: &Name, session: u64, key: u64, asked: &Asked) -> bool {
+        let old = self.0.lock().unwrap().asked.insert((agent.clone(), session, key), asked.address.to_string());
+        assert_eq!(old, None, "a key is used once");
+        true
+    }
+    fn unwatch(&mut self, agent: &Name, session: u64, key: u64) -> bool {
+        self.0.lock().unwrap().asked.remove(&(agent.clone(), session, key)).expect("it was asked");
+        true
+    }
+    fn sightings(&mut self, into: &mut Vec<Sighting>) {
+        into.append(&mut self.0.lock().unwrap().seen);
+    }
+}
+
+/// An agent is asked to look for as long as it is connected and an instance names it; a newer session is asked anew.
+#[tokio::test]
+async fn agents_are_asked_to_look() {
+    let (registry, paper, scouts) = (Registry::open(&Options::default()).unwrap(), Paper::default(), Scouts::default());
+    let mut changes = registry.subscribe();
+    let mut prober = Prober::new(paper.clone(), scouts.clone(), policy_default());
+    macro_rules! turn {
+        () => {
+            loop {
+                while let Ok(changes) = changes.try_recv() {
+                    prober.on_changes(&registry, &changes);
+                }
+                prober.press_on();
+                prober.listen(registry.now());
+                let news = prober.news();
+                if news.is_empty() {
+                    break;
+                }
+                for (agent, command) in news {
+                    registry.submit(command).await.unwrap();
+                    prober.told(agent.as_ref());
+                }
+            }
+        };
+    }
+    let asked = || -> Vec<(String, u64, String)> {
+        let sheet = scouts.0.lock().unwrap();
+        sheet.asked.iter().map(|((agent, session, _), at)| (agent.to_string(), *session, at.clone())).collect()
+    };
+    let metadata = [("preserved.vantage".to_owned(), "agent:edge".to_owned())];
+    let instance = Instance { metadata: metadata.into(), ..Instance::new(id(1)) };
+    registry.submit(Command::Register { service: ServiceKey::public("a").unwrap(), instance }).await.unwrap();
+    turn!();
+    assert_eq!((paper.addresses(), asked()), (vec![], vec![]), "not the registry, and there is no agent");
+    registry.agent_up("edge-00000001", 5, Vec::new()).await.unwrap();
+    turn!();
+    let edge = |session| vec![("edge-00000001".to_owned(), session, "127.0.0.1:1".to_owned())];
+    assert_eq!(asked(), edge(5));
+    let health =
+        || registry.snapshot().service(&ServiceKey::public("a").unwrap()).unwrap().instance(&id(1)).unwrap().health();
+    let say = |session, key, to| {
+        let reason = Reason::Probe { code: Code::L4Ok, errno: 0 };
+        let finding = Finding { health: to, reason, rtt_ns: 9, due: None };
+        scouts.0.lock().unwrap().seen.push(Sighting { agent: Name::from("edge-00000001"), session, key, finding });
+    };
+    let key = scouts.0.lock().unwrap().asked.keys().next().unwrap().2;
+    say(5, key, Health::Up);
+    turn!();
+    assert_eq!((health().health, health().rtt_ns), (Health::Up, 9));
+    registry.agent_up("edge-00000001", 6, Vec::new()).await.unwrap();
+    turn!();
+    say(5, key, Health::Down);
+    turn!();
+    assert_eq!(health().health, Health::Up, "an older session's word");
+    assert!(asked().contains(&edge(6)[0]), "{:?}", asked());
+    registry.agent_gone("edge-00000001", 6).await.unwrap();
+    turn!();
+    assert_eq!(health().health, Health::Unknown);
+    registry.agent_up("edge-00000001", 7, Vec::new()).await.unwrap();
+    turn!();
+    scouts.0.lock().unwrap().asked.retain(|k, _| k.1 == 7);
+    registry.submit(deregister("a", 1)).await.unwrap();
+    turn!();
+    assert_eq!(asked(), vec![]);
+    registry.stop();
 }
 
 /// A full engine is asked again, and nobody is forgotten.

@@ -43,7 +43,7 @@ fn register(port: u16) -> Command {
 
 fn heard(port: u16, health: Health) -> Command {
     let reason = Reason::Probe { code: Code::L4Ok, errno: 0 };
-    Command::Heard { deltas: vec![Delta { service: web(), id: id(port), health, reason, rtt_ns: 1 }] }
+    Command::Heard { deltas: vec![Delta { service: web(), id: id(port), health, reason, rtt_ns: 1, due: None }] }
 }
 
 fn start() -> (Registry, Hub) {

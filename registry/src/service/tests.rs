@@ -102,7 +102,7 @@ fn health_does_not_wait_for_the_disk() {
     let far = exposed.id("edge").unwrap();
     let heard = |service, id, health| {
         let reason = crate::health::Reason::Probe { code: ringspan_engine::outcome::Code::L4Ok, errno: 0 };
-        vec![Delta { service, id, health, reason, rtt_ns: 1 }]
+        vec![Delta { service, id, health, reason, rtt_ns: 1, due: None }]
     };
     let health = |name: &str, id: &InstanceId| {
         let view = registry.snapshot().service(&service(name)).unwrap();

@@ -51,7 +51,9 @@ impl Table {
         self.check_room(new, new_services.len())?;
 
         let mut changes = Changes::default();
+        let standings = self.standings(agent);
         self.set_agent(agent, Some((session, true)), &mut changes);
+        self.reseat(now, &standings, &mut changes);
         for (service, id) in had {
             if !wanted.contains_key(&(service.clone(), id.clone())) {
                 let before = self.entry(&service, &id).cloned();
@@ -101,7 +103,9 @@ impl Table {
             return changes;
         }
         let instances = known.instances.clone();
+        let standings = self.standings(agent);
         self.set_agent(agent, Some((session, false)), &mut changes);
+        self.reseat(now, &standings, &mut changes);
         for (service, id) in instances {
             let gone = |h: HealthRecord| h.heard(now, Health::Unknown, Reason::AgentGone, 0);
             self.believe(&service, &id, gone, &mut changes);
@@ -109,14 +113,16 @@ impl Table {
         changes
     }
 
-    pub(super) fn agent_forget(&mut self, agent: &Name) -> Changes {
+    pub(super) fn agent_forget(&mut self, now: Instant, agent: &Name) -> Changes {
         let mut changes = Changes::default();
         let Some(known) = self.agents.get(agent) else { return changes };
         for (service, id) in known.instances.clone() {
             let before = self.entry(&service, &id).cloned();
             self.replace(&service, before, None, &mut changes);
         }
+        let standings = self.standings(agent);
         self.set_agent(agent, None, &mut changes);
+        self.reseat(now, &standings, &mut changes);
         changes
     }
 

@@ -15,7 +15,12 @@ impl Table {
         if entry.record.ephemeral {
             // The deadline stays where it is: whoever meets it looks at the last beat. So a beat costs one lookup.
             entry.beat = now;
-            self.believe(service, id, |h| h.heard(now, Health::Up, Reason::Beat, 0), &mut changes);
+            match (entry.ballot.is_some(), entry.health.reason) {
+                (false, _) => self.believe(service, id, |h| h.heard(now, Health::Up, Reason::Beat, 0), &mut changes),
+                (true, Reason::BeatLate) => self.conclude(now, service, id, &mut changes),
+                // It lives; whether it is well is for others to say.
+                (true, _) => {}
+            }
         }
         Ok(changes)
     }
@@ -23,6 +28,12 @@ impl Table {
     pub(super) fn heard(&mut self, now: Instant, deltas: &[Delta]) -> Changes {
         let mut changes = Changes::default();
         for delta in deltas {
+            if let Some(ballot) = self.entry(&delta.service, &delta.id).and_then(|e| e.ballot.as_ref()) {
+                if ballot.has(&Vantage::Registry) {
+                    self.vote(now, delta, &Vantage::Registry, &mut changes);
+                }
+                continue;
+            }
             let may_judge = self.services.get(&delta.service).is_some_and(|s| {
                 let ours = |e: &super::Entry| e.record.vantage == Vantage::Registry && !e.record.ephemeral;
                 let checked = s.meta.as_ref().is_none_or(|m| m.checker(delta.id.cluster()).asked(&delta.id).is_some());
@@ -36,8 +47,9 @@ impl Table {
     }
 
     pub(super) fn hear(&mut self, now: Instant, delta: &Delta, changes: &mut Changes) {
-        let Delta { service, id, health, reason, rtt_ns } = delta;
-        self.believe(service, id, |h| h.heard(now, *health, *reason, *rtt_ns), changes);
+        let Delta { service, id, health, reason, rtt_ns, due } = delta;
+        let hear = |h: crate::health::HealthRecord| h.heard(now, *health, *reason, *rtt_ns);
+        self.believe(service, id, |h| crate::health::HealthRecord { due: *due, ..hear(h) }, changes);
     }
 
     pub(super) fn tick(&mut self, now: Instant, max: usize) -> Changes {

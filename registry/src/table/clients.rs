@@ -24,9 +24,14 @@ impl Table {
         now: Instant,
         client: ClientId,
         service: &ServiceKey,
-        instances: Vec<Instance>,
+        mut instances: Vec<Instance>,
         only: bool,
     ) -> Result<Changes, Refusal> {
+        let mut checkers = Vec::new();
+        for instance in &mut instances {
+            let checker = crate::checker::take(&mut instance.metadata)?;
+            checkers.extend(checker.map(|checker| (instance.id.cluster().clone(), checker)));
+        }
         let mut new = BTreeSet::new();
         for instance in &instances {
             instance.check()?;
@@ -47,19 +52,30 @@ impl Table {
             self.check_room(new.len(), usize::from(known.is_none()))?;
         }
         let mut changes = Changes::default();
+        let meta = self.meta(service).cloned();
         for instance in &instances {
             let well = if instance.claims_healthy { Health::Up } else { Health::Down };
             let record = Arc::new(Instance { ephemeral: true, ..instance.clone() });
             let before = self.entry(service, &instance.id).cloned();
-            let after = match &before {
-                Some(before) => Entry { record, beat: now, look_again: None, client: Some(client), ..before.clone() },
-                None => Entry { look_again: None, client: Some(client), ..Entry::new(now, record) },
+            let known = before.as_ref().and_then(|b| b.ballot.as_ref());
+            let ballot = self.convene(now, &record, meta.as_deref(), known);
+            let (has_ballot, look_again, client) = (ballot.is_some(), None, Some(client));
+            let mut after = match &before {
+                Some(before) => Entry { record, beat: now, look_again, ballot, client, ..before.clone() },
+                None => Entry { look_again, ballot, client, ..Entry::new(now, record) },
             };
+            if before.is_none() && has_ballot {
+                after.health = after.verdict(now);
+            }
             let same = before.as_ref().is_some_and(|b| b.record == after.record && b.client == after.client);
             if !same {
                 self.replace(service, before, Some(after), &mut changes);
             }
-            self.believe(service, &instance.id, |h| h.heard(now, well, Reason::Connected, 0), &mut changes);
+            if has_ballot {
+                self.conclude(now, service, &instance.id, &mut changes);
+            } else {
+                self.believe(service, &instance.id, |h| h.heard(now, well, Reason::Connected, 0), &mut changes);
+            }
         }
         if only {
             let keep: BTreeSet<&InstanceId> = instances.iter().map(|i| &i.id).collect();
@@ -69,7 +85,7 @@ impl Table {
                 }
             }
         }
-        Ok(changes)
+        self.put_checkers(now, service, checkers, changes)
     }
 
     pub(super) fn client_withdraw(

@@ -3,6 +3,7 @@
 use super::ClientId;
 use crate::health::{Health, HealthRecord, Reason};
 use crate::model::{Cluster, Instance, InstanceId, Invalid, Metadata, Name, ServiceKey, ServiceMeta, Vantage};
+use crate::panel::Ballot;
 use ringspan_engine::time::Instant;
 use std::sync::Arc;
 
@@ -106,6 +107,23 @@ pub enum Command {
         /// In the order they came about.
         deltas: Vec<Delta>,
     },
+    /// An agent has looked where the registry asked it to. Of an older session than the latest it is refused; what is
+    /// said of instances of which it was not asked is ignored.
+    Witnessed {
+        /// Its name.
+        agent: Name,
+        /// Its session.
+        session: u64,
+        /// In the order they came about.
+        deltas: Vec<Delta>,
+    },
+    /// Makes all instances of a service that nobody else owns persistent, or ephemeral.
+    Convert {
+        /// Which service.
+        service: ServiceKey,
+        /// What they are to be.
+        ephemeral: bool,
+    },
     /// Time has passed: look at ephemeral instances whose deadline has come.
     Tick {
         /// Look at no more than this many; [`Table::due`](super::Table::due) tells whether there are more.
@@ -151,6 +169,7 @@ impl Command {
             | Command::Heard { .. }
             | Command::Tick { .. }
             | Command::AgentHeard { .. }
+            | Command::Witnessed { .. }
             | Command::AgentGone { .. }
             | Command::SetHealth { .. } => true,
             Command::Register { .. }
@@ -162,6 +181,7 @@ impl Command {
             | Command::ClientPublish { .. }
             | Command::ClientWithdraw { .. }
             | Command::ClientGone { .. }
+            | Command::Convert { .. }
             | Command::AgentUp { .. }
             | Command::AgentForget { .. } => false,
         }
@@ -192,6 +212,8 @@ pub struct Delta {
     pub reason: Reason,
     /// The deciding probe's RTT, nanoseconds; 0 if there was none.
     pub rtt_ns: u64,
+    /// When the deciding probe was due, on the registry's clock; `None` if that is not known.
+    pub due: Option<Instant>,
 }
 
 /// One backend that an agent exposes.
@@ -254,6 +276,8 @@ pub struct Entry {
     pub record: Arc<Instance>,
     /// How it is.
     pub health: HealthRecord,
+    /// What each vantage found, if others check it than would without being asked.
+    pub ballot: Option<Arc<Ballot>>,
     /// When it last beat, if it is ephemeral; when it came, otherwise.
     pub(super) beat: Instant,
     /// When to look at it again; only if it lives by beats.
@@ -322,6 +346,17 @@ pub enum Change {
         /// What is believed.
         after: HealthRecord,
     },
+    /// What the vantages of an instance found is another, or others are asked. What is believed of it may be the same.
+    Votes {
+        /// Of which service.
+        service: ServiceKey,
+        /// Of which instance.
+        id: InstanceId,
+        /// `None`: nobody was asked.
+        before: Option<Arc<Ballot>>,
+        /// `None`: nobody is asked any more.
+        after: Option<Arc<Ballot>>,
+    },
     /// An agent connected, left or was forgotten.
     Agent {
         /// Its name.
@@ -342,7 +377,7 @@ impl Change {
                 stored(before) || stored(after)
             }
             Change::Service { .. } => true,
-            Change::Health { .. } | Change::Agent { .. } => false,
+            Change::Health { .. } | Change::Votes { .. } | Change::Agent { .. } => false,
         }
     }
 }

@@ -1,14 +1,15 @@
 //! Services and clusters as people configure them, and health set by hand.
 
-use super::{Change, Changes, Refusal, Table};
-use crate::health::{Health, HealthRecord, Reason};
-use crate::model::{Cluster, InstanceId, Metadata, Name, ServiceKey, ServiceMeta, Vantage};
+use super::{Change, Changes, Entry, Refusal, Table};
+use crate::health::{Health, Reason};
+use crate::model::{Checker, Cluster, Instance, InstanceId, Metadata, Name, ServiceKey, ServiceMeta, Vantage};
 use ringspan_engine::time::Instant;
 use std::sync::Arc;
 
 impl Table {
     pub(super) fn put_service(
         &mut self,
+        now: Instant,
         service: ServiceKey,
         protect_threshold: Option<f64>,
         metadata: Option<Metadata>,
@@ -24,7 +25,7 @@ impl Table {
         let mut meta = before.as_deref().cloned().unwrap_or_default();
         meta.protect_threshold = protect_threshold.unwrap_or(meta.protect_threshold);
         meta.metadata = metadata.unwrap_or(meta.metadata);
-        self.change_meta(&service, before, meta)
+        self.change_meta(now, &service, before, meta)
     }
 
     pub(super) fn delete_service(&mut self, service: &ServiceKey) -> Result<Changes, Refusal> {
@@ -51,13 +52,65 @@ impl Table {
         };
         let before = known.meta.clone();
         let mut meta = before.as_deref().cloned().unwrap_or_default();
-        let rechecked = meta.checker(&cluster) != settings.checker;
-        meta.clusters.insert(cluster.clone(), settings);
-        let mut changes = self.change_meta(service, before, meta)?;
-        if rechecked {
-            // What another checker found says nothing of what this one will.
-            for id in self.probed_in(service, &cluster) {
-                self.believe(service, &id, |_| HealthRecord::unseen(now), &mut changes);
+        meta.clusters.insert(cluster, settings);
+        self.change_meta(now, service, before, meta)
+    }
+
+    /// Clusters' checkers, behind the registrations that brought them: all of it, or nothing.
+    pub(super) fn put_checkers(
+        &mut self,
+        now: Instant,
+        service: &ServiceKey,
+        checkers: Vec<(Name, Checker)>,
+        mut changes: Changes,
+    ) -> Result<Changes, Refusal> {
+        for (cluster, checker) in checkers {
+            match self.put_checker(now, service, &cluster, checker) {
+                Ok(more) => changes.list.extend(more.list),
+                Err(refusal) => {
+                    self.revert(&changes);
+                    return Err(refusal);
+                }
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Changes a cluster's checker alone.
+    fn put_checker(
+        &mut self,
+        now: Instant,
+        service: &ServiceKey,
+        cluster: &Name,
+        checker: Checker,
+    ) -> Result<Changes, Refusal> {
+        let known = self.meta(service).and_then(|m| m.clusters.get(cluster)).cloned();
+        let settings = Cluster { checker, ..known.clone().unwrap_or_default() };
+        if known.unwrap_or_default() == settings {
+            return Ok(Changes::default());
+        }
+        self.put_cluster(now, service, cluster.clone(), settings)
+    }
+
+    /// Makes a service's own instances all of one kind. What is believed of each stays, until those who decide then
+    /// have spoken.
+    pub(super) fn convert(&mut self, now: Instant, service: &ServiceKey, ephemeral: bool) -> Result<Changes, Refusal> {
+        let Some(known) = self.services.get(service) else {
+            return Err(Refusal::NoService { service: service.clone() });
+        };
+        let ours = |e: &&Entry| e.record.vantage == Vantage::Registry && e.record.ephemeral != ephemeral;
+        let all: Vec<Entry> = known.instances.values().filter(ours).cloned().collect();
+        let meta = known.meta.clone();
+        let mut changes = Changes::default();
+        for before in all {
+            let record = Arc::new(Instance { ephemeral, ..Instance::clone(&before.record) });
+            let ballot = self.convene(now, &record, meta.as_deref(), before.ballot.as_ref());
+            let mut after = Entry { record, ballot, beat: now, client: None, ..before.clone() };
+            after.rearm(now);
+            let (id, had, has) = (after.record.id.clone(), before.ballot.is_some(), after.ballot.is_some());
+            self.replace(service, Some(before), Some(after), &mut changes);
+            if had != has {
+                self.conclude(now, service, &id, &mut changes);
             }
         }
         Ok(changes)
@@ -85,6 +138,7 @@ impl Table {
 
     fn change_meta(
         &mut self,
+        now: Instant,
         service: &ServiceKey,
         before: Option<Arc<ServiceMeta>>,
         meta: ServiceMeta,
@@ -94,15 +148,9 @@ impl Table {
         let mut changes = Changes::default();
         if before != after {
             self.put_meta(service, after.clone());
-            changes.list.push(Change::Service { service: service.clone(), before, after });
+            changes.list.push(Change::Service { service: service.clone(), before: before.clone(), after });
+            self.reconvene(now, service, before.as_deref(), &mut changes);
         }
         Ok(changes)
-    }
-
-    /// The instances of a cluster whose health is the registry's checker's.
-    fn probed_in(&self, service: &ServiceKey, cluster: &Name) -> Vec<InstanceId> {
-        let all = self.services.get(service).into_iter().flat_map(|s| s.instances.values());
-        let ours = all.filter(|e| e.record.vantage == Vantage::Registry && !e.record.ephemeral);
-        ours.map(|e| e.record.id.clone()).filter(|id| id.cluster() == cluster).collect()
     }
 }

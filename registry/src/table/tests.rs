@@ -1,6 +1,7 @@
 //! The table by cases, against a naive model, and undone.
 
 mod naive;
+mod votes;
 
 use super::*;
 use crate::model::{Checker, Cluster, Metadata};
@@ -26,7 +27,7 @@ pub(super) fn register(name: &str, host: u8, ephemeral: bool) -> Command {
 
 pub(super) fn delta(name: &str, id: InstanceId, health: Health) -> Delta {
     let reason = Reason::Probe { code: ringspan_engine::outcome::Code::L4Refused, errno: 111 };
-    Delta { service: service(name), id, health, reason, rtt_ns: 7 }
+    Delta { service: service(name), id, health, reason, rtt_ns: 7, due: None }
 }
 
 pub(super) fn exposed(name: &str, host: u8) -> Exposed {
@@ -284,6 +285,46 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<(u64, Command)>> {
     prop::collection::vec((0..20_000_u64, command), 1..60)
 }
 
+/// The same, with commands that ask others to look.
+pub(crate) fn commands_and_votes() -> impl Strategy<Value = Vec<(u64, Command)>> {
+    let name = || prop::sample::select(vec!["a", "b"]);
+    let panel = || {
+        let vantages =
+            vec!["", "registry", "agent:edge", "registry,agent:edge", "agent:edge,agent:far", "agent:nobody"];
+        prop::sample::select(vantages).prop_map(|vantages| {
+            let pair = (crate::panel::VANTAGE_KEY.to_owned(), vantages.to_owned());
+            if vantages.is_empty() { Metadata::new() } else { Metadata::from([pair]) }
+        })
+    };
+    let health = prop::sample::select(vec![Health::Up, Health::Down]);
+    let agent = prop::sample::select(vec!["edge", "far"]).prop_map(Name::from);
+    let command = prop_oneof![
+        4 => (name(), 1..4_u8, any::<bool>(), panel()).prop_map(|(n, h, ephemeral, metadata)| Command::Register {
+            service: service(n), instance: Instance { ephemeral, metadata, ..Instance::new(id(h)) } }),
+        1 => (name(), 1..4_u8, panel()).prop_map(|(n, h, metadata)| Command::Update {
+            service: service(n), id: id(h), patch: Patch { metadata: Some(metadata), ..Patch::default() } }),
+        2 => (agent, 1..4_u64, name(), 1..4_u8, health).prop_map(|(agent, session, n, h, health)|
+            Command::Witnessed { agent, session, deltas: vec![delta(n, id(h), health)] }),
+        1 => (name(), panel()).prop_map(|(n, metadata)| Command::PutCluster { service: service(n),
+            cluster: Name::from("DEFAULT"), settings: Cluster { metadata, ..Cluster::default() } }),
+        1 => (name(), any::<bool>()).prop_map(|(n, ephemeral)| Command::Convert { service: service(n), ephemeral }),
+    ];
+    let more = prop::collection::vec((0..20_000_u64, command), 1..60);
+    (commands(), more).prop_map(|(some, more)| {
+        // Woven together, so that the two kinds meet.
+        let mut all = Vec::new();
+        let (mut some, mut more) = (some.into_iter(), more.into_iter());
+        loop {
+            let before = all.len();
+            all.extend(some.next());
+            all.extend(more.next());
+            if all.len() == before {
+                return all;
+            }
+        }
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
 
@@ -308,7 +349,7 @@ proptest! {
 
     /// Undoing changes in reverse makes the very table that was; a refused command changes nothing.
     #[test]
-    fn revert_undoes(steps in commands()) {
+    fn revert_undoes(steps in commands_and_votes()) {
         let (mut table, mut now) = (Table::default(), at(1));
         for (pause, command) in steps {
             now = now + Duration::from_millis(pause);
@@ -329,7 +370,7 @@ proptest! {
 
     /// Only what is not volatile has durable changes: volatile commands never wait for a disk.
     #[test]
-    fn volatile_commands_store_nothing(steps in commands()) {
+    fn volatile_commands_store_nothing(steps in commands_and_votes()) {
         let (mut table, mut now) = (Table::default(), at(1));
         for (pause, command) in steps {
             now = now + Duration::from_millis(pause);
@@ -342,7 +383,7 @@ proptest! {
 
     /// Readers who follow the changes, batch by batch, see what a reader of the whole table sees.
     #[test]
-    fn the_snapshot_follows(steps in commands(), batch_len in 1..5_usize) {
+    fn the_snapshot_follows(steps in commands_and_votes(), batch_len in 1..5_usize) {
         let (mut table, mut now, snapshot) = (Table::default(), at(1), Snapshot::default());
         for batch in steps.chunks(batch_len) {
             let mut changes = Vec::new();
@@ -355,6 +396,7 @@ proptest! {
             prop_assert_eq!(shown(&snapshot), shown(&whole));
             prop_assert_eq!(snapshot.counts(), whole.counts());
             prop_assert_eq!(snapshot.agents(), whole.agents());
+            prop_assert_eq!(&table.watched, &votes::watched(&table));
         }
     }
 }
@@ -362,7 +404,7 @@ proptest! {
 /// All that a snapshot shows of services.
 fn shown(snapshot: &Snapshot) -> Vec<impl PartialEq + std::fmt::Debug + use<>> {
     let instances = |v: &crate::snapshot::ServiceView| -> Vec<_> {
-        v.instances.iter().map(|i| (i.record.clone(), i.health())).collect()
+        v.instances.iter().map(|i| (i.record.clone(), i.health(), i.ballot())).collect()
     };
     snapshot.services().iter().map(|v| (v.key.clone(), v.meta.clone(), instances(v))).collect()
 }

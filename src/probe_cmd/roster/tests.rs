@@ -35,6 +35,7 @@ fn transition(row: u32, id: TargetId) -> Transition {
         errno: 0,
         detail,
         rtt_ns: 1_500_000,
+        due: ringspan_engine::time::Instant::ZERO,
         streak: 1,
         held: ringspan_engine::health::Held::No,
     }

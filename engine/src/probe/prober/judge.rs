@@ -111,8 +111,9 @@ impl Prober {
         let errno = errno.map_or(0, |errno| errno.0);
         let lateness_ns = lateness.as_nanos() as u64;
         if is_news {
-            let key = watched.key;
-            self.parts.outbox.transition(Transition { id, key, from, to, held, code, errno, detail, rtt_ns, streak });
+            let (key, due) = (watched.key, watched.slot);
+            let transition = Transition { id, key, from, to, held, code, errno, detail, rtt_ns, due, streak };
+            self.parts.outbox.transition(transition);
         }
         let missed = watched.next_slot(now, code.fault());
         if self.parts.outbox.wants_samples() {

@@ -188,6 +188,8 @@ impl Naive {
                 }
                 found => found.is_some(),
             },
+            // Neither is generated.
+            Command::Witnessed { .. } | Command::Convert { .. } => false,
             Command::Heard { deltas } => {
                 for d in deltas {
                     let checked = self.checker(&d.service, &d.id) != Checker::none();
