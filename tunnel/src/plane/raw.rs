@@ -83,9 +83,9 @@ impl Plane {
                 return Ok(());
             }
             self.stats.link_reads.add(1);
-            c.heard = cx.now;
+            c.signs.on_heard(cx.now);
             if !plain {
-                match self.rx_raw_tls(cx, key)? {
+                match self.rx_raw_tls(cx, key, endpoint)? {
                     Got::Bytes(n) => budget = budget.saturating_sub(n),
                     Got::Nothing | Got::End => return Ok(()),
                 }
@@ -159,7 +159,7 @@ impl Plane {
         Ok(Got::Bytes(n))
     }
 
-    fn rx_raw_tls(&mut self, cx: &mut Cx<'_>, key: Key) -> Result<Got, Lost> {
+    fn rx_raw_tls(&mut self, cx: &mut Cx<'_>, key: Key, endpoint: Key) -> Result<Got, Lost> {
         let c = self.carriers.get_mut(key).expect("the caller has just looked");
         let Some(tls) = &mut c.tls else { return Ok(Got::Nothing) };
         let space = tls.receive_space();
@@ -176,11 +176,11 @@ impl Plane {
             Got::End => return Err(Lost::end()),
         };
         tls.on_received(n)?;
-        let has = tls.plaintext().len();
-        let mut stash = std::mem::take(&mut c.stash);
-        stash.extend_from_slice(tls.plaintext());
-        tls.consume(has);
-        c.stash = stash;
+        let plaintext = tls.take_plaintext();
+        self.raw_bytes(cx, key, endpoint, plaintext.filled());
+        if let Some(tls) = self.carriers.get_mut(key).and_then(|c| c.tls.as_mut()) {
+            tls.reuse(plaintext);
+        }
         // An answer of the cipher's own (a key update) may have to go out.
         self.queue(key);
         if n < ask {

@@ -20,7 +20,8 @@ use ringspan_engine::io::{Interest, Op};
 use ringspan_engine::resident::Cx;
 use std::io::ErrorKind;
 
-/// One copying read: what a TLS record holds, and where splice begins to win.
+/// One copying read: what a TLS record holds, and where splice begins to win. A stream whose reads are that long and that
+/// cannot splice fills the batch instead: with its header that is four records, and a system call for all of them.
 const COPY_BYTES: usize = 16 << 10;
 /// A batch with less room than this is sent first.
 const ROOM_BYTES_MIN: usize = 2 << 10;
@@ -145,7 +146,8 @@ impl Plane {
     ) {
         let (Some(c), Some(e)) = (self.carriers.get_mut(key), self.endpoints.get_mut(owner)) else { return };
         let at = *len + HEADER_BYTES;
-        let mut ask = (len_max as usize).min(COPY_BYTES).min(scratch.len() - at);
+        let one_read = if e.streak >= STREAK { scratch.len() } else { COPY_BYTES };
+        let mut ask = (len_max as usize).min(one_read).min(scratch.len() - at);
         if !e.prefix.is_empty() {
             let n = e.prefix.len().min(ask);
             scratch[at..at + n].copy_from_slice(&e.prefix[..n]);
@@ -194,14 +196,16 @@ impl Plane {
                 self.stats.frames_sent.add(1);
                 self.stats.bytes_to_link.add(n as u64);
                 let is_fared = e.fare.is_some();
-                if n < ask {
-                    e.streak = 0;
-                    self.arm_read(cx, owner);
-                } else if ask == COPY_BYTES {
-                    e.streak += 1;
-                    if e.streak >= STREAK {
-                        (e.splices, e.streak) = (c.splice_out && self.options.may_splice, 0);
+                if n >= COPY_BYTES {
+                    e.streak = (e.streak + 1).min(STREAK);
+                    if e.streak == STREAK && c.splice_out && self.options.may_splice {
+                        (e.splices, e.streak) = (true, 0);
                     }
+                } else if n < ask {
+                    e.streak = 0;
+                }
+                if n < ask {
+                    self.arm_read(cx, owner);
                 }
                 if first_words {
                     self.expect_sign(owner, cx.now);
@@ -324,8 +328,7 @@ impl Carrier {
     /// Sends a batch of whole frames, keeping what the socket does not take.
     pub(super) fn send(&mut self, batch: &[u8], stats: &WorkerStats) -> Result<Sent, Lost> {
         if !self.plain {
-            self.out.extend_from_slice(batch);
-            return self.send_rest(stats);
+            return self.send_encrypted(batch, stats);
         }
         stats.link_writes.add(1);
         let n = or_nothing(self.socket.send(batch, false))?;
@@ -355,26 +358,46 @@ impl Carrier {
         Ok(Sent::All)
     }
 
+    /// A batch goes to the cipher from where it is, unless others wait before it.
+    fn send_encrypted(&mut self, batch: &[u8], stats: &WorkerStats) -> Result<Sent, Lost> {
+        if self.out_at < self.out.len() {
+            self.out.extend_from_slice(batch);
+            return self.send_cipher(stats);
+        }
+        let (taken, sent) = self.encrypt(batch, stats)?;
+        self.out.extend_from_slice(&batch[taken..]);
+        Ok(sent)
+    }
+
     fn send_cipher(&mut self, stats: &WorkerStats) -> Result<Sent, Lost> {
+        let out = std::mem::take(&mut self.out);
+        let (taken, sent) = self.encrypt(&out[self.out_at..], stats)?;
+        self.out = out;
+        self.out_at += taken;
+        if self.out_at == self.out.len() {
+            self.forget_out();
+        }
+        Ok(sent)
+    }
+
+    /// Encrypts and sends. Returns how much the cipher took, and whether the socket took all that it made of it.
+    fn encrypt(&mut self, bytes: &[u8], stats: &WorkerStats) -> Result<(usize, Sent), Lost> {
         let tls = self.tls.as_mut().expect("the reader gives it back before the writer runs");
+        let mut taken = 0;
         loop {
-            let n = tls.write(&self.out[self.out_at..])?;
+            let n = tls.write(&bytes[taken..])?;
             self.wear_out.add(n);
-            self.out_at += n;
+            taken += n;
             if tls.outgoing().is_empty() {
-                break;
+                return Ok((taken, Sent::All));
             }
             stats.link_writes.add(1);
             let n = or_nothing(self.socket.send(tls.outgoing(), false))?;
             if n == 0 {
-                return Ok(Sent::Blocked);
+                return Ok((taken, Sent::Blocked));
             }
             tls.on_sent(n);
         }
-        if self.out_at == self.out.len() {
-            self.forget_out();
-        }
-        Ok(Sent::All)
     }
 
     fn forget_out(&mut self) {

@@ -8,14 +8,14 @@ const STEP_BYTES: usize = 8 * 1024;
 
 /// A queue of bytes in one allocation.
 #[derive(Default)]
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     bytes: Vec<u8>,
     filled: Range<usize>,
 }
 
 impl Buffer {
     /// What has been filled and not consumed.
-    pub(super) fn filled(&self) -> &[u8] {
+    pub(crate) fn filled(&self) -> &[u8] {
         &self.bytes[self.filled.clone()]
     }
 
@@ -63,6 +63,13 @@ impl Buffer {
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.spare(bytes.len())[..bytes.len()].copy_from_slice(bytes);
         self.fill(bytes.len());
+    }
+
+    /// Takes another's memory, not its bytes, if it has none itself.
+    pub(super) fn adopt(&mut self, other: Buffer) {
+        if self.bytes.is_empty() {
+            *self = Buffer { bytes: other.bytes, filled: 0..0 };
+        }
     }
 
     /// Gives the memory back if nothing is filled.

@@ -22,7 +22,7 @@ mod session;
 mod wear;
 
 use crate::fingerprint::Fingerprint;
-use buffer::Buffer;
+pub(crate) use buffer::Buffer;
 pub use config::{ClientTls, ServerTls, ServerTlsError};
 pub use exporter::{BINDING_BYTES, Binding};
 pub use offload::{Offload, Refused};
@@ -30,8 +30,9 @@ use session::{ClientSession, ServerSession, Session};
 use std::fmt;
 pub(crate) use wear::Wear;
 
-/// Most bytes that [`Tls::receive_space`] offers at once: four full records, one system call.
-pub const RECEIVE_BYTES: usize = 64 * 1024;
+/// Most bytes that [`Tls::receive_space`] offers at once: four full records, one system call. Not a byte more, so that of
+/// bulk no record is cut in two, whose first part would have to be moved.
+pub const RECEIVE_BYTES: usize = 4 * (session::RECORD_BYTES + session::RECORD_OVERHEAD_BYTES);
 
 /// With this much plaintext unread, no more is received.
 pub const PLAINTEXT_BYTES_HIGH: usize = 64 * 1024;
@@ -116,6 +117,17 @@ impl Tls {
     /// The first `n` bytes of [`plaintext`](Tls::plaintext) are done with.
     pub fn consume(&mut self, n: usize) {
         each!(&mut self.kind, plain => plain.incoming.consume(n), session => session.consume(n), ());
+    }
+
+    /// All of [`plaintext`](Tls::plaintext), consumed, to be looked at while this value is elsewhere. Give its memory back
+    /// with [`reuse`](Tls::reuse).
+    pub(crate) fn take_plaintext(&mut self) -> Buffer {
+        each!(&mut self.kind, plain => std::mem::take(&mut plain.incoming), session => session.take_plaintext(), Buffer::default())
+    }
+
+    /// The memory of plaintext that was taken and is done with.
+    pub(crate) fn reuse(&mut self, buffer: Buffer) {
+        each!(&mut self.kind, _plain => {}, session => session.reuse(buffer), ());
     }
 
     /// Takes as much of `bytes` as [`OUTGOING_BYTES_MAX`] allows and returns how much; 0 while shaking hands. One call

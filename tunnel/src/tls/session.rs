@@ -30,8 +30,8 @@ const HANDSHAKE_RECEIVE_BYTES: usize = 4 * 1024;
 const CONTROL_BYTES_MAX: usize = 64 * 1024;
 
 /// Most plaintext in a record (RFC 8446 §5.1), and what a record adds: header, content type, tag.
-const RECORD_BYTES: usize = 16 * 1024;
-const RECORD_OVERHEAD_BYTES: usize = 5 + 1 + 16;
+pub(super) const RECORD_BYTES: usize = 16 * 1024;
+pub(super) const RECORD_OVERHEAD_BYTES: usize = 5 + 1 + 16;
 
 /// Kept free for a key update that rustls may put before the data.
 const KEY_UPDATE_BYTES: usize = 64;
@@ -274,6 +274,14 @@ impl<C: Connection> Session<C> {
 
     pub(super) fn consume(&mut self, n: usize) {
         self.plaintext.consume(n);
+    }
+
+    pub(super) fn take_plaintext(&mut self) -> Buffer {
+        std::mem::take(&mut self.plaintext)
+    }
+
+    pub(super) fn reuse(&mut self, buffer: Buffer) {
+        self.plaintext.adopt(buffer);
     }
 
     pub(super) fn outgoing(&self) -> &[u8] {
