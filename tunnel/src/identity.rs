@@ -35,6 +35,11 @@ impl AgentId {
         let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
         AgentId(digest.as_ref()[..ID_BYTES].try_into().expect("a SHA-256 digest is longer than an id"))
     }
+
+    /// A number, for spreading agents over workers: always the same of one, and evenly of many.
+    pub(crate) fn spread(&self) -> usize {
+        self.0[0].into()
+    }
 }
 
 impl fmt::Display for AgentId {

@@ -12,8 +12,12 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-/// Silence after which an agent asks for a sign of life.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// Silence after which an agent that nobody waits for asks for a sign of life.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// The kernel asks meanwhile: when it begins to, and how often.
+const PROBE_AFTER: Duration = Duration::from_secs(4);
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// A tick of the herd's clock: what an agent says may be late by so much.
 const TICK: Duration = Duration::from_millis(50);
@@ -112,6 +116,8 @@ fn join(bridge: SocketAddr, token: &JoinToken, n: usize) -> Result<TcpStream, Fa
     };
     let mut stream = TcpStream::connect(bridge).map_err(failed)?;
     stream.set_nodelay(true).map_err(failed)?;
+    let keepalive = socket2::TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY);
+    socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(failed)?;
     stream.set_read_timeout(Some(hello::DEADLINE)).map_err(failed)?;
     let mut talk = AgentHello::new(introduction, VERSIONS, Carrier::mux(0, 1), Binding::NONE);
     loop {

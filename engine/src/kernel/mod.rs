@@ -13,12 +13,14 @@ pub mod ktls;
 mod lane;
 mod open;
 mod ring;
+mod ring_splice;
 mod socket;
 mod sys;
 mod tokens;
 mod waker;
 
 pub use open::{Backend, Capabilities, OpenError, TIER_VARIABLE, Tier, open, open_tier};
+pub use ring_splice::splice_by_ring;
 pub use socket::{Fd, Pipe, SPLICE_BYTES_MAX, Shutdown, Socket, let_fragment};
 pub use sys::{CpuOf, allowed_cores, batch_thread, cpu_time, monotonic_now, pin_thread};
 pub use waker::Waker;

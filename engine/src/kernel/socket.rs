@@ -339,10 +339,19 @@ impl Socket {
     /// listener, accepted sockets inherit it. Probes follow each other as the system says (tcp_keepalive_intvl).
     ///
     /// # Errors
-    /// None that a live socket gives.
+    /// The socket is not TCP.
     pub fn set_keepalive(&self, idle: std::time::Duration) -> io::Result<()> {
         self.set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, idle.as_secs().clamp(1, 32_767) as i32)?;
         self.set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1i32)
+    }
+
+    /// TCP_KEEPINTVL: so long, in whole seconds, from one keepalive probe to the next. As many go unanswered before the
+    /// connection is over as the system says (tcp_keepalive_probes), or as TCP_USER_TIMEOUT has room for.
+    ///
+    /// # Errors
+    /// The socket is not TCP.
+    pub fn set_keepalive_interval(&self, every: std::time::Duration) -> io::Result<()> {
+        self.set(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, every.as_secs().clamp(1, 32_767) as i32)
     }
 
     /// TCP_NOTSENT_LOWAT: "writable" means fewer than this many bytes are unsent, so that a scheduler above decides
@@ -529,6 +538,9 @@ impl Pipe {
 
 fn splice(from: i32, to: i32, len: usize, flags: libc::c_uint) -> io::Result<usize> {
     let (len, flags) = (len.min(SPLICE_BYTES_MAX), flags | libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MOVE);
+    if let Some(result) = super::ring_splice::splice(from, to, len, flags) {
+        return result;
+    }
     // SAFETY: splice(2) with null offsets takes integers; the descriptors are borrowed from live owners.
     check_size(unsafe { libc::splice(from, ptr::null_mut(), to, ptr::null_mut(), len, flags) })
 }

@@ -92,7 +92,8 @@ impl Writer {
                         _ => self.settle(applied, Ok(())),
                     }
                 }
-                _ = tick.tick() => self.expire(),
+                // Nobody's time runs: no wake-ups, so that a registry at rest costs nothing.
+                _ = tick.tick(), if self.table.due().is_some() => self.expire(),
             }
         }
         // Whoever still waits in a queue finds it closed, and is told that the registry is stopping.

@@ -8,10 +8,10 @@
 //! ```
 
 use super::REACH_MAX;
-use super::worker::{AgentWorker, LINK_DIAL_MAX, NOT_REACHED, OP_LINK_DIAL};
-use crate::frame::{Kind, Reason};
+use super::worker::{AgentWorker, LINK_DIAL_MAX, NOT_REACHED, OP_LINK_DIAL, hello_step};
+use crate::frame::Reason;
 use crate::hello::{self, AgentHello, AgentStep, CarrierUse, VERSIONS};
-use crate::plane::{dialer, hello_kind};
+use crate::plane::dialer;
 use crate::slots::{Key, Slots};
 use crate::tls::{Binding, Tls};
 use ringspan_engine::io::{Errno, Op};
@@ -221,7 +221,7 @@ impl AgentWorker {
         });
         match ready {
             Ok((socket, tls)) => {
-                let key = self.plane.add_carrier(cx, socket, tls);
+                let key = self.add_carrier(cx, socket, tls);
                 self.spares.calls.insert(Call { link, state: State::Greeting { key, hello: None } });
             }
             Err(error) => {
@@ -249,15 +249,7 @@ impl AgentWorker {
         let State::Greeting { hello: Some(hello), .. } = &mut call.state else {
             return self.plane.drop_carrier(cx, key, Reason::Protocol, "HELLO out of place".into());
         };
-        let step = match hello_kind(aux) {
-            Some(kind) => hello.on_message(kind, payload),
-            None => hello.on_nonsense("unknown HELLO step"),
-        };
-        match step {
-            AgentStep::Send(message) => {
-                self.plane.send(key, Kind::Hello, message.kind as u16, message.payload);
-                self.plane.resume(cx, key);
-            }
+        match hello_step(&mut self.plane, cx, key, hello, (aux, payload)) {
             AgentStep::Welcomed(_) => {
                 call.state = State::Waiting { key };
                 let link = call.link;
@@ -269,7 +261,7 @@ impl AgentWorker {
                 tracing::debug!(%refusal, "no direct carrier");
                 self.plane.drop_carrier(cx, key, Reason::Refused, refusal.to_string());
             }
-            AgentStep::Over => {}
+            AgentStep::Send(_) | AgentStep::Over => {}
         }
     }
 

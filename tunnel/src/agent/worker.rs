@@ -242,7 +242,7 @@ impl AgentWorker {
             Some(Ok(tls)) => tls,
             Some(Err(error)) => return self.retry(cx, at, Reason::HandshakeBad, error.to_string()),
         };
-        let key = self.plane.add_carrier(cx, socket, tls);
+        let key = self.add_carrier(cx, socket, tls);
         self.lines[at].state = State::Greeting { key, hello: None };
     }
 
@@ -269,7 +269,8 @@ impl AgentWorker {
 
     fn place(&self, at: usize) -> hello::Carrier {
         let line = &self.lines[at];
-        hello::Carrier { serial: line.attempts as u32, ..hello::Carrier::mux(line.number, self.options.carriers) }
+        let (serial, relayed) = (line.attempts as u32, self.options.reach == Reach::Ask);
+        hello::Carrier { serial, relayed, ..hello::Carrier::mux(line.number, self.options.carriers) }
     }
 
     /// What a direct carrier of this link says of itself, and where it connects to; the control plane knows if this does
@@ -277,6 +278,15 @@ impl AgentWorker {
     pub(super) fn direct_place(&self, link: Key) -> Option<(hello::Carrier, Option<SocketAddr>)> {
         let at = self.line_of(link)?;
         Some((self.place(at), self.lines[at].to))
+    }
+
+    /// One more connection to the bridge.
+    pub(super) fn add_carrier(&mut self, cx: &mut Cx<'_>, socket: Socket, tls: Tls) -> Key {
+        let key = self.plane.add_carrier(cx, socket, tls);
+        if self.options.reach == Reach::Ask {
+            self.plane.is_relayed(key);
+        }
+        key
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -306,15 +316,7 @@ impl AgentWorker {
         let State::Greeting { hello: Some(hello), .. } = &mut self.lines[at].state else {
             return self.plane.dismiss(cx, key, Reason::Protocol, "HELLO after the welcome");
         };
-        let step = match hello_kind(aux) {
-            Some(kind) => hello.on_message(kind, payload),
-            None => hello.on_nonsense("unknown HELLO step"),
-        };
-        match step {
-            AgentStep::Send(message) => {
-                self.plane.send(key, Kind::Hello, message.kind as u16, message.payload);
-                self.plane.resume(cx, key);
-            }
+        match hello_step(&mut self.plane, cx, key, hello, (aux, payload)) {
             AgentStep::Welcomed(welcome) => {
                 self.lines[at].state = State::Up { key };
                 self.lines[at].backoff.on_welcome(cx.now);
@@ -335,7 +337,7 @@ impl AgentWorker {
                 self.tell(AgentEvent::Refused { carrier, refusal, retry, tell });
                 self.plane.drop_carrier(cx, key, Reason::Refused, detail);
             }
-            AgentStep::Over => {}
+            AgentStep::Send(_) | AgentStep::Over => {}
         }
     }
 
@@ -479,6 +481,25 @@ impl AgentWorker {
         }
         any
     }
+}
+
+/// What the bridge's HELLO of that `aux` and payload means; an answer is sent at once.
+pub(super) fn hello_step(
+    plane: &mut Plane,
+    cx: &mut Cx<'_>,
+    key: Key,
+    hello: &mut AgentHello,
+    (aux, payload): (u16, &[u8]),
+) -> AgentStep {
+    let step = match hello_kind(aux) {
+        Some(kind) => hello.on_message(kind, payload),
+        None => hello.on_nonsense("unknown HELLO step"),
+    };
+    if let AgentStep::Send(message) = &step {
+        plane.send(key, Kind::Hello, message.kind as u16, message.payload.clone());
+        plane.resume(cx, key);
+    }
+    step
 }
 
 impl AgentWorker {

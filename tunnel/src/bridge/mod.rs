@@ -14,11 +14,14 @@
 //! The control plane decides who may come in ([`BridgeEvent::Hello`] → [`BridgeHandle::decide`]) and where services
 //! live ([`BridgeHandle::set_routes`]); nothing here waits for it.
 
+mod agents;
 mod directory;
 mod ears;
 mod entry;
 mod greeting;
+mod listening;
 mod roster;
+mod visitors;
 mod worker;
 
 use crate::frame::Reason;

@@ -116,6 +116,9 @@ pub struct Carrier {
     /// What the connection is for.
     #[serde(default, rename = "use")]
     pub used: CarrierUse,
+    /// TCP ends on the way, at a proxy: what its far end's kernel says is no sign of life.
+    #[serde(default)]
+    pub relayed: bool,
 }
 
 /// What a connection of a link is for.
@@ -132,7 +135,7 @@ pub enum CarrierUse {
 impl Carrier {
     /// The first connection with this index, for many streams.
     pub fn mux(index: u8, count: u8) -> Carrier {
-        Carrier { index, count, serial: 0, used: CarrierUse::Mux }
+        Carrier { index, count, serial: 0, used: CarrierUse::Mux, relayed: false }
     }
 }
 

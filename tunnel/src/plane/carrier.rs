@@ -3,13 +3,14 @@
 //! Promise: a frame that was begun is finished before another begins, whatever blocks in between.
 
 use super::direct::{Load, Pool};
+use super::signs::{Signs, silence};
 use crate::frame::{HEADER_BYTES, Kind, Reason, Violation};
 use crate::mux::Mux;
 use crate::slots::Key;
 use crate::tls::{Tls, TlsError, Wear};
 use ringspan_engine::kernel::{Pipe, Socket};
 use ringspan_engine::time::Instant;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 /// A carrier's socket holds unsent about what it sends in this time: a small stream waits that long for what was handed
@@ -117,8 +118,7 @@ pub(crate) struct Carrier {
     pub(super) out_pipe: Option<(Pipe, usize)>,
     /// Stands in the plane's list of carriers with work.
     pub(super) queued: bool,
-    pub(super) heard: Instant,
-    pub(super) pinged: Instant,
+    pub(super) signs: Signs,
     pub(super) since: Instant,
     /// Payload in the last full second, both ways.
     pub(super) bytes_last: u64,
@@ -127,7 +127,7 @@ pub(crate) struct Carrier {
 }
 
 impl Carrier {
-    pub(super) fn new(socket: Socket, tls: Tls, mux: Mux<Key>, now: Instant) -> Carrier {
+    pub(super) fn new(socket: Socket, tls: Tls, mux: Mux<Key>, signs: Signs, now: Instant) -> Carrier {
         Carrier {
             socket,
             plain: tls.is_plain(),
@@ -159,8 +159,7 @@ impl Carrier {
             out_at: 0,
             out_pipe: None,
             queued: false,
-            heard: now,
-            pinged: now,
+            signs,
             since: now,
             bytes_last: 0,
             notsent: super::NOTSENT_BYTES,
@@ -231,6 +230,10 @@ impl From<TlsError> for Lost {
 
 impl From<io::Error> for Lost {
     fn from(error: io::Error) -> Lost {
+        if error.kind() == ErrorKind::TimedOut {
+            // What the kernel says of a far end that answers neither bytes nor probes.
+            return Lost { reason: Reason::Silent, detail: silence() };
+        }
         Lost { reason: Reason::LinkLost, detail: error.to_string() }
     }
 }

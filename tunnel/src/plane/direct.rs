@@ -107,6 +107,14 @@ impl Carrier {
         matches!(self.load, Load::Mux(_) | Load::Spare { .. })
     }
 
+    /// The link of the stream that it carries.
+    pub(super) fn link_of_stream(&self) -> Option<Key> {
+        match &self.load {
+            Load::Stream(raw) => Some(raw.link),
+            Load::Mux(_) | Load::Spare { .. } | Load::Ending { .. } => None,
+        }
+    }
+
     fn pool(&mut self) -> Option<&mut Pool> {
         match &mut self.load {
             Load::Mux(pool) => Some(pool),

@@ -17,6 +17,7 @@ mod options;
 mod pipes;
 mod raw;
 mod rx;
+mod signs;
 mod spares;
 mod streams;
 mod tx;
@@ -34,6 +35,7 @@ use fare::{LOOKS_MIN, Look};
 use options::Settled;
 pub use options::{CarrierMode, Mover, PlaneOptions};
 use pipes::Pipes;
+use signs::{Sign, Signs, silence};
 use unplaced::Unplaced;
 pub(crate) use unplaced::{Arrival, Bounced};
 
@@ -65,12 +67,6 @@ const OP_DIAL: u8 = 4;
 /// Operations below this are the plane's, from it on the role's.
 pub(crate) const OP_ROLE: u8 = 5;
 
-/// A peer that says nothing for this long is asked for a sign of life.
-const PING_AFTER: Duration = Duration::from_secs(3);
-/// A peer that has said nothing for this long is dead: with a look each second, it is found within 10 s.
-const SILENT_MAX: Duration = Duration::from_secs(9);
-/// Unacknowledged bytes kill the connection as fast as silence does.
-const USER_TIMEOUT: Duration = SILENT_MAX;
 /// A handshake, TLS and HELLO together, takes at most this long.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Unsent bytes a carrier's socket may hold at first: later ones wait in the mux, where small streams overtake large
@@ -208,8 +204,8 @@ impl Plane {
         // Failures of these show at the first read or write.
         let _ = socket.set_nodelay();
         let _ = socket.set_notsent_lowat(NOTSENT_BYTES);
-        let _ = socket.set_user_timeout(USER_TIMEOUT);
-        let carrier = Carrier::new(socket, tls, self.new_mux(), cx.now);
+        let signs = Signs::new(self.side, Signs::watch(&socket), cx.now);
+        let carrier = Carrier::new(socket, tls, self.new_mux(), signs, cx.now);
         let binding = carrier.tls.as_ref().and_then(Tls::binding);
         let key = self.carriers.insert(carrier);
         self.announce(key, binding);
@@ -420,6 +416,7 @@ impl Plane {
     /// Reads and writes what is ready, about a megabyte per carrier. Returns whether work is left.
     pub(crate) fn turn(&mut self, cx: &mut Cx<'_>) -> bool {
         if cx.now >= self.tick_at {
+            self.take_ring();
             self.tick_at = cx.now + TICK;
             self.on_tick(cx);
         }
@@ -443,6 +440,15 @@ impl Plane {
         !self.work.is_empty()
     }
 
+    /// Once, on the worker's own thread: its pipes splice by a ring, if that is wanted.
+    fn take_ring(&mut self) {
+        if std::mem::take(&mut self.options.by_ring)
+            && let Err(error) = ringspan_engine::kernel::splice_by_ring()
+        {
+            tracing::warn!(%error, "no IORING_OP_SPLICE here: splice(2) it is");
+        }
+    }
+
     /// Whether something waits for the next turn.
     pub(crate) fn has_work(&self) -> bool {
         !self.work.is_empty()
@@ -456,6 +462,9 @@ impl Plane {
 
     fn on_tick(&mut self, cx: &mut Cx<'_>) {
         self.ask_for_signs(cx.now);
+        // A stream that has moved off waits for its link's signs of life all the same.
+        let mut streaming: Vec<Key> = self.carriers.iter().filter_map(|(_, c)| c.link_of_stream()).collect();
+        streaming.sort_unstable();
         for key in self.carriers.keys() {
             self.look_at_wear(key);
             let Some(c) = self.carriers.get_mut(key) else { continue };
@@ -474,14 +483,13 @@ impl Plane {
                     c.parted = Some(cx.now);
                     self.send(key, Kind::Goaway, Reason::Disconnected as u16, DRAINED.into());
                 }
-                Phase::Up if c.is_framed() && cx.now.since(c.heard) >= SILENT_MAX => {
-                    let detail = format!("not heard for {} s", SILENT_MAX.as_secs());
-                    self.lose(cx, key, Lost { reason: Reason::Silent, detail });
-                }
-                Phase::Up if c.is_framed() && (busy || cx.now.since(c.heard.max(c.pinged)) >= PING_AFTER) => {
-                    c.pinged = cx.now;
-                    c.mux.ping(cx.now);
-                    self.queue(key);
+                Phase::Up if c.is_framed() => {
+                    match c.signs.look(cx.now, c.mux.streams() > 0 || streaming.binary_search(&key).is_ok()) {
+                        Sign::Dead => self.lose(cx, key, Lost { reason: Reason::Silent, detail: silence() }),
+                        Sign::Ask => self.ask(cx.now, key),
+                        Sign::Enough if busy => self.ask(cx.now, key),
+                        Sign::Enough => {}
+                    }
                 }
                 _ => {}
             }
@@ -498,6 +506,22 @@ impl Plane {
             for key in late {
                 self.dial_failed(cx, key, Reason::DialTimeout);
             }
+        }
+    }
+
+    /// Asks for a sign of life, and for the round trip.
+    fn ask(&mut self, now: Instant, key: Key) {
+        if let Some(c) = self.carriers.get_mut(key) {
+            c.signs.on_asked(now);
+            c.mux.ping(now);
+            self.queue(key);
+        }
+    }
+
+    /// What answers on the carrier's connection is a proxy on the way: only the far end's own words are signs of life.
+    pub(crate) fn is_relayed(&mut self, key: Key) {
+        if let Some(c) = self.carriers.get_mut(key) {
+            c.signs.on_relayed();
         }
     }
 

@@ -24,6 +24,8 @@ pub enum Mover {
     Copy,
     /// Spliced from the first large piece on, whatever its size.
     Splice,
+    /// As `Adaptive`, by IORING_OP_SPLICE where the kernel has it: for comparing (bench/README.md).
+    RingSplice,
 }
 
 /// What can be chosen of the data path. Both ends choose by themselves.
@@ -50,6 +52,8 @@ impl Default for PlaneOptions {
 pub(super) struct Settled {
     pub(super) pipe_bytes: usize,
     pub(super) may_splice: bool,
+    /// By operations of a ring.
+    pub(super) by_ring: bool,
     pub(super) splice_bytes: usize,
     /// A splice that moved less than this speaks for copying.
     pub(super) small_bytes: usize,
@@ -66,6 +70,7 @@ impl PlaneOptions {
         Settled {
             pipe_bytes: self.pipe_bytes.clamp(64 << 10, 1 << 20),
             may_splice: self.mover != Mover::Copy,
+            by_ring: self.mover == Mover::RingSplice,
             splice_bytes,
             small_bytes: if self.mover == Mover::Splice { 0 } else { splice_bytes / 2 },
             streak: if self.mover == Mover::Splice { 1 } else { 2 },

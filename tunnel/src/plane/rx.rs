@@ -101,7 +101,7 @@ impl Plane {
                 return Ok(());
             };
             let c = self.carriers.get_mut(key).expect("it was there a moment ago");
-            c.heard = cx.now;
+            c.signs.on_heard(cx.now);
             self.parse(cx, key, &scratch[..n])?;
             budget = budget.saturating_sub(n);
             // A short read has emptied the socket: the next one would only say so.
@@ -137,7 +137,7 @@ impl Plane {
                 return Err(lost);
             }
         };
-        c.heard = cx.now;
+        c.signs.on_heard(cx.now);
         let Reading::Data { id, owner, left, fin } = &mut c.reading else { unreachable!("only DATA is spliced") };
         *left -= n;
         let (id, owner, over, fin) = (*id, *owner, *left == 0, *fin);
@@ -179,7 +179,7 @@ impl Plane {
                 }
                 Err(lost) => break Err(lost),
             };
-            c.heard = cx.now;
+            c.signs.on_heard(cx.now);
             let outcome = tls.on_received(n).map_err(Lost::from);
             let parsed = self.parse(cx, key, tls.plaintext());
             tls.consume(tls.plaintext().len());
