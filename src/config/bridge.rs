@@ -307,7 +307,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         let transport = if let Door::Udp(_) = door { Transport::Udp } else { Transport::Tcp };
         let carrier = carrier::carrier(doc, listener.carrier.as_ref())?;
         let Some(service) = &listener.service else { return Err(doc.missing(spanned.span(), "service")) };
-        of_tcp(doc, listener, matches!(door, Door::Tcp))?;
+        of_tcp(doc, listener, matches!(door, Door::Tcp | Door::Udp(_)))?;
         for &listen in &listens {
             taken.take(transport, listen, &format!("listener {name:?}"), Some(&listener.listen))?;
             let service = ports::service(doc, service, &listens, listen.port())?;
@@ -331,10 +331,12 @@ fn of_http(listener: &RawListener) -> Option<std::ops::Range<usize>> {
     passthrough.or(route).or(tls.first().map(http::RawCert::span))
 }
 
-/// PROXY headers are read by listeners of plain TCP; a key that does nothing would be a lie.
+/// PROXY headers are read by listeners of plain TCP and UDP; a key that does nothing would be a lie.
 fn of_tcp(doc: &Document, raw: &RawListener, is_plain: bool) -> Result<(), Error> {
     match &raw.proxy_protocol_from {
-        Some(from) if !is_plain => Err(doc.wrong(from.span(), "only listeners of type \"tcp\" read it", "remove it")),
+        Some(from) if !is_plain => {
+            Err(doc.wrong(from.span(), "only listeners of type \"tcp\" and \"udp\" read it", "remove it"))
+        }
         _ => Ok(()),
     }
 }

@@ -33,12 +33,23 @@ pub(crate) struct Expose {
     pub(crate) priority: u8,
     /// The PROXY header that it wants to hear.
     pub(crate) proxy_protocol: Option<Version>,
+    /// Of a UDP backend: where the header stands.
+    pub(crate) heading: Option<Heading>,
+}
+
+/// Which datagrams begin with a PROXY header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heading {
+    /// The first of a conversation.
+    First,
+    /// Each.
+    Each,
 }
 
 impl Expose {
     /// One of weight 1, without further wishes.
     pub(crate) fn new(service: String, backend: Backend, check: Check) -> Expose {
-        Expose { service, backend, check, weight: 1, priority: 0, proxy_protocol: None }
+        Expose { service, backend, check, weight: 1, priority: 0, proxy_protocol: None, heading: None }
     }
 }
 
@@ -107,13 +118,17 @@ pub(super) fn check_expose(doc: &Document, raw: &RawExpose, known: &mut Vec<Expo
     let weight = raw.weight.as_ref().map_or(Ok(1), |weight| doc.number(weight, 1..=100))? as u8;
     let priority = raw.priority.as_ref().map_or(Ok(0), |priority| doc.number(priority, 0..=255))? as u8;
     let version = |text: &str| match text {
-        "v1" => Ok(Version::V1),
-        "v2" => Ok(Version::V2),
+        "v1" => Ok((Version::V1, None)),
+        "v2" => Ok((Version::V2, Some(Heading::First))),
+        "v2-each" => Ok((Version::V2, Some(Heading::Each))),
         _ => Err("no such version".into()),
     };
-    let proxy_protocol = match &raw.proxy_protocol {
-        None => None,
-        Some(raw) => Some(doc.value(raw, version, "\"v1\" or \"v2\"")?),
+    let (proxy_protocol, heading) = match &raw.proxy_protocol {
+        None => (None, None),
+        Some(raw) => {
+            let (version, heading) = doc.value(raw, version, "\"v1\", \"v2\" or \"v2-each\"")?;
+            (Some(version), heading)
+        }
     };
     for backend in backends {
         let port = backend.address().map_or(0, |address| address.port());
@@ -123,15 +138,21 @@ pub(super) fn check_expose(doc: &Document, raw: &RawExpose, known: &mut Vec<Expo
             return Err(doc.wrong(at, problem, "another address, or remove one of the two"));
         }
         let check = check_check(doc, raw.check.as_ref(), &backend)?;
-        let is_deaf = matches!(backend, Backend::Udp(_) | Backend::Proxy(_) | Backend::Secret { .. });
-        if let (Some(raw), true) = (&raw.proxy_protocol, is_deaf) {
-            return Err(doc.wrong(
-                raw.span(),
-                "only a TCP or Unix backend without a secret hears a header",
-                "remove it",
-            ));
+        if let Some(raw) = &raw.proxy_protocol {
+            let (problem, remedy) = match (&backend, heading) {
+                (Backend::Proxy(_) | Backend::Secret { .. }, _) => {
+                    ("only a TCP, UDP or Unix backend without a secret hears a header", "remove it")
+                }
+                (Backend::Udp(_), None) => ("version 1 has no word for UDP", "\"v2\" or \"v2-each\""),
+                (Backend::Tcp(_) | Backend::Unix(_), Some(Heading::Each)) => ("a stream has one header", "\"v2\""),
+                _ => ("", ""),
+            };
+            if !problem.is_empty() {
+                return Err(doc.wrong(raw.span(), problem, remedy));
+            }
         }
-        known.push(Expose { weight, priority, proxy_protocol, ..Expose::new(service, backend, check) });
+        let heading = heading.filter(|_| matches!(backend, Backend::Udp(_)));
+        known.push(Expose { weight, priority, proxy_protocol, heading, ..Expose::new(service, backend, check) });
     }
     Ok(())
 }

@@ -199,7 +199,10 @@ fn visitors_are_spread_and_limited() {
     let rules = free.listeners.last().and_then(|l| l.limiter.as_ref()).map(|l| (l.rules().all, l.rules().visitor));
     assert!(rules.is_none_or(|(all, visitor)| all.is_none() && visitor.is_none()), "0 limits nothing");
     for (more, say) in [
-        (format!("{udp}proxy_protocol_from = [\"10.0.0.1\"]\n"), "only listeners of type \"tcp\" read it. Try: remove"),
+        (
+            format!("{}auth = \"none\"\nproxy_protocol_from = [\"10.0.0.1\"]\n", udp.replace("\"udp\"", "\"socks5\"")),
+            "only listeners of type \"tcp\" and \"udp\" read it. Try: remove",
+        ),
         ("limits = { burst = 3 }\n".into(), "a burst of what rate?"),
         ("limits = { up = \"100B\" }\n".into(), "limits.up = \"100B\": it needs a unit"),
         ("limits = { deny = [\"10.0.0.0/33\"] }\n".into(), "no address or network"),

@@ -6,7 +6,7 @@ use super::proxy::dial::{dial, look_up};
 use super::secret::visit::take_in;
 use super::tally::{Few, Tally};
 use super::{udp, unix};
-use crate::config::expose::{Backend, Expose};
+use crate::config::expose::{Backend, Expose, Heading};
 use ringspan_engine::check::Check;
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::agent::{AgentHandle, AskId, Backend as Way};
@@ -26,8 +26,7 @@ pub(crate) fn way(backend: &Backend) -> Way {
 /// See the module.
 pub(crate) struct Backends {
     handle: AgentHandle,
-    /// Service and backend.
-    list: Vec<(String, Backend)>,
+    list: Vec<Expose>,
     tally: Arc<Tally>,
     /// What was said of it already: dropped, unsent.
     told: (u64, u64),
@@ -38,7 +37,7 @@ pub(crate) struct Backends {
 impl Backends {
     /// Of these, in their order.
     pub(crate) fn new(handle: AgentHandle, exposes: &[Expose]) -> Backends {
-        let list = exposes.iter().map(|e| (e.service.clone(), e.backend.clone())).collect();
+        let list = exposes.to_vec();
         let (tally, denied) = (Arc::default(), Arc::default());
         Backends { handle, list, tally, told: (0, 0), denied, checks: JoinSet::new() }
     }
@@ -56,9 +55,9 @@ impl Backends {
     /// Answers one question, now or later. Needs a runtime.
     pub(crate) fn on_ask(&self, ask: AskId, backend: u16, info: OpenInfo) {
         let handle = self.handle.clone();
-        let (service, backend) = self.list.get(usize::from(backend)).map(|(s, b)| (s.as_str(), b)).unzip();
-        match backend {
-            Some(Backend::Udp(to)) => match udp::backend::connect(*to, self.tally.clone()) {
+        let expose = self.list.get(usize::from(backend));
+        match expose.map(|expose| &expose.backend) {
+            Some(Backend::Udp(to)) => match udp::backend::connect(*to, heading(expose), self.tally.clone()) {
                 Ok((socket, carry)) => {
                     tokio::spawn(carry);
                     handle.answer(ask, Ok(socket));
@@ -70,7 +69,7 @@ impl Backends {
                 tokio::spawn(async move { handle.answer(ask, unix::dial(&path).await) });
             }
             Some(Backend::Secret { address, key }) => {
-                match take_in(key, service.unwrap_or_default(), *address, self.denied.clone()) {
+                match take_in(key, expose.map_or("", |expose| &expose.service), *address, self.denied.clone()) {
                     Ok((socket, serve)) => {
                         tokio::spawn(serve);
                         handle.answer(ask, Ok(socket));
@@ -112,10 +111,15 @@ impl Backends {
     }
 }
 
+/// What a UDP backend wants to hear before datagrams.
+fn heading(expose: Option<&Expose>) -> Option<Heading> {
+    expose.and_then(|expose| expose.heading)
+}
+
 /// A socket whose datagrams go to a proxy's target, until either side ends.
 async fn send_to(allow: &Allow, target: &Target, tally: Arc<Tally>) -> Result<Socket, Reason> {
     let to = look_up(allow, target).await?;
-    let (socket, carry) = udp::backend::connect(to, tally)?;
+    let (socket, carry) = udp::backend::connect(to, None, tally)?;
     tokio::spawn(carry);
     Ok(socket)
 }

@@ -45,7 +45,14 @@ pub(crate) struct Doors {
     tally: Arc<Tally>,
     http: HttpStats,
     links: Links,
-    open: Vec<(Listener, Door)>,
+    open: Vec<Open>,
+}
+
+/// A listener that is open.
+struct Open {
+    listener: Listener,
+    threshold: Arc<Threshold>,
+    door: Door,
 }
 
 enum Door {
@@ -72,10 +79,10 @@ impl Doors {
         let mut failed = Ok(());
         self.reload(wanted, &mut failed);
         let all = std::mem::take(&mut self.open);
-        let (kept, gone) = all.into_iter().partition(|(listener, _)| wanted.contains(listener));
+        let (kept, gone) = all.into_iter().partition(|open| wanted.contains(&open.listener));
         self.open = kept;
         let kept = self.keep_sockets(&gone, wanted);
-        for (listener, door) in gone {
+        for Open { listener, door, .. } in gone {
             match door {
                 Door::Http(door) => drop(tokio::spawn(door.stop(DRAIN))),
                 Door::Unix(door) if wanted.iter().any(|w| same_place(w, &listener)) => door.leave(),
@@ -83,11 +90,11 @@ impl Doors {
             }
         }
         for listener in wanted {
-            if self.open.iter().any(|(open, _)| open == listener) {
+            if self.open.iter().any(|open| open.listener == *listener) {
                 continue;
             }
             match self.start(listener) {
-                Ok(Some(door)) => self.open.push((listener.clone(), door)),
+                Ok(Some((threshold, door))) => self.open.push(Open { listener: listener.clone(), threshold, door }),
                 Ok(None) => {}
                 Err(failure) if failed.is_ok() => failed = Err(failure),
                 Err(failure) => tracing::warn!(%failure, "a listener stays closed"),
@@ -102,10 +109,10 @@ impl Doors {
 
     /// Keeps the sockets of those that are closed and opened anew at the same place: who waits there waits on, and
     /// nobody is refused meanwhile. Their addresses.
-    fn keep_sockets(&self, gone: &[(Listener, Door)], wanted: &[Listener]) -> Vec<SocketAddr> {
-        let again = gone.iter().filter(|(listener, _)| wanted.iter().any(|w| same_place(w, listener)));
+    fn keep_sockets(&self, gone: &[Open], wanted: &[Listener]) -> Vec<SocketAddr> {
+        let again = gone.iter().filter(|gone| wanted.iter().any(|w| same_place(w, &gone.listener)));
         let mut addresses = Vec::new();
-        for (_, door) in again {
+        for Open { door, .. } in again {
             match door {
                 // A copy that cannot be had is a moment in which nobody listens.
                 Door::Unix(unix) => inherit::put_paths(unix.copy().into_iter().collect()),
@@ -121,7 +128,8 @@ impl Doors {
 
     /// Copies of what waits for visitors at paths.
     pub(crate) fn paths(&self) -> io::Result<Vec<AtPath>> {
-        let unix = self.open.iter().filter_map(|(_, door)| if let Door::Unix(unix) = door { Some(unix) } else { None });
+        let unix =
+            self.open.iter().filter_map(|open| if let Door::Unix(unix) = &open.door { Some(unix) } else { None });
         unix.map(UnixListener::copy).collect()
     }
 
@@ -129,25 +137,32 @@ impl Doors {
     pub(crate) fn leave_paths(&mut self) {
         let all = std::mem::take(&mut self.open).into_iter();
         self.open = all
-            .filter_map(|(listener, door)| match door {
+            .filter_map(|Open { listener, threshold, door }| match door {
                 Door::Unix(unix) => {
                     unix.leave();
                     None
                 }
-                door => Some((listener, door)),
+                door => Some(Open { listener, threshold, door }),
             })
             .collect();
     }
 
-    /// Gives http listeners that stay where they are their new configuration: nobody's connection is closed for it.
+    /// Gives listeners that stay where they are their new limits, and http listeners the rest of their configuration:
+    /// nobody's connection is closed for it.
     fn reload(&mut self, wanted: &[Listener], failed: &mut Result<(), Failure>) {
-        for (open, door) in &mut self.open {
-            let Door::Http(door) = door else { continue };
+        for Open { listener: open, threshold, door } in &mut self.open {
             let same = |l: &&Listener| l.name == open.name && l.listen == open.listen && *l != &*open;
             let Some(listener) = wanted.iter().find(same) else { continue };
-            let Kind::Http(config) = &listener.door else { continue };
-            match door.reload(config, listener.limiter.as_ref()) {
-                Ok(()) => *open = listener.clone(),
+            let reloaded = match (&*door, &listener.door) {
+                (Door::Http(door), Kind::Http(config)) => door.reload(config),
+                _ if (Listener { limiter: open.limiter.clone(), ..listener.clone() }) == *open => Ok(()),
+                _ => continue,
+            };
+            match reloaded {
+                Ok(()) => {
+                    threshold.set(listener.limiter.as_ref());
+                    *open = listener.clone();
+                }
                 Err(why) => *failed = Err(Failure::Run(format!("listener {:?}: {why}", listener.name))),
             }
         }
@@ -158,7 +173,7 @@ impl Doors {
     pub(crate) async fn drain(&mut self, until: tokio::time::Instant) {
         let patience = until.saturating_duration_since(tokio::time::Instant::now());
         let mut ending = tokio::task::JoinSet::new();
-        for (_, door) in std::mem::take(&mut self.open) {
+        for Open { door, .. } in std::mem::take(&mut self.open) {
             if let Door::Http(door) = door {
                 ending.spawn(door.stop(patience));
             }
@@ -166,7 +181,7 @@ impl Doors {
         while ending.join_next().await.is_some() {}
     }
 
-    fn start(&self, listener: &Listener) -> Result<Option<Door>, Failure> {
+    fn start(&self, listener: &Listener) -> Result<Option<(Arc<Threshold>, Door)>, Failure> {
         let busy = |error: io::Error| {
             let key = format!("[[listener]] {:?} listen", listener.name);
             Failure::Run(match &listener.door {
@@ -176,40 +191,44 @@ impl Doors {
         };
         let (handle, tally) = (self.house.handle.clone(), self.tally.clone());
         let threshold = Threshold::new(&listener.name, listener.limiter.clone(), tally.clone());
+        let threshold = Arc::new(threshold);
         if let Kind::Http(config) = &listener.door {
             // Its routes have gates of their own.
             let socket = listening::tcp(listener.listen).and_then(tokio::net::TcpListener::into_std).map_err(busy)?;
             let links = self.links.clone();
-            let hall = http::Hall { handle, stats: self.http.clone(), threshold: Arc::new(threshold), links };
+            let hall = http::Hall { handle, stats: self.http.clone(), threshold: threshold.clone(), links };
             let door = HttpDoor::start(socket, config, hall);
             let wrong = |why| Failure::Run(format!("listener {:?}: {why}", listener.name));
-            return door.map(|door| Some(Door::Http(door))).map_err(wrong);
+            return door.map(|door| Some((threshold, Door::Http(door)))).map_err(wrong);
         }
         let gate = gate(listener)?;
-        Ok(match &listener.door {
-            Kind::Tcp | Kind::Http(_) => None,
+        let its = threshold.clone();
+        let door = match &listener.door {
+            Kind::Tcp | Kind::Http(_) => return Ok(None),
             Kind::Udp(config) => {
-                let door = UdpListener::start(listener.listen, *config, gate, handle, tally, threshold);
-                Some(Door::Udp(door.map_err(busy)?))
+                let door = UdpListener::start(listener.listen, *config, gate, handle, tally, its);
+                Door::Udp(door.map_err(busy)?)
             }
             Kind::Proxy(config) => {
-                let door = ProxyListener::start(listener.listen, config.clone(), gate, handle, tally, threshold);
-                Some(Door::Proxy(door.map_err(busy)?))
+                let door = ProxyListener::start(listener.listen, config.clone(), gate, handle, tally, its);
+                Door::Proxy(door.map_err(busy)?)
             }
             Kind::Visit => {
-                let door = VisitListener::start(listener.listen, gate, self.house.clone(), threshold);
-                Some(Door::Visit(door.map_err(busy)?))
+                let door = VisitListener::start(listener.listen, gate, self.house.clone(), its);
+                Door::Visit(door.map_err(busy)?)
             }
             Kind::Unix(config) => {
-                let door = UnixListener::start(&config.path, config.mode, gate, handle, threshold);
-                Some(Door::Unix(door.map_err(busy)?))
+                let door = UnixListener::start(&config.path, config.mode, gate, handle, its);
+                Door::Unix(door.map_err(busy)?)
             }
-        })
+        };
+        Ok(Some((threshold, door)))
     }
 
     /// Names and addresses of those that are open and have one, with the real port where 0 was asked for.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
-        self.open.iter().filter_map(|(listener, door)| door.address().map(|address| (listener.name.as_str(), address)))
+        let all = self.open.iter();
+        all.filter_map(|open| open.door.address().map(|address| (open.listener.name.as_str(), address)))
     }
 
     /// What http listeners have counted.

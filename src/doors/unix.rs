@@ -53,7 +53,7 @@ impl UnixListener {
         mode: u32,
         gate: Arc<Gate>,
         handle: BridgeHandle,
-        threshold: Threshold,
+        threshold: Arc<Threshold>,
     ) -> io::Result<UnixListener> {
         let (listener, lock) = match crate::inherit::path(path) {
             Some(AtPath { listener, lock, .. }) => {
@@ -140,7 +140,7 @@ fn bind(path: &Path, mode: u32) -> io::Result<(StdListener, File)> {
     Ok((listener, lock))
 }
 
-async fn accept(listener: TokioListener, gate: Arc<Gate>, handle: BridgeHandle, threshold: Threshold) {
+async fn accept(listener: TokioListener, gate: Arc<Gate>, handle: BridgeHandle, threshold: Arc<Threshold>) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream.into_std(),

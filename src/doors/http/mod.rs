@@ -37,7 +37,6 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use pool::{Manner, Pool};
 use ringspan_tunnel::bridge::{BridgeHandle, Gate};
 use ringspan_tunnel::frame::Reason;
-use ringspan_tunnel::limits::Limiter;
 pub(crate) use stats::HttpStats;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -162,13 +161,12 @@ impl HttpDoor {
     ///
     /// # Errors
     /// As [`start`](HttpDoor::start); then the old one stays.
-    pub(crate) fn reload(&self, config: &HttpListener, limiter: Option<&Arc<Limiter>>) -> Result<(), String> {
+    pub(crate) fn reload(&self, config: &HttpListener) -> Result<(), String> {
         let setup = Setup::new(config, &self.shared.hall, &self.shared.pools)?;
         let mut pools = self.shared.pools.lock().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|service, _| config.routes.iter().any(|route| route.service == *service));
         drop(pools);
         self.shared.setup.store(Arc::new(setup));
-        self.shared.hall.threshold.set(limiter);
         Ok(())
     }
 

@@ -20,6 +20,11 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_rustls::StartHandshake;
 
+/// To a visitor whose head does not come to its end (RFC 9110 §15.5.9).
+const LATE_HEAD: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nConnection: close\r\n\
+    Content-Length: 59\r\n\r\n408 Request Timeout. The head of the request did not come.\n";
+/// For last words: they fit any socket that is read at all.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How HTTP/2 begins in the clear (RFC 9113 §3.4). No method is called so.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// A visitor that sent less than four bytes of what could be either is looked at again so often.
@@ -176,18 +181,17 @@ where
     let io = TokioIo::new(stream);
     // One connection future or the other; both drain and end alike.
     macro_rules! to_the_end {
-        ($connection:expr) => {{
-            let mut connection = std::pin::pin!($connection);
+        ($connection:ident) => {{
             let mut is_draining = false;
             loop {
                 tokio::select! {
-                    result = connection.as_mut() => break result,
+                    result = &mut $connection => break result,
                     () = guest.over() => {
                         return tracing::debug!(listener, visitor = %peer, "silent or here for longer than the limits say");
                     }
                     _ = drain.wait_for(|phase| *phase >= Phase::Drain), if !is_draining => {
                         is_draining = true;
-                        connection.as_mut().graceful_shutdown();
+                        Pin::new(&mut $connection).graceful_shutdown();
                     }
                 }
             }
@@ -195,10 +199,25 @@ where
     }
     let result = if is_http2 {
         let service = service_fn(move |request| forward::answer(visit.clone(), request));
-        to_the_end!(setup.http2.serve_connection(io, service))
+        let mut connection = setup.http2.serve_connection(io, service);
+        to_the_end!(connection)
     } else {
         let service = service_fn(move |request| forward::answer(visit.clone(), request));
-        to_the_end!(setup.http1.serve_connection(io, service).with_upgrades())
+        let mut connection = setup.http1.serve_connection(io, service).with_upgrades();
+        let result = to_the_end!(connection);
+        if result.as_ref().is_err_and(hyper::Error::is_timeout)
+            && let Some(parts) = connection.into_parts()
+            && !parts.read_buf.is_empty()
+        {
+            // Part of a head, and then nothing for too long. Whoever has said nothing has asked nothing.
+            let mut stream = parts.io.into_inner();
+            let last = async {
+                stream.write_all(LATE_HEAD).await?;
+                stream.shutdown().await
+            };
+            let _ = tokio::time::timeout(LAST_WORDS, last).await;
+        }
+        result
     };
     if let Err(error) = result {
         tracing::debug!(listener, visitor = %peer, %error, "connection");

@@ -95,7 +95,7 @@ struct Shared {
     config: Config,
     handle: BridgeHandle,
     tally: Arc<Tally>,
-    threshold: Threshold,
+    threshold: Arc<Threshold>,
     room: Arc<Anteroom>,
     dials: Semaphore,
     associations: Arc<Semaphore>,
@@ -110,7 +110,7 @@ impl ProxyListener {
         gate: Arc<Gate>,
         handle: BridgeHandle,
         tally: Arc<Tally>,
-        threshold: Threshold,
+        threshold: Arc<Threshold>,
     ) -> io::Result<ProxyListener> {
         let listener = listening::tcp(address)?;
         let address = listener.local_addr()?;

@@ -48,7 +48,7 @@ impl VisitListener {
         address: SocketAddr,
         gate: Arc<Gate>,
         house: House,
-        threshold: Threshold,
+        threshold: Arc<Threshold>,
     ) -> io::Result<VisitListener> {
         let listener = listening::tcp(address)?;
         let address = listener.local_addr()?;
@@ -67,7 +67,7 @@ impl Drop for VisitListener {
     }
 }
 
-async fn accept(listener: TcpListener, gate: Arc<Gate>, house: Arc<House>, threshold: Threshold) {
+async fn accept(listener: TcpListener, gate: Arc<Gate>, house: Arc<House>, threshold: Arc<Threshold>) {
     let (room, few) = (Anteroom::new(HANDSHAKES_MAX), Arc::new(Few::default()));
     loop {
         match listener.accept().await {

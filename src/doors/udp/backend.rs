@@ -3,9 +3,10 @@
 //! conversation, and the visitor's next datagram begins another one, perhaps elsewhere.
 
 use super::frames::Outbox;
+use super::header::Headed;
 use super::listener::read_more;
 use super::socket::{Path, Udp};
-use crate::config::expose::UDP_QUEUE_BYTES;
+use crate::config::expose::{Heading, UDP_QUEUE_BYTES};
 use crate::doors::tally::Tally;
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::frame::Reason;
@@ -20,7 +21,11 @@ use tokio::net::UnixStream;
 ///
 /// # Errors
 /// [`Reason::DialLocal`], [`Reason::DialUnreachable`].
-pub(crate) fn connect(to: SocketAddr, tally: Arc<Tally>) -> Result<(Socket, impl Future<Output = ()>), Reason> {
+pub(crate) fn connect(
+    to: SocketAddr,
+    heading: Option<Heading>,
+    tally: Arc<Tally>,
+) -> Result<(Socket, impl Future<Output = ()>), Reason> {
     let udp = Udp::connect(to).map_err(|error| match error.kind() {
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Reason::DialUnreachable,
         _ => Reason::DialLocal,
@@ -28,15 +33,22 @@ pub(crate) fn connect(to: SocketAddr, tally: Arc<Tally>) -> Result<(Socket, impl
     let (inside, outside) = Socket::pair().map_err(|_| Reason::DialLocal)?;
     let stream = UnixStream::from_std(StdStream::from(outside.into_owned())).map_err(|_| Reason::DialLocal)?;
     let carry = async move {
-        let why = carry(&udp, to, &stream, &tally).await;
+        let why = carry(&udp, to, heading, &stream, &tally).await;
         tracing::trace!(backend = %to, why, "conversation over");
     };
     Ok((inside, carry))
 }
 
-async fn carry(udp: &Udp, to: SocketAddr, stream: &UnixStream, tally: &Tally) -> &'static str {
+async fn carry(
+    udp: &Udp,
+    to: SocketAddr,
+    heading: Option<Heading>,
+    stream: &UnixStream,
+    tally: &Tally,
+) -> &'static str {
     let path = Path { peer: to, local: None };
     let (mut inbox, mut out) = (Vec::new(), Outbox::new(UDP_QUEUE_BYTES));
+    let mut headed = heading.map(|heading| (Headed::new(heading), Vec::new()));
     loop {
         tokio::select! {
             ready = stream.readable() => {
@@ -49,11 +61,21 @@ async fn carry(udp: &Udp, to: SocketAddr, stream: &UnixStream, tally: &Tally) ->
                     Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
                     Err(_) => return "the stream broke",
                 }
+                let ready = match &mut headed {
+                    None => &mut inbox,
+                    Some((headed, ready)) => match headed.advance(&mut inbox, ready) {
+                        Ok(lost) => {
+                            tally.datagrams_lost.add(lost);
+                            ready
+                        }
+                        Err(_) => return "the visitor's side sent no PROXY header",
+                    },
+                };
                 loop {
-                    let Ok(sent) = udp.try_send(&inbox, path) else { return "the visitor's side sent no datagrams" };
+                    let Ok(sent) = udp.try_send(ready, path) else { return "the visitor's side sent no datagrams" };
                     tally.datagrams_out.add(sent.datagrams);
                     tally.datagrams_lost.add(sent.lost);
-                    inbox.drain(..sent.taken);
+                    ready.drain(..sent.taken);
                     if sent.is_refused {
                         return "nothing listens at the backend";
                     }
@@ -62,8 +84,8 @@ async fn carry(udp: &Udp, to: SocketAddr, stream: &UnixStream, tally: &Tally) ->
                     }
                     let _ = udp.writable().await;
                 }
-                if inbox.is_empty() {
-                    inbox = Vec::new();
+                if ready.is_empty() {
+                    *ready = Vec::new();
                 }
             }
             ready = udp.readable() => {

@@ -9,10 +9,12 @@
 //! answered gives its place back after [`UNANSWERED_MAX`].
 
 use super::frames::{self, Outbox};
+use super::header::{self, Said};
 use super::socket::{Path, Udp};
 use crate::config::doors::UdpListener as Config;
 use crate::doors::tally::Tally;
 use crate::doors::threshold::Threshold;
+use ipnet::IpNet;
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::bridge::{BridgeHandle, Entry, Gate};
 use ringspan_tunnel::limits::Pass;
@@ -50,9 +52,9 @@ struct Shared {
     config: Config,
     handle: BridgeHandle,
     tally: Arc<Tally>,
-    threshold: Threshold,
+    threshold: Arc<Threshold>,
     address: SocketAddr,
-    sessions: Mutex<HashMap<Path, Arc<Session>>>,
+    sessions: Mutex<Table>,
     epoch: Instant,
 }
 
@@ -62,8 +64,25 @@ impl std::fmt::Debug for Shared {
     }
 }
 
+/// Whose conversation it is: an address's, or that of whom a proxy at the address speaks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    path: Path,
+    /// As a PROXY header says it.
+    source: Option<SocketAddr>,
+}
+
+/// The conversations that there are.
+#[derive(Default)]
+struct Table {
+    all: HashMap<Key, Arc<Session>>,
+    /// Of each path of a proxy the one that it has named last: datagrams without a header belong to it.
+    named: HashMap<Path, Arc<Session>>,
+}
+
 struct Session {
     path: Path,
+    key: Key,
     stream: UnixStream,
     out: Mutex<Outbox>,
     /// The task is to wait for room in the stream.
@@ -83,7 +102,7 @@ impl UdpListener {
         gate: Arc<Gate>,
         handle: BridgeHandle,
         tally: Arc<Tally>,
-        threshold: Threshold,
+        threshold: Arc<Threshold>,
     ) -> io::Result<UdpListener> {
         let udp = Udp::bind(address)?;
         let address = udp.local_addr()?;
@@ -102,7 +121,8 @@ impl UdpListener {
 impl Drop for UdpListener {
     fn drop(&mut self) {
         self.task.abort();
-        for (_, session) in self.shared.sessions().drain() {
+        let table = std::mem::take(&mut *self.shared.sessions());
+        for session in table.all.values() {
             session.stop.notify_one();
         }
     }
@@ -131,7 +151,7 @@ async fn receive(shared: Arc<Shared>) {
 }
 
 impl Shared {
-    fn sessions(&self) -> MutexGuard<'_, HashMap<Path, Arc<Session>>> {
+    fn sessions(&self) -> MutexGuard<'_, Table> {
         // Each change of the map is one step: a panic elsewhere leaves it whole.
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -142,11 +162,18 @@ impl Shared {
 
     fn on_datagram(self: &Arc<Shared>, path: Path, datagram: &[u8], touched: &mut Vec<Arc<Session>>) {
         self.tally.datagrams_in.add(1);
-        let known = match touched.last() {
-            Some(last) if last.path == path => Some(last.clone()),
-            _ => self.sessions().get(&path).cloned(),
+        let (key, asked, datagram) = match &self.gate.proxy_from {
+            None => (Key { path, source: None }, None, datagram),
+            Some(from) => match self.named(from, path, datagram) {
+                Some(named) => named,
+                None => return self.tally.headers_bad.add(1),
+            },
         };
-        let Some(session) = known.or_else(|| self.open(path)) else { return };
+        let known = match touched.last() {
+            Some(last) if last.key == key => Some(last.clone()),
+            _ => self.sessions().all.get(&key).cloned(),
+        };
+        let Some(session) = known.or_else(|| self.open(key, asked)) else { return };
         session.seen_ms.store(self.now_ms(), Ordering::Relaxed);
         if !session.out().push(datagram) {
             self.tally.datagrams_full.add(1);
@@ -156,14 +183,38 @@ impl Shared {
         }
     }
 
+    /// Whose datagram it is that came from a proxy, which address it was sent to, and what the visitor said. `None`:
+    /// nobody's: it does not come from one of ours, or does not say.
+    fn named<'a>(&self, from: &[IpNet], path: Path, datagram: &'a [u8]) -> Option<(Key, Option<SocketAddr>, &'a [u8])> {
+        let ip = path.peer.ip().to_canonical();
+        if !from.iter().any(|net| net.contains(&ip)) {
+            return None;
+        }
+        let mut sessions = self.sessions();
+        match header::read(datagram)? {
+            Said::From(said, datagram) => {
+                let (source, asked) = said.unzip();
+                let key = Key { path, source };
+                // One that is there already is what the next bare datagram belongs to; a new one is named when it opens.
+                if let Some(session) = sessions.all.get(&key).cloned() {
+                    sessions.named.insert(path, session);
+                }
+                Some((key, asked, datagram))
+            }
+            Said::Bare => sessions.named.get(&path).map(|session| (session.key, None, datagram)),
+        }
+    }
+
     /// A visitor that was not here, or not for long.
-    fn open(self: &Arc<Shared>, path: Path) -> Option<Arc<Session>> {
-        if self.sessions().len() >= self.config.sessions_max {
+    fn open(self: &Arc<Shared>, key: Key, asked: Option<SocketAddr>) -> Option<Arc<Session>> {
+        let path = key.path;
+        if self.sessions().all.len() >= self.config.sessions_max {
             self.tally.sessions_refused.add(1);
             return None;
         }
-        let pass = self.threshold.enter(Some(path.peer.ip())).ok()?;
-        let session = match self.admit(path, pass) {
+        let visitor = key.source.unwrap_or(path.peer);
+        let pass = self.threshold.enter(Some(visitor.ip())).ok()?;
+        let session = match self.admit(key, asked, pass) {
             Ok(session) => Arc::new(session),
             Err(error) => {
                 tracing::debug!(listener = self.gate.name, visitor = %path.peer, %error, "no stream for a visitor");
@@ -172,13 +223,21 @@ impl Shared {
             }
         };
         self.tally.sessions.add(1);
-        self.sessions().insert(path, session.clone());
+        let mut sessions = self.sessions();
+        sessions.all.insert(key, session.clone());
+        if self.gate.proxy_from.is_some() {
+            sessions.named.insert(path, session.clone());
+        }
+        drop(sessions);
         let (shared, its) = (self.clone(), session.clone());
         tokio::spawn(async move {
             let why = shared.serve(&its).await;
             let mut sessions = shared.sessions();
-            if sessions.get(&path).is_some_and(|now| Arc::ptr_eq(now, &its)) {
-                sessions.remove(&path);
+            if sessions.all.get(&key).is_some_and(|now| Arc::ptr_eq(now, &its)) {
+                sessions.all.remove(&key);
+            }
+            if sessions.named.get(&path).is_some_and(|now| Arc::ptr_eq(now, &its)) {
+                sessions.named.remove(&path);
             }
             drop(sessions);
             tracing::trace!(listener = shared.gate.name, visitor = %path.peer, why, "conversation over");
@@ -186,12 +245,14 @@ impl Shared {
         Some(session)
     }
 
-    fn admit(&self, path: Path, pass: Option<Pass>) -> io::Result<Session> {
+    fn admit(&self, key: Key, asked: Option<SocketAddr>, pass: Option<Pass>) -> io::Result<Session> {
+        let path = key.path;
         let (inside, outside) = Socket::pair()?;
         let stream = UnixStream::from_std(StdStream::from(outside.into_owned()))?;
-        let asked = path.local.map(|ip| SocketAddr::new(ip, self.address.port())).or(Some(self.address));
+        let here = path.local.map_or(self.address, |ip| SocketAddr::new(ip, self.address.port()));
+        let asked = asked.or(Some(here));
         let entry = Entry {
-            visitor: Some(path.peer),
+            visitor: Some(key.source.unwrap_or(path.peer)),
             asked,
             is_datagrams: true,
             pass,
@@ -200,6 +261,7 @@ impl Shared {
         self.handle.admit(entry).map_err(|_| io::Error::other("the workers have too much mail"))?;
         Ok(Session {
             path,
+            key,
             stream,
             out: Mutex::new(Outbox::new(self.config.queue_bytes)),
             full: Notify::new(),

@@ -6,5 +6,6 @@
 
 pub(crate) mod backend;
 pub(crate) mod frames;
+mod header;
 pub(crate) mod listener;
 mod socket;
