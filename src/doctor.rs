@@ -5,6 +5,7 @@
 
 use crate::cli::{self, ListFormat};
 use crate::{Ending, Failure};
+use ringspan_engine::cores::Cores;
 use ringspan_engine::io::Family;
 use ringspan_engine::kernel::facts::{self, Limit};
 use ringspan_engine::kernel::{self, Backend, Capabilities, Tier, Waker, ktls};
@@ -70,7 +71,7 @@ struct Facts {
     /// What the kernel's TLS does, and whether it splices both ways; or why there is none.
     ktls: Result<(String, bool), String>,
     clock: Option<String>,
-    cores: usize,
+    cores: Cores,
 }
 
 /// Runs the subcommand.
@@ -112,14 +113,14 @@ fn look() -> Facts {
         conntrack: conntrack.zip(number("/proc/sys/net/netfilter/nf_conntrack_max")),
         ktls: ktls::look().as_ref().map_err(Clone::clone).map(|k| (k.to_string(), k.splice_in && k.splice_out)),
         clock: text("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
-        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        cores: Cores::allowed(),
     }
 }
 
 fn judge(facts: &Facts) -> Vec<Finding> {
     let mut all = vec![
         finding(Mark::Good, "kernel", &facts.kernel, "what follows was tried, not read off this number", ""),
-        finding(Mark::Good, "cores", facts.cores, "one worker thread each", ""),
+        finding(Mark::Good, "cores", &facts.cores, "one worker thread each; [engine] affinity takes others", ""),
         judge_io(facts),
     ];
     all.extend(facts.nofile.map(judge_nofile));
@@ -341,7 +342,7 @@ mod tests {
             conntrack: None,
             ktls: Ok(("AES-128-GCM; spliced both ways".into(), true)),
             clock: Some("tsc".into()),
-            cores: 2,
+            cores: "0-1".parse().unwrap(),
         }
     }
 

@@ -7,6 +7,7 @@
 //! Everything here may be called from any thread but a worker's. Nothing here takes a lock that a worker takes.
 
 use crate::check::Check;
+use crate::cores::Cores;
 use crate::kernel::{self, Backend, Capabilities};
 use crate::mailbox::{Full, Receiver, Sender, Wake, mailbox};
 use crate::probe::{Command, Flock, Guard, Names, Nets, Outbox, Pace, Prober, ProberParts};
@@ -44,6 +45,8 @@ pub struct Options {
     pub pin: bool,
     /// Workers wake without pushing aside who runs on their core ([`WorkerOptions::batch`]). Default: false.
     pub batch: bool,
+    /// Which cores, in turn. Default: those that the process may use.
+    pub cores: Cores,
     /// Probes in flight at most, per worker; each needs a socket, which is kept and used again. Default:
     /// [`in_flight_default`] of the workers' default; who sets `workers` sets this by it too.
     pub in_flight_max: u32,
@@ -77,6 +80,7 @@ impl Default for Options {
             backend: Backend::Auto,
             pin: true,
             batch: false,
+            cores: Cores::allowed(),
             in_flight_max: in_flight_default(workers),
             rate_max: None,
             rate_per_net: None,
@@ -184,8 +188,8 @@ impl Engine {
             desks.push(desk);
             seats.push((seat, residents));
         }
-        let workers =
-            Workers::start(&WorkerOptions { backend: options.backend, pin: options.pin, batch: options.batch }, seats)?;
+        let how = WorkerOptions { backend: options.backend, pin: options.pin, batch: options.batch };
+        let workers = Workers::start_on(&how, &options.cores, seats)?;
         let capabilities = workers.capabilities().clone();
         let probes = Probes { desks: desks.into() };
         Ok((Engine { workers: Some(workers), capabilities, probes }, Feed { transitions, samples }))

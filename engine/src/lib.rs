@@ -4,6 +4,7 @@
 //! everything they say to each other is in [`io`]. All unsafe code is in `kernel/`.
 
 pub mod check;
+pub mod cores;
 pub mod engine;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]

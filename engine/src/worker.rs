@@ -6,6 +6,7 @@
 //! Nothing is shared between workers. A resident that panics takes its worker down, and the process is told by
 //! [`Workers::is_whole`] and an error in the log; the other workers go on.
 
+use crate::cores::Cores;
 use crate::io::Io;
 use crate::kernel::{self, Backend, Capabilities, OpenError, Tier, Waker};
 use crate::mailbox::{Full, Receiver, Sender, Wake, mailbox};
@@ -129,7 +130,19 @@ impl Workers {
     /// # Errors
     /// The first worker's trouble; those that had started are stopped again.
     pub fn start(options: &WorkerOptions, seats: Vec<(Seat, Vec<Box<dyn Resident>>)>) -> Result<Workers, StartError> {
-        let cores = if options.pin { kernel::allowed_cores() } else { Vec::new() };
+        Workers::start_on(options, &Cores::allowed(), seats)
+    }
+
+    /// The same, on these cores in turn if they are to be kept on cores at all.
+    ///
+    /// # Errors
+    /// As [`start`](Workers::start). A core that is not there is a warning, and its worker runs anywhere.
+    pub fn start_on(
+        options: &WorkerOptions,
+        cores: &Cores,
+        seats: Vec<(Seat, Vec<Box<dyn Resident>>)>,
+    ) -> Result<Workers, StartError> {
+        let cores = if options.pin { cores.as_slice() } else { &[] };
         let stop = Arc::new(AtomicBool::new(false));
         let (doors, mut newcomers): (Vec<_>, VecDeque<_>) = seats
             .iter()
@@ -172,7 +185,8 @@ impl Workers {
         if options.backend == Backend::Auto && io.tier == Tier::Epoll {
             tracing::warn!(workers = count, why = io.why, "no io_uring here: workers run on epoll");
         } else {
-            tracing::info!(workers = count, %io, "workers run");
+            let used = Cores::of(cores.iter().copied().take(count)).unwrap_or_default();
+            tracing::info!(workers = count, cores = %used, %io, "workers run");
         }
         Ok(workers)
     }

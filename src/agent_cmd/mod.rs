@@ -23,7 +23,7 @@ use crate::watch_file::{WatchFile, Why};
 use crate::{Ending, Failure, cli, machine};
 use checks::Checks;
 use link::Link;
-use ringspan_engine::engine::{Engine, Feed, Options as EngineOptions};
+use ringspan_engine::engine::{Engine, Feed};
 use ringspan_engine::health::Health;
 use ringspan_engine::mailbox::Wake;
 use ringspan_engine::target::Transition;
@@ -120,13 +120,7 @@ impl AgentServer {
     /// Settles who we are, starts the workers and the checks; the links come up by themselves. Needs a runtime.
     pub(crate) async fn start(config: Config) -> Result<AgentServer, Failure> {
         let run = |text: String| Failure::Run(text);
-        let defaults = EngineOptions::default();
-        let engine_options = EngineOptions {
-            workers: config.engine.workers.map_or(defaults.workers, |n| n.get().into()),
-            backend: config.engine.backend.into(),
-            batch: config.engine.batch,
-            ..defaults
-        };
+        let engine_options = config.engine.options();
         let bell = Arc::new(Bell::default());
         let (engine, feed) =
             Engine::start(&engine_options, bell.clone(), |_| Vec::new()).map_err(|e| run(e.to_string()))?;

@@ -29,6 +29,8 @@ fn write(mut encoder: DescriptorEncoder<'_>, stats: &Stats, doors: &Tally) -> fm
         ("tunnel_streams", "Visitors that are being carried", stats.streams_open),
         ("tunnel_held_bytes", "Bytes that wait for a slow receiver, in memory or in pipes", stats.bytes_held),
         ("tunnel_pipes", "Pipes that exist", stats.pipes),
+        ("tunnel_direct_waiting", "Direct carriers that wait for a stream", stats.direct_spare),
+        ("tunnel_direct_streams", "Direct carriers with a stream", stats.direct_open),
     ];
     for (name, help, value) in gauges {
         let family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
@@ -40,6 +42,13 @@ fn write(mut encoder: DescriptorEncoder<'_>, stats: &Stats, doors: &Tally) -> fm
         ("tunnel_from_agents_bytes", "Bytes from links to visitors", stats.bytes_from_link),
         ("tunnel_spliced_bytes", "Of both, bytes that were not copied through this process", stats.bytes_spliced),
         ("tunnel_spilled_bytes", "Bytes that had to wait in memory", stats.bytes_spilled),
+        ("tunnel_streams_moved", "Streams that left the mux for a direct carrier", stats.streams_moved),
+        ("tunnel_direct_missed", "Streams that found no direct carrier waiting", stats.direct_missed),
+        (
+            "tunnel_ktls_carriers",
+            "Connections of agents, so far, whose TLS records the kernel makes",
+            stats.carriers_ktls,
+        ),
         ("tunnel_link_reads", "System calls that read from links", stats.link_reads),
         ("tunnel_link_writes", "System calls that wrote to links", stats.link_writes),
         ("tunnel_handovers", "Visitors handed to another worker", stats.handovers),

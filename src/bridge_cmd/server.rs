@@ -18,7 +18,7 @@ use crate::keyring::Keyring;
 use crate::office::{Floor, Office};
 use crate::token_cmd::{protection, public_address};
 use crate::{Failure, admin, machine};
-use ringspan_engine::engine::{Engine, Options as EngineOptions};
+use ringspan_engine::engine::Engine;
 use ringspan_engine::health::Health;
 use ringspan_engine::kernel::{Capabilities, Socket};
 use ringspan_engine::worker::Workers;
@@ -84,13 +84,7 @@ impl BridgeServer {
         let admin = admin::Admin::listen(&config.data_dir)
             .map_err(|e| run(format!("{}: {e}", config.data_dir.join(admin::SOCKET).display())))?;
 
-        let defaults = EngineOptions::default();
-        let engine_options = EngineOptions {
-            workers: config.engine.workers.map_or(defaults.workers, |n| n.get().into()),
-            backend: config.engine.backend.into(),
-            batch: config.engine.batch,
-            ..defaults
-        };
+        let engine_options = config.engine.options();
         let software = format!("ringspan/{}", env!("CARGO_PKG_VERSION"));
         let (link_bell, probe_bell) = (Arc::new(Bell::default()), prober::Bell::default());
         let seats = Workers::plan(engine_options.workers).map_err(|e| run(format!("eventfd: {e}")))?;

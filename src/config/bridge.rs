@@ -1,5 +1,6 @@
 //! bridge.toml: its keys, their ranges and defaults. The table for people is docs/configuration.md.
 
+use super::affinity::{RawCores, affinity};
 use super::agent_limits::{AgentRules, RawAgent, check_agents};
 use super::balance::{Policies, RawService, check_services};
 use super::carrier::{self, CARRIER_DEFAULT};
@@ -10,6 +11,8 @@ use super::memory::{RawMemory, check_memory};
 use super::{Document, Error, http, ports, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
 use ipnet::IpNet;
+use ringspan_engine::cores::Cores;
+use ringspan_engine::engine::Options as EngineOptions;
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::bridge::CarrierMode;
 use ringspan_tunnel::limits::Limiter;
@@ -104,7 +107,7 @@ pub(crate) struct Listener {
 }
 
 /// Threads and kernel interface; the same section in both files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Engine {
     /// `None`: one a core.
     pub(crate) workers: Option<NonZeroU16>,
@@ -112,11 +115,28 @@ pub(crate) struct Engine {
     pub(crate) backend: Backend,
     /// Workers wake without pushing others aside.
     pub(crate) batch: bool,
+    /// Which cores the workers are kept on; `None`: those that the process may use.
+    pub(crate) affinity: Option<Cores>,
+}
+
+impl Engine {
+    /// The same for the engine: as many workers as cores, unless the file says otherwise.
+    pub(crate) fn options(&self) -> EngineOptions {
+        let defaults = EngineOptions::default();
+        let one_a_core = self.affinity.as_ref().map_or(defaults.workers, |cores| cores.as_slice().len());
+        EngineOptions {
+            workers: self.workers.map_or(one_a_core, |n| n.get().into()),
+            backend: self.backend.into(),
+            batch: self.batch,
+            cores: self.affinity.clone().unwrap_or_else(|| defaults.cores.clone()),
+            ..defaults
+        }
+    }
 }
 
 impl Default for Engine {
     fn default() -> Engine {
-        Engine { workers: None, backend: Backend::Auto, batch: true }
+        Engine { workers: None, backend: Backend::Auto, batch: true, affinity: None }
     }
 }
 
@@ -186,6 +206,7 @@ pub(super) struct RawEngine {
     workers: Option<Spanned<i64>>,
     backend: Option<Spanned<String>>,
     scheduling: Option<Spanned<String>>,
+    affinity: Option<Spanned<RawCores>>,
 }
 
 #[derive(Deserialize)]
@@ -366,6 +387,7 @@ pub(super) fn check_engine(doc: &Document, raw: Option<&RawEngine>) -> Result<En
         };
         engine.batch = doc.value(scheduling, read, "\"batch\" or \"normal\"")?;
     }
+    engine.affinity = raw.affinity.as_ref().map(|raw| affinity(doc, raw, &Cores::allowed())).transpose()?;
     Ok(engine)
 }
 
