@@ -30,7 +30,8 @@ pub(crate) fn tell_ktls(allowed: bool) {
     }
 }
 
-/// How bytes are moved: the defaults, or what RINGSPAN_MOVER (adaptive, copy, splice), RINGSPAN_PIPE_BYTES,
+/// How bytes are moved: the defaults, or what RINGSPAN_MOVER (adaptive, copy, splice, ring-splice),
+/// RINGSPAN_PIPE_BYTES,
 /// RINGSPAN_SPLICE_BYTES and RINGSPAN_MOVE_BYTES say, for measurements. What cannot be read is said and ignored.
 pub(crate) fn plane_options() -> PlaneOptions {
     let mut options = PlaneOptions::default();
@@ -47,8 +48,9 @@ pub(crate) fn plane_options() -> PlaneOptions {
         None | Some("adaptive") => Mover::Adaptive,
         Some("copy") => Mover::Copy,
         Some("splice") => Mover::Splice,
+        Some("ring-splice") => Mover::RingSplice,
         Some(text) => {
-            tracing::warn!(text, "RINGSPAN_MOVER is adaptive, copy or splice: ignored");
+            tracing::warn!(text, "RINGSPAN_MOVER is adaptive, copy, splice or ring-splice: ignored");
             Mover::Adaptive
         }
     };

@@ -29,6 +29,7 @@ mod report;
 mod roles;
 mod soak;
 mod stage;
+mod sweep;
 mod visitor;
 mod wan;
 mod watch;
@@ -92,6 +93,8 @@ enum Command {
     Relay(relay::Args),
     /// What does one GB cost through bridge and agent, beside a splice relay and rathole?
     Bulk(relay::Args),
+    /// Which way of moving bytes is cheapest, for streams of which size?
+    Sweep(sweep::Args),
     /// How many requests go through, on fresh and on kept connections, beside rathole?
     Http(relay::Args),
     /// What does an idle stream take in memory, beside rathole and frp?
@@ -192,6 +195,7 @@ fn scenario(cli: &Cli, common: &Common) -> Result<Vec<Section>, Failure> {
             Ok(sections)
         }
         Command::Bulk(args) => Ok(vec![relay::bulk(args, common)?]),
+        Command::Sweep(args) => Ok(vec![sweep::run(args, common)?]),
         Command::Http(args) => relay::http(args, common),
         Command::Idle(args) => Ok(vec![idle::run(args, common)?]),
         Command::Fairness(args) => fairness::run(args, common),

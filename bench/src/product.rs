@@ -123,6 +123,8 @@ pub(crate) struct Tunnel {
     pub(crate) via: Option<SocketAddr>,
     /// The process whose network namespace the agents run in; none: ours.
     pub(crate) agents_in: Option<u32>,
+    /// What bridge and agents find in their environment besides.
+    pub(crate) says: Vec<(&'static str, String)>,
     /// More lines of the agents' `[link]`.
     pub(crate) agent_link: String,
 }
@@ -150,6 +152,7 @@ impl Tunnel {
             carrier: None,
             via: None,
             agents_in: None,
+            says: Vec::new(),
             agent_link: String::new(),
             tls,
         };
@@ -228,7 +231,9 @@ impl Tunnel {
     fn spawn_bridge(&self, more: &[&str]) -> Result<Process, Failure> {
         let config = self.path("bridge.toml");
         let args = [&["bridge", "--config", &config], more].concat();
-        Process::start("bridge", process::command(&self.program, &args, self.core), &self.folder)
+        let mut command = process::command(&self.program, &args, self.core);
+        command.envs(self.says.iter().map(|(name, value)| (name, value)));
+        Process::start("bridge", command, &self.folder)
     }
 
     /// Starts the bridge, once its ports are free, and waits until it listens.
@@ -303,10 +308,11 @@ impl Tunnel {
     pub(crate) fn start_agent(&self, name: &str) -> Result<Process, Failure> {
         let config = self.path(&format!("{name}.toml"));
         let args = ["agent", "--config", &config];
-        let command = match self.agents_in {
+        let mut command = match self.agents_in {
             None => process::command(&self.program, &args, self.core),
             Some(pid) => command_in(pid, &self.program, &args),
         };
+        command.envs(self.says.iter().map(|(name, value)| (name, value)));
         Process::start(name, command, &self.folder)
     }
 

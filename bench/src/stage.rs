@@ -84,6 +84,13 @@ pub(crate) struct Who {
     carriers: usize,
 }
 
+impl Who {
+    /// Carriers of the agent's link.
+    pub(crate) fn carriers(&self) -> usize {
+        self.carriers
+    }
+}
+
 /// A contender that is up: where to go in, and whom to charge.
 pub(crate) struct Running {
     /// Where visitors come in.

@@ -312,7 +312,7 @@ impl Process {
     }
 
     /// User and system time of the threads there are, to the nanosecond: for what is too little to see in ticks of 10 ms.
-    fn cpu_seconds_exact(&self) -> f64 {
+    pub(crate) fn cpu_seconds_exact(&self) -> f64 {
         let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid())) else { return 0.0 };
         let of = |entry: fs::DirEntry| {
             let text = fs::read_to_string(entry.path().join("schedstat")).ok()?;
