@@ -300,8 +300,17 @@ impl Honest {
         introduction: Introduction,
         pin: Option<ringspan_tunnel::fingerprint::Fingerprint>,
     ) -> Honest {
+        Honest::start_at(world.link(), introduction, pin)
+    }
+
+    /// The same, at any address.
+    pub(crate) fn start_at(
+        bridge: SocketAddr,
+        introduction: Introduction,
+        pin: Option<ringspan_tunnel::fingerprint::Fingerprint>,
+    ) -> Honest {
         let options = AgentOptions {
-            bridge: vec![world.link()],
+            bridge: vec![bridge],
             host: "127.0.0.1".into(),
             tls: pin.map(ClientTls::pinned),
             introduction,

@@ -2,6 +2,7 @@
 //! stream open while it attacks, and uses that very stream afterwards; then a new visitor and a new agent come in.
 
 mod harness;
+mod midstream;
 mod raw;
 
 use harness::{Honest, PATIENCE, Visitor, World};
