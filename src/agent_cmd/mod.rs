@@ -214,7 +214,7 @@ impl AgentServer {
             Err(error) => return tracing::error!(%error, ?why, "configuration not read again: the old one stays"),
         };
         if config.engine != self.config.engine {
-            let (new, old) = (config.engine, self.config.engine);
+            let (new, old) = (&config.engine, &self.config.engine);
             tracing::warn!(
                 ?new,
                 ?old,
@@ -231,7 +231,7 @@ impl AgentServer {
         }
         match self.apply(&config).await {
             Ok(changed) => {
-                self.config = Config { engine: self.config.engine, ..config };
+                self.config = Config { engine: self.config.engine.clone(), ..config };
                 tracing::info!(file = %path.display(), ?why, changed, "configuration read again");
             }
             Err(failure) => tracing::error!(%failure, ?why, "configuration not read again: the old one stays"),

@@ -153,6 +153,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     look("[link] ktls", on(link.ktls), on(new_link.ktls));
     look("[engine] workers", workers(old), workers(new));
     look("[engine] backend", format!("{:?}", old.engine.backend), format!("{:?}", new.engine.backend));
+    look("[engine] affinity", format!("{:?}", old.engine.affinity), format!("{:?}", new.engine.affinity));
     sentences
 }
 
