@@ -194,7 +194,7 @@ fn visitors_are_spread_and_limited() {
         limited.listeners.last().and_then(|l| l.limiter.as_ref()).map(|l| l.rules().all.connections_max),
         Some(3)
     );
-    let nothing = "limits = { connections = 0, rate = 0, up = \"0B\", down = \"0B\", visitor = { connections = 0 } }\n";
+    let nothing = "limits = { connections = 0, rate = 0, up = \"0\", down = \"0\", visitor = { connections = 0 } }\n";
     let free = read(&format!("{udp}{nothing}")).expect("0 is a number");
     let rules = free.listeners.last().and_then(|l| l.limiter.as_ref()).map(|l| (l.rules().all, l.rules().visitor));
     assert!(rules.is_none_or(|(all, visitor)| all.is_none() && visitor.is_none()), "0 limits nothing");
