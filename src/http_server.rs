@@ -35,12 +35,7 @@ pub(crate) struct HttpServer {
 impl HttpServer {
     /// Binds. Needs a runtime.
     pub(crate) fn bind(address: SocketAddr) -> io::Result<HttpServer> {
-        let listener = match crate::inherit::tcp(address) {
-            Some(inherited) => inherited.into(),
-            None => std::net::TcpListener::bind(address)?,
-        };
-        listener.set_nonblocking(true)?;
-        Ok(HttpServer { listener: TcpListener::from_std(listener)? })
+        Ok(HttpServer { listener: listener(address)? })
     }
 
     /// Where it listens, with the real port if 0 was asked for.
@@ -75,6 +70,16 @@ impl HttpServer {
         let all = u32::try_from(CONNECTIONS_MAX).expect("it fits");
         let _ = tokio::time::timeout(STOP_MAX, places.acquire_many(all)).await;
     }
+}
+
+/// A listener at an address: one that was inherited, or a new one. Needs a runtime.
+pub(crate) fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = match crate::inherit::tcp(address) {
+        Some(inherited) => inherited.into(),
+        None => std::net::TcpListener::bind(address)?,
+    };
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 async fn serve_one(

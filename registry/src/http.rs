@@ -17,7 +17,9 @@ mod params;
 mod tests;
 
 pub use metrics::{MoreSeries, ProbeStats};
+pub(crate) use params::metadata_of;
 
+use crate::grpc::Clients;
 use crate::push::Hub;
 use crate::push::udp::UdpPusher;
 use crate::service::Registry;
@@ -43,6 +45,8 @@ pub struct Options {
     pub hub: Hub,
     /// Who tells v1's clients of changes by UDP; [`UdpPusher::run`] it. `None`: they poll.
     pub udp: Option<Arc<UdpPusher>>,
+    /// Who is connected over gRPC; give the same to [`GrpcServer::serve`](crate::grpc::GrpcServer::serve). Default: nobody.
+    pub clients: Clients,
     /// Writes the series of what else runs in this process; on the same thread. `None`: nothing else.
     pub more: Option<MoreSeries>,
 }
@@ -61,14 +65,15 @@ struct App {
     metrics: Arc<Metrics>,
     hub: Hub,
     udp: Option<Arc<UdpPusher>>,
+    clients: Clients,
 }
 
 /// All of the registry's HTTP. The root package may merge routes of its own into it (`Router::merge`), for instance
 /// /api/v1/agents.
 pub fn router(registry: Registry, options: Options) -> Router {
-    let Options { probe_stats, hub, udp, more } = options;
-    let metrics = Arc::new(Metrics::new(registry.clone(), hub.clone(), probe_stats, more));
-    let app = App { registry, metrics, hub, udp };
+    let Options { probe_stats, hub, udp, clients, more } = options;
+    let metrics = Arc::new(Metrics::new(registry.clone(), hub.clone(), clients.clone(), probe_stats, more));
+    let app = App { registry, metrics, hub, udp, clients };
     Router::new()
         .merge(nacos::routes())
         .merge(nacos_admin::routes())

@@ -9,6 +9,7 @@
 //! The page for users is docs/registry.md.
 
 pub mod checker;
+pub mod grpc;
 pub mod health;
 pub mod http;
 pub mod model;

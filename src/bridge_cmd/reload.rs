@@ -63,8 +63,8 @@ impl BridgeServer {
             sessions.set_policies(policies);
             sessions.set_rules(agents);
         });
-        let Config { data_dir, http_listen, link, engine, .. } = self.config.clone();
-        self.config = Config { data_dir, http_listen, link, engine, ..config };
+        let Config { data_dir, http_listen, grpc_listen, link, engine, .. } = self.config.clone();
+        self.config = Config { data_dir, http_listen, grpc_listen, link, engine, ..config };
         Ok(told)
     }
 
@@ -147,6 +147,8 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     let workers = |config: &Config| config.engine.workers.map_or("unsaid".to_owned(), |n| n.to_string());
     look("data_dir", format!("{:?}", old.data_dir), format!("{:?}", new.data_dir));
     look("[http] listen", address(&old.http_listen), address(&new.http_listen));
+    let grpc = |config: &Config| config.grpc_listen.as_ref().map_or("\"off\"".to_owned(), address);
+    look("[http] grpc_listen", grpc(old), grpc(new));
     look("[link] listen", address(&link.listen), address(&new_link.listen));
     look("[link] public", public(link), public(new_link));
     look("[link] tls", tls(&link.tls), tls(&new_link.tls));

@@ -48,12 +48,16 @@ impl BridgeServer {
             .map(|(_, address)| address)
             .chain(doors)
             .chain([self.http_address, self.link_address()])
+            .chain(self.grpc_address)
             .collect();
         // Copies: whatever happens, they do not go with us.
         let sockets = takeover::sockets(&addresses).and_then(|sockets| Ok((sockets, self.doors.paths()?)));
         self.handle.leave_listeners(false);
         let _ = self.stop.send(true);
         let _ = self.http.await;
+        if let Some(grpc) = self.grpc {
+            let _ = grpc.await;
+        }
         for task in self.tasks {
             task.abort();
             let _ = task.await;

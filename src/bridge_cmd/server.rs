@@ -13,7 +13,7 @@ use super::takeover::Estate;
 use crate::config::bridge::Bridge as Config;
 use crate::doors::Doors;
 use crate::doors::secret::listener::House;
-use crate::http_server::HttpServer;
+use crate::http_server::{self, HttpServer};
 use crate::keyring::Keyring;
 use crate::office::{Floor, Office};
 use crate::token_cmd::{protection, public_address};
@@ -22,6 +22,7 @@ use ringspan_engine::engine::Engine;
 use ringspan_engine::health::Health;
 use ringspan_engine::kernel::{Capabilities, Socket};
 use ringspan_engine::worker::Workers;
+use ringspan_registry::grpc::{self, GrpcServer};
 use ringspan_registry::prober;
 use ringspan_registry::push::Hub;
 use ringspan_registry::push::udp::UdpPusher;
@@ -56,8 +57,11 @@ pub(crate) struct BridgeServer {
     pub(super) hall: Arc<Hall>,
     pub(super) office: Arc<Office>,
     pub(super) http_address: SocketAddr,
+    /// `None`: off.
+    pub(super) grpc_address: Option<SocketAddr>,
     pub(super) stop: watch::Sender<bool>,
     pub(super) http: JoinHandle<()>,
+    pub(super) grpc: Option<JoinHandle<()>>,
     pub(super) pump: JoinHandle<()>,
     pub(super) tasks: Vec<JoinHandle<()>>,
     /// Who wants our place.
@@ -81,6 +85,11 @@ impl BridgeServer {
         let http_server = HttpServer::bind(config.http_listen)
             .map_err(|e| run(cannot_listen("[http] listen", config.http_listen, &e)))?;
         let http_address = http_server.address().map_err(|e| run(e.to_string()))?;
+        let grpc_listener = config.grpc_listen.map(|address| {
+            http_server::listener(address).map_err(|e| run(cannot_listen("[http] grpc_listen", address, &e)))
+        });
+        let grpc_server = grpc_listener.transpose()?.map(GrpcServer::on);
+        let grpc_address = grpc_server.as_ref().map(GrpcServer::address).transpose().map_err(|e| run(e.to_string()))?;
         let admin = admin::Admin::listen(&config.data_dir)
             .map_err(|e| run(format!("{}: {e}", config.data_dir.join(admin::SOCKET).display())))?;
 
@@ -136,7 +145,7 @@ impl BridgeServer {
         let asked = engine.clone();
         let probe_stats: http::ProbeStats =
             Arc::new(move || asked.lock().unwrap_or_else(PoisonError::into_inner).stats());
-        let hub = Hub::default();
+        let (hub, clients) = (Hub::default(), grpc::Clients::default());
         let udp = UdpPusher::bind(http_address, hub.clone()).map_err(|e| run(format!("udp pushes: {e}")))?;
         let router = http::router(
             registry.clone(),
@@ -144,10 +153,15 @@ impl BridgeServer {
                 probe_stats: Some(probe_stats),
                 hub: hub.clone(),
                 udp: Some(udp.clone()),
+                clients: clients.clone(),
                 more: Some(metrics::of(handle.clone(), doors.tally(), doors.http_stats())),
             },
         );
-        let http = tokio::spawn(http_server.serve(router, stopping));
+        let http = tokio::spawn(http_server.serve(router, stopping.clone()));
+        let grpc = grpc_server.map(|server| {
+            let limits = grpc::Limits::default();
+            tokio::spawn(server.serve(registry.clone(), hub.clone(), clients, limits, stopping))
+        });
         let (asked, successors) = mpsc::channel(1);
         let pump = tokio::spawn(pump::run(hall.clone(), events));
         let tasks = vec![
@@ -166,8 +180,10 @@ impl BridgeServer {
             hall,
             office,
             http_address,
+            grpc_address,
             stop,
             http,
+            grpc,
             pump,
             tasks,
             successors: Some(successors),
@@ -186,6 +202,7 @@ impl BridgeServer {
     pub(super) fn real_config(&self) -> Config {
         let mut config = self.config.clone();
         (config.http_listen, config.link.listen) = (self.http_address, self.link_address());
+        config.grpc_listen = self.grpc_address;
         let doors = self.doors.addresses().map(|(name, address)| (name.to_owned(), address));
         for (name, address) in self.handle.addresses().into_iter().chain(doors) {
             if let Some(listener) = config.listeners.iter_mut().find(|l| l.name == name) {
@@ -215,7 +232,8 @@ impl BridgeServer {
             tracing::warn!(http = %self.http_address, "the registry has no accounts: whoever reaches it may change it");
         }
         let tls = self.office.trust != ringspan_tunnel::fingerprint::Trust::Plain;
-        tracing::info!(http = %self.http_address, %link, tls, %data_dir, io = %self.capabilities, "bridge is up");
+        let grpc = self.grpc_address.map(tracing::field::display);
+        tracing::info!(http = %self.http_address, grpc, %link, tls, %data_dir, io = %self.capabilities, "bridge is up");
         if tls {
             crate::machine::tell_ktls(config.link.ktls);
         }
@@ -290,6 +308,9 @@ impl BridgeServer {
         let _ = self.stop.send(true);
         self.doors.drain(tokio::time::Instant::now()).await;
         let _ = self.http.await;
+        if let Some(grpc) = self.grpc {
+            let _ = grpc.await;
+        }
         let (engine, registry, tasks) = (self.engine, self.registry, self.tasks);
         let _ = tokio::task::spawn_blocking(move || engine.lock().unwrap_or_else(PoisonError::into_inner).stop()).await;
         for task in tasks.into_iter().chain([self.pump]) {

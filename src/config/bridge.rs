@@ -8,7 +8,7 @@ use super::doors::{Door, Keys, check_door, fits, unix_path};
 use super::drain::{DRAIN_DEFAULT, DRAIN_TAKEOVER_DEFAULT, check_drain};
 use super::limits::{RawLimits, check_limits, networks};
 use super::memory::{RawMemory, check_memory};
-use super::{Document, Error, http, ports, unit};
+use super::{Document, Error, grpc, http, ports, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
 use ipnet::IpNet;
 use ringspan_engine::cores::Cores;
@@ -40,6 +40,8 @@ pub(crate) struct Bridge {
     pub(crate) data_dir: PathBuf,
     /// Registry APIs and metrics.
     pub(crate) http_listen: SocketAddr,
+    /// The registry's gRPC; `None`: off.
+    pub(crate) grpc_listen: Option<SocketAddr>,
     /// Where agents connect.
     pub(crate) link: Link,
     /// Where visitors connect.
@@ -146,6 +148,7 @@ impl Default for Bridge {
         Bridge {
             data_dir: DATA_DIR_DEFAULT.into(),
             http_listen: HTTP_LISTEN_DEFAULT,
+            grpc_listen: grpc::beside(HTTP_LISTEN_DEFAULT),
             link: Link { listen: LINK_LISTEN_DEFAULT, public: None, tls: Tls::Auto, ktls: true },
             listeners: Vec::new(),
             policies: Policies::new(),
@@ -187,6 +190,7 @@ struct Raw {
 #[serde(deny_unknown_fields)]
 struct RawHttp {
     listen: Option<Spanned<String>>,
+    grpc_listen: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -243,11 +247,14 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
     };
     let mut bridge = Bridge { data_dir, ..Bridge::default() };
     let mut taken = Taken { doc, by: Vec::new() };
-    if let Some(listen) = raw.http.and_then(|http| http.listen) {
-        bridge.http_listen = doc.value(&listen, unit::address, "\"127.0.0.1:8848\"")?;
-        taken.take(Transport::Tcp, bridge.http_listen, "[http] listen", Some(&listen))?;
-    } else {
-        taken.take(Transport::Tcp, bridge.http_listen, "[http] listen", None)?;
+    let (http_at, grpc_at) = raw.http.map_or((None, None), |http| (http.listen, http.grpc_listen));
+    if let Some(listen) = &http_at {
+        bridge.http_listen = doc.value(listen, unit::address, "\"127.0.0.1:8848\"")?;
+    }
+    taken.take(Transport::Tcp, bridge.http_listen, "[http] listen", http_at.as_ref())?;
+    bridge.grpc_listen = grpc::check(doc, grpc_at.as_ref(), http_at.as_ref(), bridge.http_listen)?;
+    if let Some(address) = bridge.grpc_listen {
+        taken.take(Transport::Tcp, address, "[http] grpc_listen", grpc_at.as_ref().or(http_at.as_ref()))?;
     }
     if let Some(link) = raw.link {
         bridge.link = check_link(doc, &link, &mut taken)?;

@@ -16,6 +16,7 @@ pub(crate) mod check;
 pub(crate) mod doors;
 pub(crate) mod drain;
 pub(crate) mod expose;
+mod grpc;
 pub(crate) mod http;
 mod ktls;
 mod limits;

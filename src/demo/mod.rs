@@ -150,6 +150,7 @@ impl Demo {
         let config = BridgeConfig {
             data_dir: folder.0.join("bridge"),
             http_listen: loopback,
+            grpc_listen: Some(loopback),
             link: Link { listen: loopback, public: None, tls: Tls::Auto, ktls: true },
             policies: Default::default(),
             agents: Default::default(),

@@ -2,6 +2,7 @@
 //! Promise: the number of series is bounded by routes, codes and states, never by services or instances.
 
 use super::{App, Sorry};
+use crate::grpc::Clients;
 use crate::health::{Health, health_str};
 use crate::model::Vantage;
 use crate::push::Hub;
@@ -45,13 +46,14 @@ impl Metrics {
     pub(super) fn new(
         registry: Registry,
         hub: Hub,
+        clients: Clients,
         probe_stats: Option<ProbeStats>,
         more: Option<MoreSeries>,
     ) -> Metrics {
         let requests = Family::default();
         let mut series = prometheus_client::registry::Registry::with_prefix("ringspan");
         series.register("http_requests", "HTTP requests answered, by method, route and status", requests.clone());
-        series.register_collector(Box::new(Scrape { registry, hub, probe_stats, more }));
+        series.register_collector(Box::new(Scrape { registry, hub, clients, probe_stats, more }));
         Metrics { series, requests }
     }
 
@@ -86,6 +88,7 @@ pub(super) async fn scrape(State(app): State<App>) -> Response {
 struct Scrape {
     registry: Registry,
     hub: Hub,
+    clients: Clients,
     probe_stats: Option<ProbeStats>,
     more: Option<MoreSeries>,
 }
@@ -99,6 +102,7 @@ impl fmt::Debug for Scrape {
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         self.registry_series(&mut encoder)?;
+        grpc_series(&mut encoder, &self.clients)?;
         if let Some(stats) = &self.probe_stats {
             probe_series(&mut encoder, &stats().total)?;
         }
@@ -153,6 +157,29 @@ impl Scrape {
         let family = encoder.encode_descriptor("registry_store_commit_seconds", help, None, MetricType::Counter)?;
         ConstCounter::new(seconds).encode(family)
     }
+}
+
+fn grpc_series(encoder: &mut DescriptorEncoder<'_>, clients: &Clients) -> Result<(), fmt::Error> {
+    let stats = clients.stats();
+    gauge(encoder, "grpc_connections", "Clients connected over gRPC", clients.count() as f64)?;
+    counter(encoder, "grpc_connections_accepted", "Connections accepted", stats.connections())?;
+    counter(encoder, "grpc_connections_refused", "Connections closed at once: there were too many", stats.refused())?;
+    let help = "Connections that ended: closed by the client, silent, stalled (it did not read), stopped (by us)";
+    let mut family = encoder.encode_descriptor("grpc_connections_ended", help, None, MetricType::Counter)?;
+    for (reason, count) in stats.ends() {
+        ConstCounter::new(count).encode(family.encode_family(&[("reason", reason)])?)?;
+    }
+    let help = "Requests answered, by type and outcome";
+    let mut family = encoder.encode_descriptor("grpc_requests", help, None, MetricType::Counter)?;
+    for (kind, outcome, count) in stats.requests() {
+        ConstCounter::new(count).encode(family.encode_family(&[("type", kind), ("outcome", outcome)])?)?;
+    }
+    counter(encoder, "grpc_pushes", "Pushes written to clients' streams", stats.pushes())?;
+    counter(encoder, "grpc_push_acks", "Pushes acknowledged", stats.acks())?;
+    counter(encoder, "grpc_pushes_unacknowledged", "Pushes not acknowledged within 5 s", stats.unacked())?;
+    let help = "Time from a push to its acknowledgement";
+    let family = encoder.encode_descriptor("grpc_push_ack_seconds", help, None, MetricType::Counter)?;
+    ConstCounter::new(stats.ack_seconds()).encode(family)
 }
 
 fn probe_series(encoder: &mut DescriptorEncoder<'_>, numbers: &Numbers) -> Result<(), fmt::Error> {

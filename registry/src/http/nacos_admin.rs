@@ -145,7 +145,15 @@ pub(super) async fn operator_metrics(State(app): State<App>, params: Params) -> 
         return Ok(Json(json!({ "status": "UP" })));
     }
     let (services, instances) = app.registry.snapshot().counts();
-    Ok(Json(json!({ "status": "UP", "serviceCount": services, "instanceCount": instances })))
+    let clients = app.clients.count();
+    Ok(Json(json!({
+        "status": "UP",
+        "serviceCount": services,
+        "instanceCount": instances,
+        "subscribeCount": app.hub.count(),
+        "clientCount": clients,
+        "connectionBasedClientCount": clients,
+    })))
 }
 
 pub(super) async fn server_state() -> Json<Value> {

@@ -142,7 +142,7 @@ pub(super) fn cluster_or_default(cluster: Option<&str>) -> &str {
 }
 
 /// Pairs from a JSON object; values that are no strings are taken as they are written.
-pub(super) fn metadata_of(name: &'static str, value: serde_json::Value) -> Result<Metadata, Invalid> {
+pub(crate) fn metadata_of(name: &'static str, value: serde_json::Value) -> Result<Metadata, Invalid> {
     match value {
         serde_json::Value::Null => Ok(Metadata::new()),
         serde_json::Value::Object(pairs) => Ok(pairs
