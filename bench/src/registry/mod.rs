@@ -267,7 +267,7 @@ fn push(args: &Args, common: &Common, contenders: &[(&'static str, Contender)]) 
         ("missed", 0),
     ];
     let mut section = Section::new("registry-push", question, &columns);
-    let changes = if args.short { [20, 5] } else { [200, 20] };
+    let changes = if args.short { [20, 5] } else { [100, 20] };
     for round in 0..rounds(args) {
         for (name, contender) in contenders {
             for (by, how) in [(By::Udp, "UDP"), (By::Grpc, "gRPC")] {

@@ -91,7 +91,7 @@ impl Current {
 pub(crate) fn in_a_child(plan: &Plan) -> Result<Found, Failure> {
     let plan = serde_json::to_string(plan).expect("plain figures make JSON");
     let own = process::own_program().to_string_lossy().into_owned();
-    let args = ["-s", "KILL", "300", &own, "child", "subscribers", &plan];
+    let args = ["-s", "KILL", "900", &own, "child", "subscribers", &plan];
     let finished = process::run("subscribers", process::command(Path::new("timeout"), &args, None), &[0])?;
     serde_json::from_str(finished.stdout.trim()).map_err(|e| format!("the subscribers printed no result: {e}"))
 }
