@@ -67,10 +67,8 @@ impl Admin {
             };
             let (office, successors) = (office.clone(), successors.clone());
             tokio::spawn(async move {
-                match tokio::time::timeout(CLIENT_TIME_MAX, serve_one(stream, office, successors)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::debug!(%error, "admin socket: client"),
-                    Err(_) => tracing::debug!("admin socket: client was too slow"),
+                if let Err(error) = serve_one(stream, office, successors).await {
+                    tracing::debug!(%error, "admin socket: client");
                 }
                 drop(place);
             });
@@ -86,7 +84,8 @@ impl Drop for Admin {
 
 async fn serve_one(mut stream: UnixStream, office: Arc<Office>, successors: Successors) -> io::Result<()> {
     let mut line = String::new();
-    tokio::io::BufReader::new((&mut stream).take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
+    let mut reader = tokio::io::BufReader::new((&mut stream).take(REQUEST_BYTES_MAX));
+    tokio::time::timeout(CLIENT_TIME_MAX, reader.read_line(&mut line)).await??;
     if line.trim() == TAKEOVER {
         // Nothing comes behind it before we have answered. One at a time: the next one finds another bridge.
         return successors.try_send(stream.into_std()?).map_err(io::Error::other);
@@ -99,17 +98,27 @@ async fn serve_one(mut stream: UnixStream, office: Arc<Office>, successors: Succ
     };
     let mut bytes = serde_json::to_vec(&answer).expect("an answer is JSON");
     bytes.push(b'\n');
-    stream.write_all(&bytes).await
+    // Our own work may take its time, as a large import does; a client that does not read may not.
+    tokio::time::timeout(CLIENT_TIME_MAX, stream.write_all(&bytes)).await?
 }
 
 /// Asks the bridge that runs on `data_dir`. `None`: none runs there.
 pub(crate) fn ask(data_dir: &Path, request: &Request) -> io::Result<Option<Answer>> {
+    ask_within(data_dir, request, Some(CLIENT_TIME_MAX * 2))
+}
+
+/// As [`ask`], for what may take as long as there are records.
+pub(crate) fn ask_patiently(data_dir: &Path, request: &Request) -> io::Result<Option<Answer>> {
+    ask_within(data_dir, request, None)
+}
+
+fn ask_within(data_dir: &Path, request: &Request, patience: Option<Duration>) -> io::Result<Option<Answer>> {
     let stream = match std::os::unix::net::UnixStream::connect(data_dir.join(SOCKET)) {
         Ok(stream) => stream,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
         Err(e) => return Err(e),
     };
-    stream.set_read_timeout(Some(CLIENT_TIME_MAX * 2))?;
+    stream.set_read_timeout(patience)?;
     let mut line = serde_json::to_vec(request).expect("a request is JSON");
     line.push(b'\n');
     (&stream).write_all(&line)?;

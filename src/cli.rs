@@ -59,6 +59,9 @@ pub(crate) enum Command {
     /// Create, list and revoke what lets agents join.
     #[command(subcommand)]
     Token(Token),
+    /// The registry's records: out, in, and as a whole.
+    #[command(subcommand)]
+    Registry(Registry),
     /// Probe targets and report what came of it.
     Probe(Box<Probe>),
     /// Draw the interval logs of probe --hlog: percentiles, RTT over time, lateness.
@@ -75,6 +78,7 @@ impl Command {
         match self {
             Command::Bridge(_) | Command::Agent(_) => "info",
             Command::Token(_)
+            | Command::Registry(_)
             | Command::Probe(_)
             | Command::Report(_)
             | Command::Doctor(_)
@@ -157,6 +161,65 @@ pub(crate) struct Whose {
     /// The bridge's data folder, where no file says so. Default ./ringspan-data.
     #[arg(long, value_name = "D", conflicts_with = "config")]
     pub(crate) data_dir: Option<PathBuf>,
+}
+
+/// `ringspan registry ...`
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  \
+    ringspan registry export > records.jsonl            while the bridge runs, or while it does not\n  \
+    ringspan registry import records.jsonl              beside what is there; the same again changes nothing\n  \
+    ringspan registry import --from-nacos http://10.0.0.5:8848/nacos --user nacos --password \"$PW\"\n  \
+    ringspan registry snapshot /backup/registry.jsonl   whole or not at all\n  \
+    ringspan registry restore /backup/registry.jsonl    in the place of the store; the bridge must be stopped")]
+pub(crate) enum Registry {
+    /// Write all records that outlive the process to stdout: services, persistent instances. JSON, a service a line
+    /// (docs/registry.md).
+    Export(RegistryExport),
+    /// Put records in, beside and in the place of those that are there.
+    Import(RegistryImport),
+    /// As export, into a file that is whole and on disk, or not there.
+    Snapshot(RegistryFile),
+    /// Put a snapshot in the place of the store. What was there is kept beside it.
+    Restore(RegistryFile),
+}
+
+/// `ringspan registry export`
+#[derive(Debug, Args)]
+pub(crate) struct RegistryExport {
+    /// Which bridge.
+    #[command(flatten)]
+    pub(crate) whose: Whose,
+}
+
+/// `ringspan registry import`
+#[derive(Debug, Args)]
+pub(crate) struct RegistryImport {
+    /// Which bridge.
+    #[command(flatten)]
+    pub(crate) whose: Whose,
+    /// What an export wrote; "-" is stdin.
+    #[arg(value_name = "FILE", conflicts_with = "from_nacos")]
+    pub(crate) file: Option<PathBuf>,
+    /// Read a running Nacos, or what speaks its v1 API, instead: its persistent instances, services and checkers.
+    #[arg(long, value_name = "URL")]
+    pub(crate) from_nacos: Option<String>,
+    /// Its user.
+    #[arg(long, value_name = "NAME", requires_all = ["from_nacos", "password"])]
+    pub(crate) user: Option<String>,
+    /// The user's password.
+    #[arg(long, value_name = "PW", requires = "user")]
+    pub(crate) password: Option<String>,
+}
+
+/// `ringspan registry snapshot` and `restore`
+#[derive(Debug, Args)]
+pub(crate) struct RegistryFile {
+    /// Which bridge.
+    #[command(flatten)]
+    pub(crate) whose: Whose,
+    /// The snapshot.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 /// `ringspan token create`

@@ -81,11 +81,24 @@ impl Keyring {
         let folder = |why| Error::Folder { path: data_dir.to_owned(), why };
         DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(folder)?;
         let path = data_dir.join(FILE);
-        let db = Database::create(&path).map_err(|e| match e {
+        let failed = |e| match e {
             DatabaseError::DatabaseAlreadyOpen => Error::Locked(data_dir.to_owned()),
             DatabaseError::Storage(redb::StorageError::Io(why)) if why.kind() != ErrorKind::InvalidData => folder(why),
             other => Error::Store { path: path.clone(), why: other.to_string() },
-        })?;
+        };
+        if !path.try_exists().map_err(folder)? {
+            // Under another name until it is whole, so that a process that is killed half-way leaves no half file; a link,
+            // not a renaming, so that it never takes the place of one that another process has just made.
+            let fresh = data_dir.join(format!("{FILE}.new"));
+            let _ = std::fs::remove_file(&fresh);
+            drop(Database::create(&fresh).map_err(failed)?);
+            match std::fs::hard_link(&fresh, &path) {
+                Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(folder(e)),
+                Ok(()) | Err(_) => {}
+            }
+            let _ = std::fs::remove_file(&fresh);
+        }
+        let db = Database::create(&path).map_err(failed)?;
         let keyring = Keyring { db: RwLock::new(Some(db)), path };
         // Both tables are there from now on, so that a reader needs no special case.
         keyring.write(|_, _| Ok(()))?;

@@ -20,6 +20,7 @@ mod logging;
 mod machine;
 mod office;
 mod probe_cmd;
+mod registry_cmd;
 mod report_cmd;
 mod token_cmd;
 mod watch_file;
@@ -84,6 +85,7 @@ fn run(command: cli::Command) -> Result<Ending, Failure> {
         cli::Command::CheckConfig(args) => check_config::run(&args),
         cli::Command::Doctor(args) => doctor::run(&args),
         cli::Command::Probe(args) => probe_cmd::run(&args),
+        cli::Command::Registry(command) => registry_cmd::run(&command),
         cli::Command::Report(args) => report_cmd::run(&args),
         cli::Command::Token(command) => token_cmd::run(&command),
         cli::Command::Demo(args) => demo::run(&args),

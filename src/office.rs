@@ -4,12 +4,14 @@
 
 use crate::bridge_cmd::cluster;
 use crate::keyring::{Error, Keyring, Revoked};
+use ringspan_registry::transfer::Counts;
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::fingerprint::Trust;
 use ringspan_tunnel::hello::AgentRecord;
 use ringspan_tunnel::identity::AgentId;
 use ringspan_tunnel::token::{GrantTerms, JoinGrant, JoinToken, Scope};
 use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -34,6 +36,16 @@ pub(crate) enum Request {
     Revoke {
         /// As `list` shows it.
         id: String,
+    },
+    /// The registry's records, into this file.
+    RegistryExport {
+        /// Of this machine.
+        to: PathBuf,
+    },
+    /// This file's records, into the registry.
+    RegistryImport {
+        /// Of this machine.
+        from: PathBuf,
     },
 }
 
@@ -61,6 +73,8 @@ pub(crate) enum Answer {
         /// It had a link.
         was_connected: bool,
     },
+    /// So many records went out or in.
+    Registry(Counts),
     /// The request was wrong.
     Wrong(String),
     /// The bridge could not do it.
@@ -94,6 +108,10 @@ pub(crate) trait Floor: Send + Sync {
     fn disconnect(&self, agent: AgentId) -> bool;
     /// Takes the instances of the agent's cluster out of the registry.
     fn forget(&self, cluster: String);
+    /// Writes the registry's records into a file.
+    fn export(&self, to: &Path) -> Result<Counts, String>;
+    /// Reads a file's records into the registry. Blocks until they are stored.
+    fn import(&self, from: &Path) -> Result<Counts, String>;
 }
 
 /// Answers requests.
@@ -118,6 +136,13 @@ impl Office {
         }
     }
 
+    fn records(&self, work: impl FnOnce(&dyn Floor) -> Result<Counts, String>) -> Answer {
+        match &self.floor {
+            Some(floor) => work(&**floor).map_or_else(Answer::Failed, Answer::Registry),
+            None => Answer::Failed("no bridge runs here".into()),
+        }
+    }
+
     fn try_answer(&self, request: Request) -> Result<Answer, Error> {
         match request {
             Request::Create { services, expires_s, uses, address } => {
@@ -137,6 +162,8 @@ impl Office {
                 let (id, pinned) = (grant.id.to_string(), self.trust != Trust::Plain);
                 Ok(Answer::Created { token: token.to_paste(), id, address, pinned })
             }
+            Request::RegistryExport { to } => Ok(self.records(|floor| floor.export(&to))),
+            Request::RegistryImport { from } => Ok(self.records(|floor| floor.import(&from))),
             Request::List => {
                 let connected = |id| self.floor.as_ref().map(|f| f.is_connected(id));
                 let agents = self.keyring.agents()?.into_iter();

@@ -135,7 +135,9 @@ impl From<Refusal> for Sorry {
             Refusal::OfAgent { .. } | Refusal::StaleSession { .. } => (StatusCode::CONFLICT, code::RESOURCE_CONFLICT),
             Refusal::TooMany { .. } => (StatusCode::INSUFFICIENT_STORAGE, code::SERVER),
             Refusal::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, code::SERVER),
-            Refusal::Busy { .. } | Refusal::Stopped => (StatusCode::SERVICE_UNAVAILABLE, code::SERVER),
+            Refusal::Busy { .. } | Refusal::Unavailable(_) | Refusal::Stopped => {
+                (StatusCode::SERVICE_UNAVAILABLE, code::SERVER)
+            }
         };
         Sorry { status, code, text }
     }

@@ -9,6 +9,7 @@
 //! The page for users is docs/registry.md.
 
 pub mod checker;
+pub mod cluster;
 pub mod grpc;
 pub mod health;
 pub mod http;
@@ -20,6 +21,7 @@ pub mod service;
 pub mod snapshot;
 pub mod store;
 pub mod table;
+pub mod transfer;
 mod wire;
 
 pub use service::{Options, Registry};

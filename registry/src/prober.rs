@@ -16,6 +16,7 @@ mod keeper;
 mod tests;
 
 use crate::checker::{Asked, How};
+use crate::cluster::Shares;
 use crate::health::{Health, Reason};
 use crate::model::{InstanceId, Name, ServiceKey, Vantage};
 use crate::panel::answers_to;
@@ -141,7 +142,9 @@ pub async fn run(registry: Registry, engine: impl Probing, bell: Bell, policy: P
 pub async fn run_with(registry: Registry, engine: impl Probing, vantages: impl Vantages, bell: Bell, policy: Policy) {
     // First subscribe, then look: what happens in between is seen twice, not never.
     let mut changes = registry.subscribe();
+    let mut shares = registry.shares();
     let mut prober = Prober::new(engine, vantages, policy);
+    prober.shares = shares.borrow_and_update().clone();
     prober.look_at_all(&registry);
     loop {
         prober.press_on();
@@ -172,6 +175,10 @@ pub async fn run_with(registry: Registry, engine: impl Probing, vantages: impl V
                     };
                 }
             }
+            Ok(()) = shares.changed() => {
+                prober.shares = shares.borrow_and_update().clone();
+                prober.look_at_all(&registry);
+            }
             () = bell.rung.notified() => {}
             () = tokio::time::sleep(RETRY), if !prober.is_settled() => {}
         }
@@ -192,7 +199,7 @@ struct Local<E> {
 }
 
 impl<E: Probing> Asker for Local<E> {
-    fn ask(&mut self, key: u64, asked: &Asked) -> Option<TargetId> {
+    fn ask(&mut self, key: u64, asked: &Asked, believed: Health) -> Option<TargetId> {
         if self.checks.len() >= CHECKS_MAX {
             self.checks.clear();
         }
@@ -205,7 +212,7 @@ impl<E: Probing> Asker for Local<E> {
             address: asked.address,
             check: check.clone(),
             policy: policy.clone(),
-            initial: Health::Unknown,
+            initial: believed,
             count: None,
             key,
             group: 0,
@@ -231,7 +238,7 @@ struct Remote<'a, V> {
 }
 
 impl<V: Vantages> Asker for Remote<'_, V> {
-    fn ask(&mut self, key: u64, asked: &Asked) -> Option<TargetId> {
+    fn ask(&mut self, key: u64, asked: &Asked, _believed: Health) -> Option<TargetId> {
         self.vantages.watch(self.agent, self.session, key, asked).then_some(TargetId(key))
     }
 
@@ -247,6 +254,8 @@ struct Prober<E, V> {
     posts: BTreeMap<Name, Post>,
     /// Instances that agents are asked to look at: to be looked at again when agents come or go.
     of_agents: HashSet<Key>,
+    /// Which instances are ours to probe, in a cluster.
+    shares: Arc<Shares>,
 }
 
 impl<E: Probing, V: Vantages> Prober<E, V> {
@@ -257,6 +266,7 @@ impl<E: Probing, V: Vantages> Prober<E, V> {
             vantages,
             posts: BTreeMap::new(),
             of_agents: HashSet::new(),
+            shares: Arc::default(),
         }
     }
 
@@ -358,7 +368,11 @@ impl<E: Probing, V: Vantages> Prober<E, V> {
     /// Makes what is asked of one instance, and of whom, what it should be.
     fn look_at(&mut self, view: Option<&ServiceView>, key: Key) {
         let found = view.and_then(|v| v.instance(&key.1).map(|i| (v, i)));
-        self.keeper.set(&key, found.and_then(|(v, i)| v.probed(&i.record)));
+        let ours = found.filter(|(_, i)| self.shares.is_ours(&i.record.id));
+        // Another member may have judged it before: its verdict stands until ours differs for long enough.
+        let believed = ours.map(|(_, i)| i.health()).filter(|h| matches!(h.reason, Reason::Probe { .. }));
+        let believed = believed.map(|h| Finding { health: h.health, reason: h.reason, rtt_ns: h.rtt_ns, due: None });
+        self.keeper.set(&key, ours.and_then(|(v, i)| v.probed(&i.record)), believed);
         let panel = found.and_then(|(v, i)| v.panel(&i.record));
         let names = panel.iter().flat_map(|p| p.vantages()).filter_map(|vantage| match vantage {
             Vantage::Agent(name) => Some(name),
@@ -370,7 +384,7 @@ impl<E: Probing, V: Vantages> Prober<E, V> {
             let wanted: HashSet<Name> = names.iter().filter_map(|name| self.agent(name)).collect();
             let asked = found.and_then(|(v, i)| v.asked(&i.record));
             for (agent, post) in &mut self.posts {
-                post.keeper.set(&key, asked.clone().filter(|_| wanted.contains(agent)));
+                post.keeper.set(&key, asked.clone().filter(|_| wanted.contains(agent)), None);
             }
         }
         if names.is_empty() {

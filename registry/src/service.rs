@@ -10,10 +10,13 @@
 //! While a commit is under way, records wait in their queue (and so become the next batch: group commit); volatile
 //! commands go on. A full queue makes the submitter wait, up to [`SUBMIT_WAIT_MAX`], then it is refused as busy.
 
+mod clustered;
 #[cfg(test)]
 mod tests;
 mod writer;
 
+use crate::cluster::etcd::{Op, Txn};
+use crate::cluster::{Options as ClusterOptions, Shares};
 use crate::model::{Name, cluster_name};
 use crate::snapshot::Snapshot;
 use crate::store::{OpenError, Store, StoreStats};
@@ -23,7 +26,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// How long a submitter waits for room in a full queue before it is told that the registry is busy.
 pub const SUBMIT_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -39,6 +42,8 @@ pub struct Options {
     pub path: Option<PathBuf>,
     /// How much it will hold.
     pub limits: Limits,
+    /// A member of a cluster: records are in etcd, and `path` is not used.
+    pub cluster: Option<ClusterOptions>,
 }
 
 /// A registry. Clones are handles to the same one.
@@ -54,6 +59,7 @@ struct Inner {
     snapshot: Arc<Snapshot>,
     store: Arc<StoreStats>,
     clock: Clock,
+    membership: Option<clustered::Membership>,
     running: Mutex<Option<Running>>,
 }
 
@@ -97,8 +103,26 @@ impl Registry {
     /// # Errors
     /// [`OpenError`] if the file cannot be opened or read, or is another process's.
     pub fn open(options: &Options) -> Result<Registry, OpenError> {
+        if let Some(cluster) = &options.cluster {
+            return Registry::join(cluster, options.limits);
+        }
         let store = options.path.as_deref().map(Store::open).transpose()?;
         Registry::with_store(options.limits, store)
+    }
+
+    fn join(cluster: &ClusterOptions, limits: Limits) -> Result<Registry, OpenError> {
+        let clock = Clock::start();
+        let (changes, _) = broadcast::channel(SUBSCRIPTION_LEN);
+        let (records, records_rx) = mpsc::channel(QUEUE_LEN);
+        let (volatile, volatile_rx) = mpsc::channel(QUEUE_LEN);
+        let (stop, stopped) = oneshot::channel();
+        let queues = (records_rx, volatile_rx);
+        let started = clustered::start(cluster, limits, clock, changes.clone(), queues, stopped)?;
+        let clustered::Started { snapshot, membership, thread } = started;
+        let running = Mutex::new(Some(Running { stop, thread }));
+        let (store, membership) = (Arc::default(), Some(membership));
+        let inner = Inner { records, volatile, changes, snapshot, store, clock, membership, running };
+        Ok(Registry { inner: Arc::new(inner) })
     }
 
     fn with_store(limits: Limits, store: Option<Store>) -> Result<Registry, OpenError> {
@@ -116,7 +140,7 @@ impl Registry {
         let (stop, stopped) = oneshot::channel();
         let thread = writer.spawn(records_rx, volatile_rx, stopped).map_err(OpenError::Thread)?;
         let running = Mutex::new(Some(Running { stop, thread }));
-        let inner = Inner { records, volatile, changes, snapshot, store: stats, clock, running };
+        let inner = Inner { records, volatile, changes, snapshot, store: stats, clock, membership: None, running };
         Ok(Registry { inner: Arc::new(inner) })
     }
 
@@ -146,6 +170,42 @@ impl Registry {
     /// told so ([`broadcast::error::RecvError::Lagged`]) and should read the snapshot anew.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Changes>> {
         self.inner.changes.subscribe()
+    }
+
+    /// Who probes what, now and whenever it changes. Without a cluster everything is ours for ever.
+    pub fn shares(&self) -> watch::Receiver<Arc<Shares>> {
+        match &self.inner.membership {
+            Some(membership) => membership.shares.clone(),
+            None => watch::Sender::new(Arc::new(Shares::default())).subscribe(),
+        }
+    }
+
+    /// The members of the cluster that live: names, and where their HTTP APIs are. Empty without a cluster.
+    pub fn members(&self) -> Vec<(String, String)> {
+        self.inner.membership.as_ref().map(|m| m.members.borrow().clone()).unwrap_or_default()
+    }
+
+    /// When this returns `Ok`, the snapshot has every change that any member had acknowledged before the call: a
+    /// linearizable read, at the price of a round trip to etcd. Without a cluster it always has.
+    ///
+    /// # Errors
+    /// [`Refusal::Unavailable`] if etcd does not answer in time.
+    pub async fn fresh(&self) -> Result<(), Refusal> {
+        let Some(membership) = &self.inner.membership else { return Ok(()) };
+        let follow = async {
+            // A write of ours is behind everything that was acknowledged before it, and the watch brings it in its turn.
+            let write = Op::put(membership.barrier.clone(), Vec::new(), 0);
+            let answer = membership.etcd.txn(Txn { compare: Vec::new(), success: vec![write] }).await;
+            let answer = answer.map_err(|e| Refusal::Unavailable(format!("etcd: {}", e.message())))?;
+            let revision = answer.header.map_or(0, |h| h.revision);
+            let mut applied = membership.applied.clone();
+            applied.wait_for(|applied| *applied >= revision).await.map_err(|_closed| Refusal::Stopped)?;
+            Ok(())
+        };
+        match tokio::time::timeout(SUBMIT_WAIT_MAX, follow).await {
+            Ok(result) => result,
+            Err(_elapsed) => Err(Refusal::Unavailable("the watch of etcd is behind".into())),
+        }
     }
 
     /// An agent has connected: `session` (1 or more, higher than its earlier ones) exposes exactly `exposed` as

@@ -1,28 +1,38 @@
 //! Persistent records in one file: services that somebody configured, and persistent instances.
 //! Promise: when [`Store::commit`] returns `Ok`, the batch is on disk, whole. When it fails, none of it will be there once
 //! a later commit succeeds, and one may: a disk that was full is used again. A process killed at any moment leaves a
-//! good file.
+//! good file. A damaged file, or one that lacks an acknowledged commit, is refused, never used with what is left of it.
 //! Uses redb (a copy-on-write B-tree, two fsyncs a commit at most). Blocking: belongs on a thread of its own.
 
-mod codec;
+pub(crate) mod codec;
 #[cfg(test)]
 pub(crate) mod tests;
+mod witness;
 
 use crate::table::{Change, Changes, Table};
-use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use ringspan_engine::time::Instant;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use witness::Witness;
 
 /// Keys are the names, joined by NUL, which no name has in it; values are JSON.
 const INSTANCES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("instances");
 const SERVICES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("services");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// In `META`: which format, and how many commits there have been.
+const FORMAT_KEY: &str = "format";
+const SEQUENCE_KEY: &str = "sequence";
 /// What the two tables mean. A file of another format is refused, not guessed at.
 const FORMAT: u64 = 1;
 /// Pages that redb keeps in memory: the working set is written, not read, so little is enough. Bytes.
 const CACHE_BYTES: usize = 16 << 20;
+
+/// What to do about a file that cannot be used.
+const RESCUE: &str = "Try: ringspan registry restore FILE, with the latest snapshot";
 
 /// Why a store cannot be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +45,28 @@ pub enum OpenError {
         /// What the store said.
         problem: String,
     },
+    /// The file cannot be read for what it is.
+    #[error("registry store {}: the file is damaged: {problem}. {RESCUE}", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What the store said.
+        problem: String,
+    },
+    /// The file is good, but older than what has been acknowledged.
+    #[error(
+        "registry store {}: it has commit {found} for its last one, and commit {acknowledged} was acknowledged: the \
+         file has been damaged, or replaced by an older one. {RESCUE}; or, to go on with what is in it, remove {}",
+        path.display(), witness::path(path).display()
+    )]
+    Lost {
+        /// Which file.
+        path: PathBuf,
+        /// Its last commit.
+        found: u64,
+        /// The last one that somebody was told of.
+        acknowledged: u64,
+    },
     /// The file is of another version's format.
     #[error("registry store {}: format {found}, this version reads {FORMAT}. Start the version that wrote it, or move the file away", path.display())]
     Format {
@@ -44,13 +76,19 @@ pub enum OpenError {
         found: u64,
     },
     /// A record cannot be read.
-    #[error("registry store {}: record {key:?}: {problem}. Restore the file from a backup, or move it away", path.display())]
+    #[error("registry store {}: record {key:?}: {problem}. {RESCUE}", path.display())]
     Record {
         /// Which file.
         path: PathBuf,
         /// Its key.
         key: String,
         /// What is wrong with it.
+        problem: String,
+    },
+    /// The cluster's store does not answer, or is not to be reached like this.
+    #[error("registry: etcd: {problem}. Try: [registry] endpoints, user and password; etcdctl endpoint health")]
+    Etcd {
+        /// What it said.
         problem: String,
     },
     /// A thread cannot be started.
@@ -84,6 +122,10 @@ pub struct Store {
     /// What undoes the batch that failed last: its last fsync may have failed when all of it was written. Nothing else
     /// is stored before this is.
     doubtful: Vec<Write>,
+    /// How many commits the file has, at least.
+    sequence: u64,
+    /// `None`: not a file.
+    witness: Option<Witness>,
     stats: Arc<StoreStats>,
 }
 
@@ -105,10 +147,26 @@ impl Store {
     /// Opens the file at `path`, or makes it.
     ///
     /// # Errors
-    /// [`OpenError`] if it cannot be opened, is another process's, or is of another format.
+    /// [`OpenError`] if it cannot be opened, is another process's, is damaged, or is of another format.
     pub fn open(path: &Path) -> Result<Store, OpenError> {
         let file = path.to_owned();
-        Store::with_database(path, move || builder().create(&file))
+        let to_error = |error: io::Error| OpenError::Open { path: path.to_owned(), problem: error.to_string() };
+        let (witness, acknowledged) = Witness::open(path).map_err(to_error)?;
+        match (path.try_exists().map_err(to_error)?, acknowledged) {
+            (false, 0) => create(path)?,
+            (false, _) => return Err(OpenError::Lost { path: path.to_owned(), found: 0, acknowledged }),
+            (true, _) => {}
+        }
+        let mut store = Store::with_database(path, move || match file.try_exists() {
+            // Never a new one in its place: that would be an empty one.
+            Ok(false) => Err(StorageError::Io(io::ErrorKind::NotFound.into()).into()),
+            _ => builder().open(&file),
+        })?;
+        if store.sequence < acknowledged {
+            return Err(OpenError::Lost { path: path.to_owned(), found: store.sequence, acknowledged });
+        }
+        store.witness = Some(witness);
+        Ok(store)
     }
 
     /// As [`Store::open`], on the database that `open` gives; it is asked again after each failure.
@@ -116,14 +174,21 @@ impl Store {
         path: &Path,
         open: impl Fn() -> Result<Database, DatabaseError> + Send + 'static,
     ) -> Result<Store, OpenError> {
+        let database = open().map_err(|e| open_error(path, e.into()))?;
         let open: Open = Box::new(move || open().map_err(|e| e.to_string()));
-        let to_error = |problem| OpenError::Open { path: path.to_owned(), problem };
-        let database = open().map_err(to_error)?;
-        let found = claim(&database).map_err(|e| to_error(e.to_string()))?;
+        let (found, sequence) = claim(&database).map_err(|e| open_error(path, e))?;
         if found != FORMAT {
             return Err(OpenError::Format { path: path.to_owned(), found });
         }
-        Ok(Store { path: path.to_owned(), open, database: Some(database), doubtful: Vec::new(), stats: Arc::default() })
+        Ok(Store {
+            path: path.to_owned(),
+            open,
+            database: Some(database),
+            doubtful: Vec::new(),
+            sequence,
+            witness: None,
+            stats: Arc::default(),
+        })
     }
 
     /// Counters of this store.
@@ -146,7 +211,7 @@ impl Store {
             }
             Ok(all)
         };
-        let to_open = |e: redb::Error| OpenError::Open { path: self.path.clone(), problem: e.to_string() };
+        let to_open = |e: redb::Error| open_error(&self.path, e);
         let to_record = |key: &[u8], problem| OpenError::Record {
             path: self.path.clone(),
             key: String::from_utf8_lossy(key).replace('\0', "/"),
@@ -203,7 +268,14 @@ impl Store {
     }
 
     fn write(&mut self, writes: &[Write]) -> Result<(), String> {
-        self.database().and_then(|database| write(database, writes).map_err(|e| e.to_string()))
+        // One more than the last attempt, whether or not that one is there: numbers only have to grow.
+        self.sequence += 1;
+        let sequence = self.sequence;
+        self.database().and_then(|database| write(database, writes, sequence).map_err(|e| e.to_string()))?;
+        if let Some(witness) = &mut self.witness {
+            witness.note(sequence);
+        }
+        Ok(())
     }
 
     fn database(&mut self) -> Result<&Database, String> {
@@ -222,27 +294,57 @@ fn builder() -> Builder {
     builder
 }
 
-/// Makes the tables and reads which format they are in.
-fn claim(database: &Database) -> Result<u64, redb::Error> {
+/// Makes a new file, whole or not at all: a process that is killed half-way leaves one under another name.
+fn create(path: &Path) -> Result<(), OpenError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let fresh = PathBuf::from(name);
+    let to_error = |error: io::Error| OpenError::Open { path: path.to_owned(), problem: error.to_string() };
+    match std::fs::remove_file(&fresh) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(to_error(e)),
+        Ok(()) | Err(_) => {}
+    }
+    let database = builder().create(&fresh).map_err(|e| open_error(path, e.into()))?;
+    claim(&database).map_err(|e| open_error(path, e))?;
+    drop(database);
+    std::fs::rename(&fresh, path).map_err(to_error)?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(to_error)
+}
+
+/// A file that is damaged, or one that cannot be had: the remedies are not the same.
+fn open_error(path: &Path, error: redb::Error) -> OpenError {
+    use io::ErrorKind::{InvalidData, UnexpectedEof};
+    let (path, problem) = (path.to_owned(), error.to_string());
+    match &error {
+        redb::Error::Corrupted(_) => OpenError::Damaged { path, problem },
+        redb::Error::Io(e) if matches!(e.kind(), InvalidData | UnexpectedEof) => OpenError::Damaged { path, problem },
+        _ => OpenError::Open { path, problem },
+    }
+}
+
+/// Makes the tables and reads which format they are in, and how many commits there have been.
+fn claim(database: &Database) -> Result<(u64, u64), redb::Error> {
     let txn = database.begin_write()?;
-    let format = {
+    let found = {
         txn.open_table(INSTANCES)?;
         txn.open_table(SERVICES)?;
         let mut meta = txn.open_table(META)?;
-        let found = meta.get("format")?.map(|v| v.value());
+        let sequence = meta.get(SEQUENCE_KEY)?.map_or(0, |v| v.value());
+        let found = meta.get(FORMAT_KEY)?.map(|v| v.value());
         match found {
-            Some(found) => found,
+            Some(found) => (found, sequence),
             None => {
-                meta.insert("format", FORMAT)?;
-                FORMAT
+                meta.insert(FORMAT_KEY, FORMAT)?;
+                (FORMAT, sequence)
             }
         }
     };
     txn.commit()?;
-    Ok(format)
+    Ok(found)
 }
 
-fn write(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
+fn write(database: &Database, writes: &[Write], sequence: u64) -> Result<(), redb::Error> {
     // redb's default durability: commit returns after fsync.
     let txn = database.begin_write()?;
     {
@@ -258,6 +360,7 @@ fn write(database: &Database, writes: &[Write]) -> Result<(), redb::Error> {
                 None => drop(table.remove(&**key)?),
             }
         }
+        txn.open_table(META)?.insert(SEQUENCE_KEY, sequence)?;
     }
     txn.commit()?;
     Ok(())

@@ -11,6 +11,7 @@ mod agents;
 mod beats;
 mod clients;
 mod command;
+mod elsewhere;
 mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -213,7 +214,8 @@ impl Table {
             Some(before) => {
                 // From now on it lives by beats, whoever's connection it lived by.
                 let ballot = ballot(before.ballot.as_ref());
-                let mut after = Entry { record: Arc::new(instance), ballot, client: None, ..before.clone() };
+                let mut after =
+                    Entry { record: Arc::new(instance), ballot, client: None, away: false, ..before.clone() };
                 if ephemeral {
                     after.beat = now;
                     after.rearm(now);
@@ -416,7 +418,7 @@ impl Entry {
             (true, false) => unseen.heard(now, Health::Down, Reason::Beat, 0),
             (false, _) => unseen,
         };
-        let mut entry = Entry { record, health, ballot: None, beat: now, look_again: None, client: None };
+        let mut entry = Entry { record, health, ballot: None, beat: now, look_again: None, client: None, away: false };
         entry.rearm(now);
         entry
     }
@@ -424,7 +426,7 @@ impl Entry {
     /// Sets when to look again, from the record's times.
     fn rearm(&mut self, now: Instant) {
         use crate::health::Fate;
-        let by_beats = self.record.ephemeral && self.client.is_none();
+        let by_beats = self.record.ephemeral && self.client.is_none() && !self.away;
         self.look_again = by_beats.then(|| match BeatTimes::of(&self.record.metadata).fate(self.beat, now) {
             Fate::Well { look_again } | Fate::Late { look_again } => look_again,
             Fate::Gone => now,

@@ -22,7 +22,7 @@ use crate::{Ending, Failure, cli, machine};
 pub(crate) use bind::cannot_listen;
 use retired::start_successor;
 use ringspan_tunnel::identity::{AgentId, AgentName};
-pub(crate) use server::BridgeServer;
+pub(crate) use server::{BridgeServer, REGISTRY_FILE, registry_options};
 use takeover::Predecessor;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;

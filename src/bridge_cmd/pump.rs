@@ -12,10 +12,12 @@
 use super::sessions::{Order, Sessions};
 use crate::keyring::Keyring;
 use crate::office::{Floor, unix_now};
+use crate::registry_cmd;
 use ringspan_engine::health::Health;
 use ringspan_engine::mailbox::Wake;
 use ringspan_registry::Registry;
 use ringspan_registry::table::Refusal as RegistryRefusal;
+use ringspan_registry::transfer::Counts;
 use ringspan_tunnel::bridge::{BridgeEvent, BridgeEvents, BridgeHandle, LinkId};
 use ringspan_tunnel::credit::WINDOW_BYTES_INITIAL;
 use ringspan_tunnel::frame::Reason;
@@ -24,6 +26,7 @@ use ringspan_tunnel::hello::{Applicant, Expose, Limits, Refusal, RefusalCode, We
 use ringspan_tunnel::identity::AgentId;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -146,6 +149,14 @@ impl Floor for Hall {
                 tracing::warn!(cluster, %refusal, "the registry keeps a revoked agent's instances");
             }
         });
+    }
+
+    fn export(&self, to: &Path) -> Result<Counts, String> {
+        registry_cmd::export_to(&self.registry, to)
+    }
+
+    fn import(&self, from: &Path) -> Result<Counts, String> {
+        self.runtime.block_on(registry_cmd::import_from(&self.registry, from))
     }
 }
 

@@ -36,7 +36,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// The registry's file in the data folder.
-const REGISTRY_FILE: &str = "registry.redb";
+pub(crate) const REGISTRY_FILE: &str = "registry.redb";
 /// Connections to one worker's link port that have not proved who they are.
 const HANDSHAKES_MAX: usize = 256;
 /// Streams on one carrier.
@@ -79,9 +79,7 @@ impl BridgeServer {
         let run = |text: String| Failure::Run(text);
         let keyring = Arc::new(Keyring::open(&config.data_dir).map_err(|e| run(e.to_string()))?);
         let (tls, trust) = protection(config)?;
-        let path = Some(config.data_dir.join(REGISTRY_FILE));
-        let registry =
-            Registry::open(&RegistryOptions { path, ..RegistryOptions::default() }).map_err(|e| run(e.to_string()))?;
+        let registry = Registry::open(&registry_options(config)).map_err(|e| run(e.to_string()))?;
         let http_server = HttpServer::bind(config.http_listen)
             .map_err(|e| run(cannot_listen("[http] listen", config.http_listen, &e)))?;
         let http_address = http_server.address().map_err(|e| run(e.to_string()))?;
@@ -350,4 +348,10 @@ pub(super) async fn visitors_gone(handle: &BridgeHandle, until: tokio::time::Ins
     while handle.stats().streams_open > 0 && tokio::time::Instant::now() < until {
         tokio::time::sleep(DRAIN_LOOK).await;
     }
+}
+
+/// Where the registry's records are, by the configuration.
+pub(crate) fn registry_options(config: &Config) -> RegistryOptions {
+    let path = Some(config.data_dir.join(REGISTRY_FILE));
+    RegistryOptions { path, cluster: config.cluster.clone(), ..RegistryOptions::default() }
 }

@@ -8,6 +8,7 @@ use super::doors::{Door, Keys, check_door, fits, unix_path};
 use super::drain::{DRAIN_DEFAULT, DRAIN_TAKEOVER_DEFAULT, check_drain};
 use super::limits::{RawLimits, check_limits, networks};
 use super::memory::{RawMemory, check_memory};
+use super::registry::{RawRegistry, check_registry};
 use super::{Document, Error, grpc, http, ports, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
 use ipnet::IpNet;
@@ -58,6 +59,8 @@ pub(crate) struct Bridge {
     pub(crate) drain: Duration,
     /// The same when another process has taken over.
     pub(crate) drain_takeover: Duration,
+    /// The cluster that its registry is a member of; `None`: a store of its own in `data_dir`.
+    pub(crate) cluster: Option<ringspan_registry::cluster::Options>,
 }
 
 /// Where agents connect.
@@ -157,6 +160,7 @@ impl Default for Bridge {
             memory: MemoryLimits::default(),
             drain: DRAIN_DEFAULT,
             drain_takeover: DRAIN_TAKEOVER_DEFAULT,
+            cluster: None,
         }
     }
 }
@@ -176,6 +180,7 @@ struct Raw {
     link: Option<RawLink>,
     engine: Option<RawEngine>,
     memory: Option<RawMemory>,
+    registry: Option<Spanned<RawRegistry>>,
     #[serde(default)]
     listener: Vec<Spanned<RawListener>>,
     #[serde(default)]
@@ -267,6 +272,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
     bridge.memory = check_memory(doc, raw.memory.as_ref())?;
     bridge.drain = check_drain(doc, raw.drain.as_ref(), DRAIN_DEFAULT)?;
     bridge.drain_takeover = check_drain(doc, raw.drain_takeover.as_ref(), DRAIN_TAKEOVER_DEFAULT)?;
+    bridge.cluster = check_registry(doc, raw.registry.as_ref(), bridge.http_listen)?;
     let mut names = HashSet::new();
     for spanned in &raw.listener {
         let listener = spanned.get_ref();

@@ -24,6 +24,7 @@ mod memory;
 mod place;
 mod ports;
 pub(crate) mod probe;
+mod registry;
 mod road;
 pub(crate) mod unit;
 pub(crate) mod visit;

@@ -157,6 +157,11 @@ impl Running {
         let _ = self.child.wait();
     }
 
+    /// Its exit code if it has ended, -1 for a signal.
+    pub(crate) fn ended(&mut self) -> Option<i32> {
+        self.child.try_wait().expect("our own child").map(|status| status.code().unwrap_or(-1))
+    }
+
     /// Waits for its end; the exit code, -1 for a signal.
     pub(crate) fn wait(&mut self) -> i32 {
         wait_exit(&mut self.child).code().unwrap_or(-1)

@@ -125,11 +125,16 @@ struct Voice {
     rtt_us: u64,
 }
 
+/// `?fresh=true`: with every change that any member of a cluster had acknowledged before.
 async fn service(
     State(app): State<App>,
     Path((namespace, group, name)): Path<(String, String, String)>,
+    params: Params,
 ) -> Result<Json<Detail>, Sorry> {
     let key = ServiceKey::new(&namespace, &group, &name)?;
+    if params.flag("fresh")? == Some(true) {
+        app.registry.fresh().await?;
+    }
     let Some(view) = app.registry.snapshot().service(&key) else {
         return Err(Sorry::new(StatusCode::NOT_FOUND, Refusal::NoService { service: key }.to_string()));
     };

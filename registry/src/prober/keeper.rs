@@ -5,14 +5,15 @@
 
 use super::{Finding, Key};
 use crate::checker::Asked;
+use crate::health::Health;
 use crate::table::Delta;
 use ringspan_engine::target::TargetId;
 use std::collections::{BTreeSet, HashMap};
 
 /// Who is asked.
 pub(super) trait Asker {
-    /// Starts to ask. `None`: no room now, try again.
-    fn ask(&mut self, key: u64, asked: &Asked) -> Option<TargetId>;
+    /// Starts to ask; `believed` is what is known so far. `None`: no room now, try again.
+    fn ask(&mut self, key: u64, asked: &Asked, believed: Health) -> Option<TargetId>;
     /// Stops. `false`: no room now, try again.
     fn leave_off(&mut self, id: TargetId) -> bool;
 }
@@ -64,24 +65,24 @@ impl Keeper {
         self.asked.keys()
     }
 
-    /// What is to be asked for an instance from now on; `None`: nothing.
-    pub(super) fn set(&mut self, key: &Key, wanted: Option<Asked>) {
+    /// What is to be asked for an instance from now on (`None`: nothing), and what somebody else has found there.
+    pub(super) fn set(&mut self, key: &Key, wanted: Option<Asked>, believed: Option<Finding>) {
         if self.asked.get(key) != wanted.as_ref() {
             self.leave(key);
             if let Some(asked) = wanted {
-                self.join(key.clone(), asked);
+                self.join(key.clone(), asked, believed);
             }
         }
     }
 
-    fn join(&mut self, key: Key, asked: Asked) {
+    fn join(&mut self, key: Key, asked: Asked, believed: Option<Finding>) {
         // Equal questions are one, also in memory.
         let asked = self.targets.get_key_value(&asked).map_or(asked, |(known, _)| known.clone());
         let target = self.targets.entry(asked.clone()).or_insert_with(|| {
             self.key_last += 1;
             self.keys.insert(self.key_last, asked.clone());
             self.to_add.push(asked.clone());
-            Probed { key: self.key_last, id: None, last: None, instances: BTreeSet::new() }
+            Probed { key: self.key_last, id: None, last: believed, instances: BTreeSet::new() }
         });
         target.instances.insert(key.clone());
         self.asked.insert(key, asked);
@@ -118,7 +119,7 @@ impl Keeper {
         });
         while let Some(asked) = self.to_add.last() {
             let target = self.targets.get_mut(asked).expect("what is to be added is wanted");
-            target.id = asker.ask(target.key, asked);
+            target.id = asker.ask(target.key, asked, target.last.map_or(Health::Unknown, |finding| finding.health));
             if target.id.is_none() {
                 break;
             }

@@ -19,20 +19,20 @@ const TICK_LEN: usize = 4_096;
 const TICK: Duration = Duration::from_millis(100);
 
 /// One command whose submitter waits for the disk.
-struct Waiting {
-    command: Command,
-    outcome: Result<Arc<Changes>, Refusal>,
-    reply: oneshot::Sender<Result<Arc<Changes>, Refusal>>,
+pub(super) struct Waiting {
+    pub(super) command: Command,
+    pub(super) outcome: Result<Arc<Changes>, Refusal>,
+    pub(super) reply: oneshot::Sender<Result<Arc<Changes>, Refusal>>,
 }
 
-type Batch = Vec<Waiting>;
+pub(super) type Batch = Vec<Waiting>;
 
 /// Owns the table.
 pub(super) struct Writer {
-    table: Table,
+    pub(super) table: Table,
     snapshot: Arc<Snapshot>,
     changes: broadcast::Sender<Arc<Changes>>,
-    clock: Clock,
+    pub(super) clock: Clock,
     store: Option<Store>,
 }
 
@@ -115,7 +115,7 @@ impl Writer {
     }
 
     /// The batch is stored, or it is not: tell everybody.
-    fn settle(&mut self, mut batch: Batch, stored: Result<(), String>) {
+    pub(super) fn settle(&mut self, mut batch: Batch, stored: Result<(), String>) {
         if let Err(problem) = stored {
             tracing::warn!(commands = batch.len(), problem, "registry cannot store; what needs storing is refused");
             self.refuse(&mut batch, &problem);
@@ -163,7 +163,7 @@ impl Writer {
         }
     }
 
-    fn publish<'a>(&self, changes: impl IntoIterator<Item = &'a Arc<Changes>> + Clone) {
+    pub(super) fn publish<'a>(&self, changes: impl IntoIterator<Item = &'a Arc<Changes>> + Clone) {
         self.snapshot.publish(&self.table, changes.clone().into_iter().map(|c| &**c));
         for changes in changes.into_iter().filter(|c| !c.is_empty()) {
             changes.list.iter().for_each(log);

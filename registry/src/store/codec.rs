@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// An instance's value; its key holds the names.
 #[derive(Serialize, Deserialize)]
-struct StoredInstance {
+pub(crate) struct StoredInstance {
     weight: f64,
     enabled: bool,
     claims_healthy: bool,
@@ -20,8 +20,9 @@ struct StoredInstance {
     agent: Option<String>,
 }
 
+/// A service's settings; its key holds the names.
 #[derive(Serialize, Deserialize)]
-struct StoredService {
+pub(crate) struct StoredService {
     protect_threshold: f64,
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     metadata: Metadata,
@@ -45,52 +46,71 @@ struct StoredChecker {
     check_port: Option<u16>,
 }
 
-pub(super) fn service_key(service: &ServiceKey) -> Vec<u8> {
+pub(crate) fn service_key(service: &ServiceKey) -> Vec<u8> {
     [&**service.namespace(), &**service.group(), &**service.name()].join("\0").into_bytes()
 }
 
-pub(super) fn instance_key(service: &ServiceKey, id: &InstanceId) -> Vec<u8> {
+pub(crate) fn instance_key(service: &ServiceKey, id: &InstanceId) -> Vec<u8> {
     let mut key = service_key(service);
     key.extend(format!("\0{}\0{}\0{}", id.cluster(), id.host(), id.port()).into_bytes());
     key
 }
 
-pub(super) fn instance(instance: &Instance) -> Vec<u8> {
+pub(crate) fn instance(instance: &Instance) -> Vec<u8> {
+    json(&stored_instance(instance))
+}
+
+pub(crate) fn stored_instance(instance: &Instance) -> StoredInstance {
     let agent = match &instance.vantage {
         Vantage::Agent(name) => Some(name.to_string()),
         Vantage::Registry => None,
     };
-    json(&StoredInstance {
+    StoredInstance {
         weight: instance.weight,
         enabled: instance.enabled,
         claims_healthy: instance.claims_healthy,
         metadata: instance.metadata.clone(),
         agent,
-    })
+    }
 }
 
-pub(super) fn service(meta: &ServiceMeta) -> Vec<u8> {
+pub(crate) fn service(meta: &ServiceMeta) -> Vec<u8> {
+    json(&stored_service(meta))
+}
+
+pub(crate) fn stored_service(meta: &ServiceMeta) -> StoredService {
     let clusters = meta.clusters.iter().map(|(name, c)| {
         let checker = StoredChecker { how: How::clone(&c.checker.how), check_port: c.checker.port };
         (name.to_string(), StoredCluster { checker, metadata: c.metadata.clone() })
     });
-    json(&StoredService {
+    StoredService {
         protect_threshold: meta.protect_threshold,
         metadata: meta.metadata.clone(),
         clusters: clusters.collect(),
-    })
+    }
 }
 
-pub(super) fn read_instance(key: &[u8], value: &[u8]) -> Result<(ServiceKey, Instance), String> {
+pub(crate) fn read_instance(key: &[u8], value: &[u8]) -> Result<(ServiceKey, Instance), String> {
+    instance_of(key, serde_json::from_slice(value).map_err(text)?, false)
+}
+
+pub(crate) fn read_instance_key(key: &[u8]) -> Result<(ServiceKey, InstanceId), String> {
     let [namespace, group, name, cluster, host, port] = split(key)?;
     let service = ServiceKey::new(namespace, group, name).map_err(text)?;
-    let id = InstanceId::new(cluster, host, port.parse().map_err(text)?).map_err(text)?;
-    let stored: StoredInstance = serde_json::from_slice(value).map_err(text)?;
+    Ok((service, InstanceId::new(cluster, host, port.parse().map_err(text)?).map_err(text)?))
+}
+
+pub(crate) fn instance_of(
+    key: &[u8],
+    stored: StoredInstance,
+    ephemeral: bool,
+) -> Result<(ServiceKey, Instance), String> {
+    let (service, id) = read_instance_key(key)?;
     let instance = Instance {
         id,
         weight: stored.weight,
         enabled: stored.enabled,
-        ephemeral: false,
+        ephemeral,
         claims_healthy: stored.claims_healthy,
         metadata: stored.metadata,
         vantage: stored.agent.map_or(Vantage::Registry, |name| Vantage::Agent(Name::from(name))),
@@ -99,10 +119,17 @@ pub(super) fn read_instance(key: &[u8], value: &[u8]) -> Result<(ServiceKey, Ins
     Ok((service, instance))
 }
 
-pub(super) fn read_service(key: &[u8], value: &[u8]) -> Result<(ServiceKey, ServiceMeta), String> {
+pub(crate) fn read_service_key(key: &[u8]) -> Result<ServiceKey, String> {
     let [namespace, group, name] = split(key)?;
-    let service = ServiceKey::new(namespace, group, name).map_err(text)?;
-    let stored: StoredService = serde_json::from_slice(value).map_err(text)?;
+    ServiceKey::new(namespace, group, name).map_err(text)
+}
+
+pub(crate) fn read_service(key: &[u8], value: &[u8]) -> Result<(ServiceKey, ServiceMeta), String> {
+    let service = read_service_key(key)?;
+    Ok((service, service_of(serde_json::from_slice(value).map_err(text)?)?))
+}
+
+pub(crate) fn service_of(stored: StoredService) -> Result<ServiceMeta, String> {
     let mut meta = ServiceMeta {
         protect_threshold: stored.protect_threshold,
         metadata: stored.metadata,
@@ -114,7 +141,7 @@ pub(super) fn read_service(key: &[u8], value: &[u8]) -> Result<(ServiceKey, Serv
         meta.clusters.insert(cluster_name(&name).map_err(text)?, Cluster { checker, metadata: c.metadata });
     }
     meta.check().map_err(text)?;
-    Ok((service, meta))
+    Ok(meta)
 }
 
 fn split<const N: usize>(key: &[u8]) -> Result<[&str; N], String> {
@@ -122,7 +149,7 @@ fn split<const N: usize>(key: &[u8]) -> Result<[&str; N], String> {
     parts.try_into().map_err(|parts: Vec<&str>| format!("the key has {} names, {N} were expected", parts.len()))
 }
 
-fn json(value: &impl Serialize) -> Vec<u8> {
+pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("strings, numbers and maps with string keys are JSON")
 }
 

@@ -183,3 +183,31 @@ fn the_file_is_ours_alone() {
     let nowhere = Store::open(&folder.path().join("no/where")).err().expect("no such folder").to_string();
     assert!(nowhere.contains("No such file"), "{nowhere}");
 }
+
+/// A file that lacks an acknowledged commit is refused, and says how to go on: an older copy, an empty one, or none.
+#[test]
+fn a_lost_commit_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("registry.redb");
+    let mut table = Table::default();
+    let mut commit = |port| {
+        let changes = Arc::new(table.apply(Instant::ZERO, register("a", port)).unwrap());
+        Store::open(&path).unwrap().commit(&[changes]).unwrap();
+    };
+    commit(1);
+    let older = std::fs::read(&path).unwrap();
+    commit(2);
+    for lost in [Some(&older[..]), Some(&[]), None] {
+        match lost {
+            Some(bytes) => std::fs::write(&path, bytes).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        let refused = Store::open(&path).err().expect("a commit is missing").to_string();
+        assert!(refused.contains("registry.redb") && refused.contains("ringspan registry restore"), "{refused}");
+    }
+    std::fs::write(&path, &older).unwrap();
+    std::fs::remove_file(witness::path(&path)).unwrap();
+    let mut table = Table::default();
+    Store::open(&path).unwrap().load(Instant::ZERO, &mut table).unwrap();
+    assert_eq!(table.instance_count(), 1, "whoever says so goes on with what is there");
+}

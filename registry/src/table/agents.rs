@@ -65,7 +65,7 @@ impl Table {
             match before {
                 Some(before) if before.record == record => {}
                 Some(before) => {
-                    let after = Entry { record, ..before.clone() };
+                    let after = Entry { record, away: false, ..before.clone() };
                     self.replace(&service, Some(before), Some(after), &mut changes);
                 }
                 None => self.replace(&service, None, Some(Entry::new(now, record)), &mut changes),
@@ -139,7 +139,7 @@ impl Table {
         Ok(())
     }
 
-    fn set_agent(&mut self, agent: &Name, after: Option<(u64, bool)>, changes: &mut Changes) {
+    pub(super) fn set_agent(&mut self, agent: &Name, after: Option<(u64, bool)>, changes: &mut Changes) {
         let before = self.agents.get(agent).map(|a| (a.session, a.connected));
         match after {
             None => drop(self.agents.remove(agent)),

@@ -61,7 +61,7 @@ impl Table {
             let ballot = self.convene(now, &record, meta.as_deref(), known);
             let (has_ballot, look_again, client) = (ballot.is_some(), None, Some(client));
             let mut after = match &before {
-                Some(before) => Entry { record, beat: now, look_again, ballot, client, ..before.clone() },
+                Some(before) => Entry { record, beat: now, look_again, ballot, client, away: false, ..before.clone() },
                 None => Entry { look_again, ballot, client, ..Entry::new(now, record) },
             };
             if before.is_none() && has_ballot {

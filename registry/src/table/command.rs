@@ -284,6 +284,8 @@ pub struct Entry {
     pub(super) look_again: Option<Instant>,
     /// Whose connection it lives by; `None`: nobody's, by beats or for ever.
     pub(super) client: Option<ClientId>,
+    /// Another member of the cluster listens for it: see `elsewhere`.
+    pub(super) away: bool,
 }
 
 /// All that one command changed, in order.
@@ -465,6 +467,9 @@ pub enum Refusal {
     /// Nothing was written, so nothing was changed.
     #[error("not stored, and so not done: {0}. Free space in the data directory or mend the disk, then try again")]
     Store(String),
+    /// The cluster's store does not answer, or others were faster again and again.
+    #[error("not stored for sure: {0}. It will show whether it was; try again")]
+    Unavailable(String),
     /// Too many commands wait.
     #[error("the registry is busy: {waiting} commands wait; try again")]
     Busy {

@@ -1,0 +1,446 @@
+//! Claim: members of a cluster show the same, acknowledge what etcd has and nothing else, share out who probes what, and
+//! lose neither records nor verdicts when a member, an etcd or its memory of old changes goes.
+//! Method: real etcd processes (scripts/setup installs them), and several registries in this process, each with a runtime
+//! and connections of its own. Every wait ends with an event.
+
+use ringspan_engine::health::Health;
+use ringspan_registry::cluster::{EtcdOptions, Options as ClusterOptions};
+use ringspan_registry::health::Reason;
+use ringspan_registry::model::{Instance, InstanceId, ServiceKey};
+use ringspan_registry::table::{Command, Delta, Patch, Refusal};
+use ringspan_registry::{Options, Registry};
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+use std::process::{Child, Command as Process, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// No claim about speed: the end of patience on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One etcd process or three of them.
+struct Etcd {
+    nodes: Vec<Node>,
+    _folder: TempDir,
+}
+
+struct Node {
+    client: String,
+    args: Vec<String>,
+    process: Option<Child>,
+}
+
+impl Node {
+    fn start(&mut self) {
+        let log = Stdio::null;
+        let etcd = Process::new("etcd").args(&self.args).stdout(log()).stderr(log()).spawn();
+        self.process = Some(etcd.expect("etcd is there: scripts/setup"));
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+impl Etcd {
+    fn start(n: usize) -> Etcd {
+        let folder = tempfile::tempdir().unwrap();
+        // Ports that are free now: etcd takes no socket of ours.
+        let held: Vec<_> = (0..2 * n).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let urls: Vec<_> = held.iter().map(|l| format!("http://{}", l.local_addr().unwrap())).collect();
+        drop(held);
+        let (clients, peers) = urls.split_at(n);
+        let cluster: Vec<_> = peers.iter().enumerate().map(|(i, url)| format!("e{i}={url}")).collect();
+        let node = |i: usize| {
+            let data = folder.path().join(format!("e{i}"));
+            let args = [
+                ("name", format!("e{i}")),
+                ("data-dir", data.display().to_string()),
+                ("listen-client-urls", clients[i].clone()),
+                ("advertise-client-urls", clients[i].clone()),
+                ("listen-peer-urls", peers[i].clone()),
+                ("initial-advertise-peer-urls", peers[i].clone()),
+                ("initial-cluster", cluster.join(",")),
+                ("unsafe-no-fsync", "true".into()),
+            ];
+            let args = args.into_iter().map(|(key, value)| format!("--{key}={value}")).collect();
+            let mut node = Node { client: clients[i].clone(), args, process: None };
+            node.start();
+            node
+        };
+        let nodes = (0..n).map(node).collect();
+        Etcd { nodes, _folder: folder }
+    }
+
+    /// Asks etcdctl of those nodes that run.
+    fn ctl(&self, args: &[&str]) -> String {
+        let running: Vec<_> = self.nodes.iter().filter(|n| n.process.is_some()).map(|n| n.client.as_str()).collect();
+        let output = Process::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", running.join(",")))
+            .args(args)
+            .output()
+            .expect("etcdctl is there: scripts/setup");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn member(&self, name: &str) -> Registry {
+        let etcd =
+            EtcdOptions { endpoints: self.nodes.iter().map(|n| n.client.clone()).collect(), ..Default::default() };
+        let cluster =
+            ClusterOptions { etcd, prefix: "/test/".into(), member: name.into(), address: format!("{name}:8848") };
+        Registry::open(&Options { cluster: Some(cluster), ..Options::default() }).unwrap()
+    }
+
+    /// These members, when each knows of all.
+    async fn members(&self, names: &[&str]) -> Vec<Registry> {
+        let all: Vec<_> = names.iter().map(|name| self.member(name)).collect();
+        for registry in &all {
+            until("everybody to know everybody", || registry.members().len() == names.len()).await;
+        }
+        all
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.nodes.iter_mut().for_each(Node::kill);
+    }
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn service(name: &str) -> ServiceKey {
+    ServiceKey::public(name).unwrap()
+}
+
+fn id(n: u16) -> InstanceId {
+    InstanceId::new("", &format!("10.0.0.{}", n % 250 + 1), 80 + n / 250).unwrap()
+}
+
+fn register(name: &str, n: u16, weight: f64) -> Command {
+    Command::Register { service: service(name), instance: Instance { weight, ..Instance::new(id(n)) } }
+}
+
+fn ephemeral(name: &str, n: u16) -> Command {
+    Command::Register { service: service(name), instance: Instance { ephemeral: true, ..Instance::new(id(n)) } }
+}
+
+fn deregister(name: &str, n: u16) -> Command {
+    Command::Deregister { service: service(name), id: id(n), ephemeral: None }
+}
+
+fn heard(name: &str, n: u16, health: Health) -> Command {
+    let code = if health == Health::Up { "L4OK" } else { "L4CON" };
+    let code = *ringspan_engine::outcome::Code::ALL.iter().find(|c| c.as_str() == code).unwrap();
+    let reason = Reason::Probe { code, errno: 0 };
+    Command::Heard {
+        deltas: vec![Delta { service: service(name), id: id(n), health, reason, rtt_ns: 5_000, due: None }],
+    }
+}
+
+fn weight(registry: &Registry, name: &str, n: u16) -> Option<f64> {
+    Some(registry.snapshot().service(&service(name))?.instance(&id(n))?.record.weight)
+}
+
+fn health(registry: &Registry, name: &str, n: u16) -> Option<Health> {
+    Some(registry.snapshot().service(&service(name))?.instance(&id(n))?.health().health)
+}
+
+fn stop(all: Vec<Registry>) {
+    all.iter().for_each(Registry::stop);
+}
+
+/// What one member acknowledges, it shows at once, the others soon, and after `fresh` surely; subscribers hear of it; a
+/// restart finds it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_show_the_same() {
+    let etcd = Etcd::start(1);
+    let all = etcd.members(&["a", "b"]).await;
+    let (a, b) = (&all[0], &all[1]);
+    let mut told = b.subscribe();
+    a.submit(register("web", 1, 2.0)).await.unwrap();
+    assert_eq!(weight(a, "web", 1), Some(2.0), "a member shows what it has acknowledged");
+    b.fresh().await.unwrap();
+    assert_eq!(weight(b, "web", 1), Some(2.0));
+    assert!(!told.recv().await.unwrap().is_empty());
+    for n in 2..400 {
+        b.submit(register("web", n, 1.0)).await.unwrap();
+    }
+    a.fresh().await.unwrap();
+    assert_eq!(a.snapshot().counts(), (1, 399));
+    b.submit(Command::PutService {
+        service: service("web"),
+        protect_threshold: Some(0.5),
+        metadata: None,
+        create: false,
+    })
+    .await
+    .unwrap();
+    a.submit(deregister("web", 1)).await.unwrap();
+    b.fresh().await.unwrap();
+    a.fresh().await.unwrap();
+    for registry in [a, b] {
+        assert_eq!(weight(registry, "web", 1), None);
+        assert_eq!(registry.snapshot().service(&service("web")).unwrap().protect_threshold(), 0.5);
+    }
+    stop(all);
+    let again = etcd.member("a");
+    assert_eq!(again.snapshot().counts(), (1, 398));
+    again.stop();
+}
+
+/// Two members that change the same things at once: each change is done or refused for what is there then, kinds do not
+/// mix, and in the end both show the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conflicts_are_settled() {
+    let etcd = Etcd::start(1);
+    let all = etcd.members(&["a", "b"]).await;
+    for round in 0..20 {
+        let name = format!("s{round}");
+        // One of the two kinds comes first, and the other is refused, whoever is asked.
+        let (one, two) = tokio::join!(all[0].submit(register(&name, 1, 1.0)), all[1].submit(ephemeral(&name, 2)));
+        assert!(one.is_ok() != two.is_ok(), "round {round}: {one:?} {two:?}");
+        assert!(matches!(one.and(two), Err(Refusal::Kind { .. })));
+    }
+    all[0].submit(register("web", 1, 1.0)).await.unwrap();
+    let patch = |registry: Registry, enabled: Option<bool>, weight: Option<f64>| async move {
+        for _ in 0..20 {
+            let patch = Patch { enabled, weight, metadata: None };
+            registry.submit(Command::Update { service: service("web"), id: id(1), patch }).await.unwrap();
+        }
+    };
+    all[1].fresh().await.unwrap();
+    tokio::join!(patch(all[0].clone(), Some(false), None), patch(all[1].clone(), None, Some(7.0)));
+    for registry in &all {
+        registry.fresh().await.unwrap();
+        let view = registry.snapshot().service(&service("web")).unwrap();
+        let record = &view.instance(&id(1)).unwrap().record;
+        assert!(!record.enabled && record.weight == 7.0, "an update leaves what it does not name: {record:?}");
+    }
+    stop(all);
+}
+
+/// Each instance has one keeper at any number of members; verdicts are everybody's; a member that goes leaves its share and
+/// its verdicts, and nothing turns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_member_leaves_its_share() {
+    let etcd = Etcd::start(1);
+    let mut all = etcd.members(&["a", "b", "c"]).await;
+    for n in 0..60 {
+        all[0].submit(register("web", n, 1.0)).await.unwrap();
+    }
+    for registry in &all {
+        registry.fresh().await.unwrap();
+    }
+    let ours = |registry: &Registry| {
+        let shares = registry.shares().borrow().clone();
+        (0..60).filter(|&n| shares.is_ours(&id(n))).collect::<BTreeSet<u16>>()
+    };
+    let keeper_of = |all: &[Registry], n: u16| {
+        let keepers: Vec<_> = all.iter().filter(|r| ours(r).contains(&n)).cloned().collect();
+        assert_eq!(keepers.len(), 1, "{n} is probed by exactly one");
+        keepers[0].clone()
+    };
+    for n in 0..60 {
+        let verdict = if n % 5 == 0 { Health::Down } else { Health::Up };
+        keeper_of(&all, n).submit(heard("web", n, verdict)).await.unwrap();
+    }
+    let is_known = |registry: &Registry| {
+        (0..60).all(|n| health(registry, "web", n) == Some(if n % 5 == 0 { Health::Down } else { Health::Up }))
+    };
+    for registry in &all {
+        until("the verdicts to be everybody's", || is_known(registry)).await;
+    }
+    let of_c = ours(&all[2]);
+    let (of_a, of_b) = (ours(&all[0]), ours(&all[1]));
+    let mut told = all[0].subscribe();
+    all.pop().unwrap().stop();
+    for registry in &all {
+        until("the loss to be known", || registry.members().len() == 2).await;
+        assert!(is_known(registry), "verdicts of a member that is gone stay");
+    }
+    assert!(ours(&all[0]).is_superset(&of_a) && ours(&all[1]).is_superset(&of_b), "what was not lost has not moved");
+    of_c.iter().for_each(|&n| drop(keeper_of(&all, n)));
+    while let Ok(changes) = told.try_recv() {
+        assert!(changes.is_empty(), "nothing turns because a member goes: {changes:?}");
+    }
+    // A newcomer learns the verdicts, its own name's old ones among them, and later ones win.
+    let moved = *of_c.first().expect("c had a share");
+    let keeper = keeper_of(&all, moved);
+    keeper.submit(heard("web", moved, Health::Down)).await.unwrap();
+    keeper.submit(heard("web", moved, Health::Up)).await.unwrap();
+    keeper.submit(heard("web", moved, Health::Down)).await.unwrap();
+    until("the verdict to be everybody's", || all.iter().all(|r| health(r, "web", moved) == Some(Health::Down))).await;
+    let d = etcd.member("d");
+    until("the newcomer to know", || health(&d, "web", moved) == Some(Health::Down)).await;
+    assert!((0..60).filter(|n| *n != moved).all(|n| health(&d, "web", n).is_some_and(|h| h != Health::Unknown)));
+    d.stop();
+    stop(all);
+}
+
+/// An ephemeral instance is everybody's to see; a beat at another member brings it there; when its member goes without a
+/// word it stays, and lives on by its beats.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ephemeral_instances_move() {
+    let etcd = Etcd::start(1);
+    let mut all = etcd.members(&["a", "b"]).await;
+    all[1].submit(ephemeral("eph", 1)).await.unwrap();
+    all[0].fresh().await.unwrap();
+    assert_eq!(health(&all[0], "eph", 1), Some(Health::Up));
+    let owner = || etcd.ctl(&["get", "--prefix", "/test/i/", "--print-value-only"]);
+    assert!(owner().contains("\"owner\":\"b\""), "{}", owner());
+    all[0].submit(Command::Beat { service: service("eph"), id: id(1) }).await.unwrap();
+    assert!(owner().contains("\"owner\":\"a\""), "{}", owner());
+    all[0].submit(Command::Beat { service: service("eph"), id: id(1) }).await.unwrap();
+    all.remove(0).stop();
+    until("the loss to be known", || all[0].members().len() == 1).await;
+    assert_eq!(health(&all[0], "eph", 1), Some(Health::Up), "it stays when its member goes");
+    all[0].submit(Command::Beat { service: service("eph"), id: id(1) }).await.unwrap();
+    all[0].submit(deregister("eph", 1)).await.unwrap();
+    assert_eq!(owner(), "");
+    stop(all);
+}
+
+/// Etcd is away: what is known is shown, verdicts go on, changes are refused as unavailable, nothing turns; when it is back
+/// all goes on, and what happened meanwhile is known to all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_is_away() {
+    let mut etcd = Etcd::start(1);
+    let all = etcd.members(&["a", "b"]).await;
+    let shares = all[0].shares().borrow().clone();
+    let n = (0..60).find(|&n| shares.is_ours(&id(n))).expect("a has a share");
+    all[0].submit(register("web", n, 1.0)).await.unwrap();
+    all[0].submit(ephemeral("eph", 1)).await.unwrap();
+    all[1].fresh().await.unwrap();
+    etcd.nodes[0].kill();
+    let refused = all[0].submit(register("web", n, 2.0)).await.unwrap_err();
+    assert!(matches!(refused, Refusal::Unavailable(_)), "{refused}");
+    assert!(all[1].fresh().await.is_err(), "nobody can say what is fresh");
+    assert_eq!(weight(&all[0], "web", n), Some(1.0));
+    all[0].submit(heard("web", n, Health::Down)).await.unwrap();
+    assert_eq!(health(&all[0], "web", n), Some(Health::Down), "verdicts go on");
+    all[0].submit(Command::Beat { service: service("eph"), id: id(1) }).await.unwrap();
+    assert_eq!(health(&all[1], "eph", 1), Some(Health::Up));
+    etcd.nodes[0].start();
+    until("the verdict to arrive", || health(&all[1], "web", n) == Some(Health::Down)).await;
+    let deadline = Instant::now() + PATIENCE;
+    while all[1].submit(register("web", n, 3.0)).await.is_err() {
+        assert!(Instant::now() < deadline, "waited for changes to be taken again");
+    }
+    all[0].fresh().await.unwrap();
+    assert_eq!(weight(&all[0], "web", n), Some(3.0));
+    stop(all);
+}
+
+/// Etcd forgets old changes while a member is cut off: it reads all anew, and tells only of what differs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_forgets() {
+    let mut etcd = Etcd::start(1);
+    let all = etcd.members(&["a"]).await;
+    for n in 0..20 {
+        all[0].submit(register("web", n, 1.0)).await.unwrap();
+        all[0].submit(heard("web", n, Health::Up)).await.unwrap();
+    }
+    let mut told = all[0].subscribe();
+    etcd.nodes[0].kill();
+    // A second etcd process on the same data, which the member does not know: the world goes on without it.
+    let (client, args) = (etcd.nodes[0].client.clone(), etcd.nodes[0].args.clone());
+    let spare = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let elsewhere = format!("http://{spare}");
+    etcd.nodes[0].client.clone_from(&elsewhere);
+    etcd.nodes[0].args = args.iter().map(|a| a.replace(&client, &elsewhere)).collect();
+    etcd.nodes[0].start();
+    let b = etcd.member("b");
+    b.submit(deregister("web", 3)).await.unwrap();
+    b.submit(register("web", 4, 9.0)).await.unwrap();
+    b.submit(register("new", 1, 1.0)).await.unwrap();
+    b.stop();
+    let status = etcd.ctl(&["endpoint", "status", "--write-out=json"]);
+    let revision = status.split("\"revision\":").nth(1).and_then(|s| s.split([',', '}']).next()).expect("it says");
+    etcd.ctl(&["compact", revision]);
+    etcd.nodes[0].kill();
+    (etcd.nodes[0].client, etcd.nodes[0].args) = (client, args);
+    etcd.nodes[0].start();
+    until("the member to follow", || weight(&all[0], "new", 1).is_some()).await;
+    assert_eq!((weight(&all[0], "web", 3), weight(&all[0], "web", 4)), (None, Some(9.0)));
+    assert!((0..20).filter(|n| *n != 3).all(|n| health(&all[0], "web", n) == Some(Health::Up)), "no verdict is lost");
+    let mut instances = 0;
+    while let Ok(changes) = told.try_recv() {
+        for change in &changes.list {
+            instances += usize::from(matches!(change, ringspan_registry::table::Change::Instance { .. }));
+            assert!(!matches!(change, ringspan_registry::table::Change::Health { .. }), "nothing flaps: {change:?}");
+        }
+    }
+    assert_eq!(instances, 3, "what differs is told, and nothing else");
+    stop(all);
+}
+
+/// Three etcd, and their leader is killed again and again while two members write: all that was acknowledged is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_loses_its_leader() {
+    let mut etcd = Etcd::start(3);
+    let all = etcd.members(&["a", "b"]).await;
+    let write = |registry: Registry, name: &'static str, done: tokio::sync::watch::Receiver<bool>| async move {
+        let (mut there, mut refused) = (BTreeSet::new(), 0);
+        let mut n = 0;
+        while !*done.borrow() {
+            n += 1;
+            match registry.submit(register(name, n, f64::from(n))).await {
+                Ok(_) => drop(there.insert(n)),
+                Err(Refusal::Unavailable(_)) => refused += 1,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        (there, refused)
+    };
+    let (stop_writing, stopped) = tokio::sync::watch::channel(false);
+    let writers = [
+        tokio::spawn(write(all[0].clone(), "of-a", stopped.clone())),
+        tokio::spawn(write(all[1].clone(), "of-b", stopped)),
+    ];
+    for _ in 0..2 {
+        let leader = |etcd: &Etcd| {
+            etcd.nodes.iter().position(|node| {
+                let one = Process::new("etcdctl")
+                    .env("ETCDCTL_API", "3")
+                    .args([&format!("--endpoints={}", node.client), "endpoint", "status"])
+                    .output();
+                one.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(", true, "))
+            })
+        };
+        let mut at = None;
+        until("a leader", || {
+            at = leader(&etcd);
+            at.is_some()
+        })
+        .await;
+        let at = at.expect("found");
+        etcd.nodes[at].kill();
+        let count = all[0].snapshot().counts().1;
+        until("writes under the next leader", || all[0].snapshot().counts().1 > count + 20).await;
+        etcd.nodes[at].start();
+    }
+    stop_writing.send(true).unwrap();
+    for (writer, name) in writers.into_iter().zip(["of-a", "of-b"]) {
+        let (there, refused) = writer.await.unwrap();
+        println!("{name}: {} acknowledged, {refused} refused", there.len());
+        for registry in &all {
+            registry.fresh().await.unwrap();
+            for &n in &there {
+                assert_eq!(weight(registry, name, n), Some(f64::from(n)), "{name} {n} was acknowledged");
+            }
+        }
+    }
+    assert!(all.iter().all(|r| r.members().len() == 2), "nobody was taken for dead");
+    stop(all);
+}
