@@ -132,6 +132,7 @@ mod tests {
     use super::*;
     use crate::keyring::Keyring;
     use ringspan_tunnel::fingerprint::Trust;
+    use ringspan_tunnel::rights::Rights;
 
     fn office(folder: &Path) -> Arc<Office> {
         Arc::new(Office {
@@ -158,7 +159,13 @@ mod tests {
             drop(connect());
             let mut nonsense = connect();
             nonsense.write_all(b"\xff\x00{}\n").expect("it reads");
-            let create = Request::Create { services: vec!["web".into()], expires_s: 60, uses: 1, address: None };
+            let create = Request::Create {
+                services: vec!["web".into()],
+                expires_s: 60,
+                uses: 1,
+                address: None,
+                rights: Rights::default(),
+            };
             let created = ask(&path, &create).expect("it answers");
             let listed = ask(&path, &Request::List).expect("it answers");
             let wrong = ask(&path, &Request::Revoke { id: "x".into() }).expect("it answers");

@@ -2,6 +2,7 @@
 //! Promise: what leaves here is parsed; what needs a file, a name server or a kernel is checked by the subcommand.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ringspan_tunnel::rights::{Hosts, Ports};
 use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
@@ -231,6 +232,18 @@ pub(crate) struct TokenCreate {
     /// A service that agents with this token may offer. May be given several times; without it: any.
     #[arg(long = "service", value_name = "G")]
     pub(crate) services: Vec<String>,
+    /// A secret service that agents with this token may visit. May be given several times; with it and without --service
+    /// they may offer nothing.
+    #[arg(long = "visit", value_name = "G")]
+    pub(crate) visits: Vec<String>,
+    /// An address and ports that the bridge opens if an agent with this token asks for it: "0.0.0.0:2200-2210". May be
+    /// given several times.
+    #[arg(long = "listen", value_name = "IP:PORTS")]
+    pub(crate) listens: Vec<Ports>,
+    /// A host, or all below one, whose requests agents with this token may ask for: "a.example.org", "*.example.org". May
+    /// be given several times.
+    #[arg(long = "http-host", value_name = "HOST")]
+    pub(crate) http_hosts: Vec<Hosts>,
     /// How long the token lets agents join: "90s", "30m", "24h", "7d". 1 s to 365 d.
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = expires)]
     pub(crate) expires: Duration,

@@ -4,7 +4,7 @@
 //! Uses redb: one file, `keyring.redb` in the data folder, locked by the process that has it open.
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
-use ringspan_tunnel::hello::{Admission, AgentRecord, Applicant, Refusal, admit};
+use ringspan_tunnel::hello::{Admission, AgentRecord, Applicant, Refusal, admit, admit_visit};
 use ringspan_tunnel::token::{JoinGrant, TokenId};
 use serde::Serialize;
 use std::fs::DirBuilder;
@@ -160,6 +160,18 @@ impl Keyring {
                 })
             }),
         }
+    }
+
+    /// Decides whether an agent may visit a secret service ([`admit_visit`] is the rule). Changes nothing.
+    pub(crate) fn admit_visit(&self, applicant: &Applicant, service: &str) -> Result<Result<(), Refusal>, Error> {
+        let look = || -> Result<Result<(), Refusal>, String> {
+            let db = self.db();
+            let tx = db.as_ref().ok_or(CLOSED)?.begin_read().map_err(|e| e.to_string())?;
+            let agents = tx.open_table(AGENTS).map_err(|e| e.to_string())?;
+            let record = get::<AgentRecord>(&agents, &applicant.agent.to_string())?;
+            Ok(admit_visit(applicant, record.as_ref(), service))
+        };
+        look().map_err(|why| Error::Store { path: self.path.clone(), why })
     }
 
     /// Revokes the token or the agent with this id.

@@ -9,8 +9,10 @@ use ringspan_tunnel::address::Address;
 use ringspan_tunnel::fingerprint::Trust;
 use ringspan_tunnel::hello::AgentRecord;
 use ringspan_tunnel::identity::AgentId;
+use ringspan_tunnel::rights::Rights;
 use ringspan_tunnel::token::{GrantTerms, JoinGrant, JoinToken, Scope};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -29,6 +31,9 @@ pub(crate) enum Request {
         uses: u32,
         /// In place of the bridge's own address.
         address: Option<Address>,
+        /// What its agents may do besides.
+        #[serde(default)]
+        rights: Rights,
     },
     /// Tokens and agents.
     List,
@@ -145,14 +150,19 @@ impl Office {
 
     fn try_answer(&self, request: Request) -> Result<Answer, Error> {
         match request {
-            Request::Create { services, expires_s, uses, address } => {
+            Request::Create { services, expires_s, uses, address, rights } => {
                 let now = unix_now();
                 let address = address.unwrap_or_else(|| self.address.clone());
                 if self.trust == Trust::Plain && !address.is_loopback() {
                     tracing::warn!(%address, "token for a link in the clear");
                 }
                 let terms = GrantTerms {
-                    scope: Scope::of(services),
+                    // Who is to visit and says no more is not to expose.
+                    scope: match services.is_empty() && !rights.visits.is_empty() {
+                        true => Scope::Services(BTreeSet::new()),
+                        false => Scope::of(services),
+                    },
+                    rights,
                     expires_at: Some(now.saturating_add(expires_s)),
                     uses: Some(uses),
                 };

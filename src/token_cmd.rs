@@ -9,6 +9,7 @@ use crate::office::{Answer, Listing, Office, Request, unix_now};
 use crate::{Ending, Failure, admin};
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::fingerprint::Trust;
+use ringspan_tunnel::rights::Rights;
 use ringspan_tunnel::tls::ServerTls;
 use ringspan_tunnel::token::{JoinGrant, Scope};
 use std::fmt::Write as _;
@@ -28,17 +29,31 @@ fn create(args: &cli::TokenCreate) -> Result<Ending, Failure> {
     for service in &args.services {
         unit::service_name(service).map_err(|e| Failure::Usage(format!("--service {service:?}: {e}. Try: web")))?;
     }
+    for service in &args.visits {
+        unit::service_name(service).map_err(|e| Failure::Usage(format!("--visit {service:?}: {e}. Try: db")))?;
+    }
+    let rights = Rights {
+        visits: args.visits.iter().cloned().collect(),
+        listens: args.listens.iter().copied().collect(),
+        http_hosts: args.http_hosts.iter().cloned().collect(),
+    };
     let address = args.address.as_deref().map(str::parse::<Address>).transpose();
     let request = Request::Create {
         services: args.services.clone(),
         expires_s: args.expires.as_secs().max(1),
         uses: args.uses.get(),
         address: address.map_err(|e| Failure::Usage(format!("--address: {e}")))?,
+        rights: rights.clone(),
     };
     match ask(&args.whose, request)? {
         Answer::Created { token, id, address, pinned } => {
             crate::say(&format!("{token}\n"));
-            let services = if args.services.is_empty() { "any service".into() } else { args.services.join(", ") };
+            let services = match (args.services.is_empty(), args.visits.is_empty()) {
+                (true, true) => "any service".into(),
+                (true, false) => "no service".into(),
+                (false, _) => args.services.join(", "),
+            };
+            let services = services + &beside(&rights);
             let link = if pinned { "TLS" } else { "in the clear" };
             eprintln!(
                 "token {id} for {services}: {} use(s), for {}. Agents dial {address} ({link}).\n\
@@ -84,6 +99,20 @@ fn revoke(args: &cli::TokenRevoke) -> Result<Ending, Failure> {
         }
         other => Err(unexpected(other)),
     }
+}
+
+/// What else is allowed, behind the services; empty if nothing.
+fn beside(rights: &Rights) -> String {
+    let mut out = String::new();
+    let mut add = |what: &str, all: Vec<String>| {
+        if !all.is_empty() {
+            let _ = write!(out, "; {what} {}", all.join(","));
+        }
+    };
+    add("visit", rights.visits.iter().cloned().collect());
+    add("listen", rights.listens.iter().map(ToString::to_string).collect());
+    add("http-host", rights.http_hosts.iter().map(ToString::to_string).collect());
+    out
 }
 
 fn unexpected(answer: Answer) -> Failure {
@@ -161,6 +190,7 @@ fn table(listing: &Listing, now: u64) -> String {
     let mut out = String::new();
     let scope = |scope: &Scope| match scope {
         Scope::All => "any".to_owned(),
+        Scope::Services(names) if names.is_empty() => "none".to_owned(),
         Scope::Services(names) => names.iter().cloned().collect::<Vec<_>>().join(","),
     };
     if listing.tokens.is_empty() {
@@ -169,7 +199,14 @@ fn table(listing: &Listing, now: u64) -> String {
     let _ = writeln!(out, "{:<14}{:<26}{:<8}SERVICES", "TOKEN", "STATE", "USES");
     for t in &listing.tokens {
         let uses = t.uses_left.map_or("any".to_owned(), |n| n.to_string());
-        let _ = writeln!(out, "{:<14}{:<26}{uses:<8}{}", t.id.to_string(), state(t, now), scope(&t.scope));
+        let _ = writeln!(
+            out,
+            "{:<14}{:<26}{uses:<8}{}{}",
+            t.id.to_string(),
+            state(t, now),
+            scope(&t.scope),
+            beside(&t.rights)
+        );
     }
     if !listing.agents.is_empty() {
         let _ = writeln!(out, "\n{:<22}{:<14}{:<16}{:<14}SERVICES", "AGENT", "STATE", "NAME", "JOINED WITH");
@@ -183,7 +220,12 @@ fn table(listing: &Listing, now: u64) -> String {
         };
         let (id, token) = (a.record.id.to_string(), a.record.token.to_string());
         let name = a.record.name.as_str();
-        let _ = writeln!(out, "{id:<22}{state:<14}{name:<16}{token:<14}{}", scope(&a.record.scope));
+        let _ = writeln!(
+            out,
+            "{id:<22}{state:<14}{name:<16}{token:<14}{}{}",
+            scope(&a.record.scope),
+            beside(&a.record.rights)
+        );
     }
     out
 }
@@ -217,7 +259,12 @@ mod tests {
     /// Every state of a token has its word, and revoked beats the others.
     #[test]
     fn states() {
-        let terms = GrantTerms { expires_at: Some(10_000), uses: Some(2), scope: Scope::of(["web".to_owned()]) };
+        let terms = GrantTerms {
+            expires_at: Some(10_000),
+            uses: Some(2),
+            scope: Scope::of(["web".to_owned()]),
+            ..GrantTerms::default()
+        };
         let grant = JoinToken::create("127.0.0.1:1".parse().expect("an address"), Trust::Plain, terms, 0).1;
         assert_eq!(state(&grant, 0), "good for 2h");
         assert_eq!(state(&grant, 9_990), "good for 10s");

@@ -20,7 +20,7 @@ use ringspan_engine::mailbox::Wake;
 use ringspan_engine::worker::Lodging;
 use ringspan_tunnel::agent::{Agent, AgentEvent, AgentEvents, AgentHandle, AgentOptions, Backend, CallId, Reach};
 use ringspan_tunnel::fingerprint::Trust;
-use ringspan_tunnel::hello::{Expose as Offer, Introduction, Refusal, RefusalCode, SessionId};
+use ringspan_tunnel::hello::{Expose as Offer, Introduction, Opened, Refusal, RefusalCode, SessionId};
 use ringspan_tunnel::memory::MemoryLimits;
 use ringspan_tunnel::tls::ClientTls;
 use std::net::SocketAddr;
@@ -359,6 +359,10 @@ fn on_event(session: &Session, event: AgentEvent, link: &mut Link, state_dir: &s
     match event {
         AgentEvent::Up { carrier, welcome } => {
             tracing::info!(carrier, bridge = %link.bridge, software = welcome.software, "link up");
+            // The others of the link say the same.
+            if carrier == 0 {
+                tell_opened(session, welcome.opened.as_deref());
+            }
             link.on_welcome(state_dir);
         }
         AgentEvent::Down { carrier, was_up, reason, detail, retry, tell } => {
@@ -387,6 +391,24 @@ fn on_event(session: &Session, event: AgentEvent, link: &mut Link, state_dir: &s
     None
 }
 
+/// What has become of the listeners and hosts that the bridge was asked for.
+fn tell_opened(session: &Session, opened: Option<&[Opened]>) {
+    let wants = session.terms.offers.iter().any(|offer| offer.listen.is_some() || offer.http_host.is_some());
+    match opened {
+        None if wants => tracing::error!("the bridge opens no listeners for agents: it is of an older version"),
+        None => {}
+        Some(all) => {
+            for Opened { backend, at, error } in all {
+                let service = session.exposes.get(usize::from(*backend)).map(|expose| expose.service.as_str());
+                match error {
+                    None => tracing::info!(at, service, "the bridge listens for us"),
+                    Some(why) => tracing::error!(at, service, why, "the bridge does not listen for us"),
+                }
+            }
+        }
+    }
+}
+
 /// Connects to the bridge by the session's road, now or later.
 fn reach(session: &Session, link: &Link, call: CallId) {
     let (road, bridge, handle) = (session.terms.road.clone(), link.bridge.clone(), session.handle.clone());
@@ -400,9 +422,8 @@ fn is_final(link: &Link, refusal: &Refusal) -> Option<Failure> {
     use RefusalCode::*;
     let text = format!("bridge {}: {refusal}", link.bridge);
     match refusal.code {
-        UnknownToken | WrongSecret | TokenExpired | TokenRevoked | TokenUsedUp | ServiceOutOfScope => {
-            Some(Failure::Usage(text))
-        }
+        UnknownToken | WrongSecret | TokenExpired | TokenRevoked | TokenUsedUp | ServiceOutOfScope
+        | ListenOutOfScope => Some(Failure::Usage(text)),
         AgentRevoked => Some(Failure::Run(text)),
         UnknownAgent if link.is_enrolled => {
             Some(Failure::Run(format!("{text}. This agent has joined before: does the bridge have its old data_dir?")))
@@ -416,5 +437,7 @@ fn offer(expose: &Expose) -> Result<Offer, Failure> {
     let service = expose.service.clone().try_into();
     let service = service.map_err(|e| Failure::Usage(format!("[[expose]] service {:?}: {e}", expose.service)))?;
     let (weight, priority, proxy_protocol) = (expose.weight, expose.priority, expose.proxy_protocol);
-    Ok(Offer { weight, priority, proxy_protocol, ..Offer::new(service, expose.backend.to_string()) })
+    let (listen, http_host) = (expose.listen, expose.http_host.clone());
+    let offer = Offer::new(service, expose.backend.to_string());
+    Ok(Offer { weight, priority, proxy_protocol, listen, http_host, ..offer })
 }

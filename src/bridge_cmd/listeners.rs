@@ -1,12 +1,12 @@
 //! Where visitors come in: turns the configuration's list of listeners into steps, at the start and at each reload.
 //! Promise: a list that cannot be had as a whole changes nothing; what is the same in both lists is not touched.
 
-use super::bind::bind_error;
+use super::listening::Listening;
 use crate::Failure;
 use crate::config::bridge::Listener as Wanted;
 use crate::config::doors::Door;
 use crate::doors::{self, Doors};
-use ringspan_tunnel::bridge::{BridgeHandle, Listener};
+use ringspan_tunnel::bridge::Listener;
 use std::time::Duration;
 
 /// How long an address may take to come free when its listener goes: workers need a turn each.
@@ -23,15 +23,15 @@ pub(super) fn plain(listeners: &[Wanted]) -> Result<Vec<Listener>, Failure> {
 /// # Errors
 /// What could not be had. The old list is what runs then.
 pub(super) async fn change(
-    handle: &BridgeHandle,
+    listening: &Listening,
     doors: &mut Doors,
     old: &[Wanted],
     new: &[Wanted],
 ) -> Result<Vec<String>, Failure> {
-    match go(handle, doors, old, new).await {
+    match go(listening, doors, old, new).await {
         Ok(()) => Ok(told(old, new)),
         Err(failure) => {
-            if let Err(worse) = go(handle, doors, new, old).await {
+            if let Err(worse) = go(listening, doors, new, old).await {
                 tracing::error!(failure = %worse, "the old listeners could not be had again");
             }
             Err(failure)
@@ -39,7 +39,7 @@ pub(super) async fn change(
     }
 }
 
-async fn go(handle: &BridgeHandle, doors: &mut Doors, old: &[Wanted], new: &[Wanted]) -> Result<(), Failure> {
+async fn go(listening: &Listening, doors: &mut Doors, old: &[Wanted], new: &[Wanted]) -> Result<(), Failure> {
     // An address may go from a door to the plane or back: what goes, goes first.
     let stays = |l: &&Wanted| {
         let kind = std::mem::discriminant(&l.door);
@@ -47,7 +47,7 @@ async fn go(handle: &BridgeHandle, doors: &mut Doors, old: &[Wanted], new: &[Wan
     };
     let stay: Vec<Wanted> = old.iter().filter(stays).cloned().collect();
     doors.apply(&stay)?;
-    let closing = handle.set_listeners(&plain(new)?).map_err(|e| Failure::Run(bind_error(&e)))?;
+    let closing = listening.set_file(new)?;
     let until = tokio::time::Instant::now() + CLOSE_MAX;
     while !closing.iter().all(|closing| closing.is_over()) && tokio::time::Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -6,7 +6,9 @@
 //! [`BridgeServer`] is all of it without flags and signals; `ringspan demo` runs the same one.
 
 mod bind;
+mod leases;
 mod listeners;
+mod listening;
 mod metrics;
 mod pump;
 mod reload;

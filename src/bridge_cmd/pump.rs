@@ -9,6 +9,7 @@
 //! A full clerk refuses ("too busy", the agent comes back); a full scribe makes the pump wait, and the workers keep
 //! their events meanwhile.
 
+use super::listening::Listening;
 use super::sessions::{Order, Sessions};
 use crate::keyring::Keyring;
 use crate::office::{Floor, unix_now};
@@ -55,6 +56,7 @@ pub(super) struct Hall {
     pub(super) keyring: Arc<Keyring>,
     pub(super) registry: Registry,
     pub(super) sessions: Mutex<Sessions>,
+    pub(super) listening: Listening,
     pub(super) software: String,
     pub(super) runtime: tokio::runtime::Handle,
     /// Routes are to be made anew, although no agent has changed.
@@ -112,7 +114,8 @@ impl Hall {
                     window_bytes: WINDOW_BYTES_INITIAL,
                     frame_bytes_max: ringspan_tunnel::mux::Limits::default().frame_bytes_max,
                 };
-                Ok(Welcome { agent, generation, limits, software: self.software.clone() })
+                let opened = Some(self.listening.claim(applicant, generation));
+                Ok(Welcome { agent, generation, limits, software: self.software.clone(), opened })
             }
             Ok(Err(refusal)) => {
                 tracing::warn!(%agent, %name, peer = shown(peer), code = ?refusal.code, why = %refusal, "agent refused");
@@ -186,6 +189,11 @@ pub(super) async fn run(hall: Arc<Hall>, mut events: BridgeEvents) {
                     {
                         hall.throw_out(*agent);
                     }
+                    match &event {
+                        BridgeEvent::AgentUp { agent, generation, .. } => hall.listening.on_up(*agent, *generation),
+                        BridgeEvent::AgentGone { agent, generation, .. } => hall.listening.on_gone(*agent, *generation),
+                        _ => {}
+                    }
                     orders.extend(on_change(&mut hall.sessions(), event, &mut tales));
                 }
             }
@@ -200,7 +208,10 @@ pub(super) async fn run(hall: Arc<Hall>, mut events: BridgeEvents) {
         }
         tokio::select! {
             () = hall.bell.0.notified() => {}
-            _ = tell.tick() => tell_dials(&hall.sessions(), &mut dials),
+            _ = tell.tick() => {
+                tell_dials(&hall.sessions(), &mut dials);
+                hall.listening.tick();
+            }
         }
     }
 }

@@ -38,7 +38,8 @@ impl BridgeServer {
         let mut config = self.as_running(config);
         let changes = keep_limiters(&self.config, &mut config);
         let old = &self.config;
-        let mut told = listeners::change(&self.handle, &mut self.doors, &old.listeners, &config.listeners).await?;
+        let mut told =
+            listeners::change(&self.hall.listening, &mut self.doors, &old.listeners, &config.listeners).await?;
         // Nothing can fail from here on.
         for change in changes {
             told.push(format!("{} is limited by other numbers; who is counted stays counted", change.whose));

@@ -6,6 +6,7 @@
 
 use super::bind::{bind_error, cannot_listen};
 use super::listeners;
+use super::listening::Listening;
 use super::metrics;
 use super::pump::{self, Bell, Hall};
 use super::sessions::Sessions;
@@ -125,6 +126,7 @@ impl BridgeServer {
             handle: handle.clone(),
             keyring: keyring.clone(),
             registry: registry.clone(),
+            listening: Listening::new(handle.clone(), doors.hosts(), config.listeners.clone()),
             sessions: Mutex::new(sessions),
             software,
             runtime: tokio::runtime::Handle::current(),

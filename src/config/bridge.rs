@@ -490,7 +490,7 @@ impl Taken<'_> {
 
 /// Whether two listeners cannot have these: one port of one family, and one address or any. Port 0 asks the kernel for
 /// a free one: never the same twice. IPv6 listeners take no IPv4 (IPV6_V6ONLY).
-fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+pub(crate) fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     let same_address = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() == b.port() && a.port() != 0 && a.is_ipv4() == b.is_ipv4() && same_address
 }

@@ -7,6 +7,7 @@ use super::{Document, Error, ports};
 use crate::doors::proxy::allow::Allow;
 use crate::doors::secret::key::SecretKey;
 use ringspan_tunnel::proxy_header::Version;
+use ringspan_tunnel::rights::is_host;
 use serde::Deserialize;
 use std::fmt;
 use std::net::SocketAddr;
@@ -35,6 +36,10 @@ pub(crate) struct Expose {
     pub(crate) proxy_protocol: Option<Version>,
     /// Of a UDP backend: where the header stands.
     pub(crate) heading: Option<Heading>,
+    /// Where the bridge is asked to listen for it.
+    pub(crate) listen: Option<SocketAddr>,
+    /// The host whose requests the bridge is asked for.
+    pub(crate) http_host: Option<String>,
 }
 
 /// Which datagrams begin with a PROXY header.
@@ -49,7 +54,8 @@ pub(crate) enum Heading {
 impl Expose {
     /// One of weight 1, without further wishes.
     pub(crate) fn new(service: String, backend: Backend, check: Check) -> Expose {
-        Expose { service, backend, check, weight: 1, priority: 0, proxy_protocol: None, heading: None }
+        let (proxy_protocol, heading, listen, http_host) = (None, None, None, None);
+        Expose { service, backend, check, weight: 1, priority: 0, proxy_protocol, heading, listen, http_host }
     }
 }
 
@@ -108,6 +114,8 @@ pub(super) struct RawExpose {
     weight: Option<Spanned<i64>>,
     priority: Option<Spanned<i64>>,
     proxy_protocol: Option<Spanned<String>>,
+    listen: Option<Spanned<String>>,
+    http_host: Option<Spanned<String>>,
 }
 
 /// Checks one entry and adds its backends, one for each port, to `known`.
@@ -130,7 +138,8 @@ pub(super) fn check_expose(doc: &Document, raw: &RawExpose, known: &mut Vec<Expo
             (Some(version), heading)
         }
     };
-    for backend in backends {
+    let wanted = Wanted::check(doc, raw, &backends)?;
+    for (number, backend) in backends.into_iter().enumerate() {
         let port = backend.address().map_or(0, |address| address.port());
         let service = ports::service(doc, &raw.service, &addresses, port)?;
         if known.iter().any(|e| e.service == service && e.backend == backend) {
@@ -152,9 +161,46 @@ pub(super) fn check_expose(doc: &Document, raw: &RawExpose, known: &mut Vec<Expo
             }
         }
         let heading = heading.filter(|_| matches!(backend, Backend::Udp(_)));
-        known.push(Expose { weight, priority, proxy_protocol, heading, ..Expose::new(service, backend, check) });
+        let (listen, http_host) = (wanted.listens.get(number).copied(), wanted.host.clone());
+        let expose = Expose::new(service, backend, check);
+        known.push(Expose { weight, priority, proxy_protocol, heading, listen, http_host, ..expose });
     }
     Ok(())
+}
+
+/// What the bridge is asked to open.
+struct Wanted {
+    /// One for each backend, or none.
+    listens: Vec<SocketAddr>,
+    host: Option<String>,
+}
+
+impl Wanted {
+    fn check(doc: &Document, raw: &RawExpose, backends: &[Backend]) -> Result<Wanted, Error> {
+        let asks = raw.listen.as_ref().or(raw.http_host.as_ref());
+        let is_plain = backends.iter().all(|b| matches!(b, Backend::Tcp(_) | Backend::Unix(_)));
+        if let (Some(asks), false) = (asks, is_plain) {
+            let problem = "the bridge opens listeners for TCP and Unix backends without a secret";
+            return Err(doc.wrong(asks.span(), problem, "a listener in the bridge's file"));
+        }
+        let mut listens = Vec::new();
+        if let Some(raw) = &raw.listen {
+            listens = ports::addresses(doc, raw, "\"0.0.0.0:2201\"")?;
+            if listens.iter().any(|address| address.port() == 0) {
+                return Err(doc.wrong(raw.span(), "visitors could not know the port", "a port that the token allows"));
+            }
+            if listens.len() != backends.len() {
+                let problem = format!("{} ports for {} backends", listens.len(), backends.len());
+                return Err(doc.wrong(raw.span(), problem, "as many ports here as in address"));
+            }
+        }
+        let host = |text: &str| {
+            let host = text.to_ascii_lowercase();
+            if is_host(&host) { Ok(host) } else { Err("it is no name of a host".to_owned()) }
+        };
+        let host = raw.http_host.as_ref().map(|raw| doc.value(raw, host, "\"a.example.org\"")).transpose()?;
+        Ok(Wanted { listens, host })
+    }
 }
 
 /// The types there are.

@@ -159,6 +159,8 @@ pub(crate) struct Options {
     pub(crate) pages: BTreeMap<u16, PathBuf>,
     /// At this path, of whatever host, agents come in.
     pub(crate) agents: Option<String>,
+    /// Agents may ask for hosts here, as far as their tokens allow.
+    pub(crate) agent_hosts: bool,
 }
 
 impl Default for Options {
@@ -182,6 +184,7 @@ impl Default for Options {
             body_bytes_max: None,
             pages: BTreeMap::new(),
             agents: None,
+            agent_hosts: false,
         }
     }
 }
@@ -266,6 +269,7 @@ pub(super) struct RawOptions {
     body_bytes_max: Option<Spanned<i64>>,
     pages: BTreeMap<Spanned<String>, Spanned<String>>,
     agents: Option<Spanned<String>>,
+    agent_hosts: bool,
 }
 
 /// What only listeners of this kind have.
@@ -327,19 +331,21 @@ pub(super) fn check(doc: &Document, name: &str, is_tls: bool, raw: &RawParts<'_>
             routes.push(Route { passthrough, ..plain_route(service) });
         }
     }
-    if routes.is_empty() && options.redirect_https.is_none() && options.agents.is_none() {
+    let is_for_agents = options.agents.is_some() || options.agent_hosts;
+    if routes.is_empty() && options.redirect_https.is_none() && !is_for_agents {
         return Err(doc.wrong(
             raw.at.span(),
             "this listener has nowhere to send a request",
             "service = \"web\", or [[listener.route]] with host and service",
         ));
     }
-    let all_passed = options.agents.is_none() && routes.iter().all(|r| r.passthrough);
+    let all_passed = !is_for_agents && routes.iter().all(|r| r.passthrough);
     let certs = check_certs(doc, raw, is_tls, all_passed)?;
     Ok(HttpListener { name: name.to_owned(), is_tls, routes, certs, options })
 }
 
-fn plain_route(service: String) -> Route {
+/// All of a listener's requests to this service.
+pub(crate) fn plain_route(service: String) -> Route {
     Route {
         label: "*".into(),
         host: HostPattern::Any,
@@ -576,6 +582,7 @@ fn check_options(doc: &Document, raw: &RawOptions) -> Result<Options, Error> {
         options.request_id = Some(name);
     }
     (options.access_log, options.forwarded) = (raw.access_log, raw.forwarded);
+    options.agent_hosts = raw.agent_hosts;
     for raw in &raw.trusted {
         let read = |text: &str| match (text.parse::<IpNet>(), text.parse::<std::net::IpAddr>()) {
             (Ok(net), _) => Ok(net),

@@ -187,7 +187,13 @@ impl Demo {
         ));
 
         let office = bridge.office();
-        let request = Request::Create { services: vec![SERVICE.into()], expires_s: 60, uses: 1, address: None };
+        let request = Request::Create {
+            services: vec![SERVICE.into()],
+            expires_s: 60,
+            uses: 1,
+            address: None,
+            rights: ringspan_tunnel::rights::Rights::default(),
+        };
         let answer = tokio::task::spawn_blocking(move || office.answer(request)).await;
         let token = match answer {
             Ok(Answer::Created { token, id, .. }) => {

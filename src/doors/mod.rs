@@ -21,6 +21,7 @@ use crate::Failure;
 use crate::config::bridge::Listener;
 use crate::config::doors::Door as Kind;
 use crate::inherit::{self, AtPath};
+use http::hosts::Hosts;
 use http::link::Links;
 use http::{HttpDoor, HttpStats};
 use proxy::ProxyListener;
@@ -45,6 +46,7 @@ pub(crate) struct Doors {
     tally: Arc<Tally>,
     http: HttpStats,
     links: Links,
+    hosts: Hosts,
     open: Vec<Open>,
 }
 
@@ -67,7 +69,14 @@ impl Doors {
     /// None is open yet.
     pub(crate) fn new(house: House) -> Doors {
         let links = Links::new(house.handle.clone());
-        Doors { house, tally: Arc::default(), http: HttpStats::default(), links, open: Vec::new() }
+        Doors {
+            house,
+            tally: Arc::default(),
+            http: HttpStats::default(),
+            links,
+            hosts: Hosts::default(),
+            open: Vec::new(),
+        }
     }
 
     /// Makes it so that exactly these listeners are open, of those that are doors: what has changed is closed and
@@ -195,8 +204,8 @@ impl Doors {
         if let Kind::Http(config) = &listener.door {
             // Its routes have gates of their own.
             let socket = listening::tcp(listener.listen).and_then(tokio::net::TcpListener::into_std).map_err(busy)?;
-            let links = self.links.clone();
-            let hall = http::Hall { handle, stats: self.http.clone(), threshold: threshold.clone(), links };
+            let (stats, links, hosts) = (self.http.clone(), self.links.clone(), self.hosts.clone());
+            let hall = http::Hall { handle, stats, threshold: threshold.clone(), links, hosts };
             let door = HttpDoor::start(socket, config, hall);
             let wrong = |why| Failure::Run(format!("listener {:?}: {why}", listener.name));
             return door.map(|door| Some((threshold, Door::Http(door)))).map_err(wrong);
@@ -229,6 +238,11 @@ impl Doors {
     pub(crate) fn addresses(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
         let all = self.open.iter();
         all.filter_map(|open| open.door.address().map(|address| (open.listener.name.as_str(), address)))
+    }
+
+    /// Hosts that agents have asked for, for whoever keeps them.
+    pub(crate) fn hosts(&self) -> Hosts {
+        self.hosts.clone()
     }
 
     /// What http listeners have counted.

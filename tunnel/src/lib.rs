@@ -51,6 +51,7 @@ pub mod outliers;
 mod plane;
 mod private_file;
 pub mod proxy_header;
+pub mod rights;
 pub mod routes;
 mod slots;
 pub mod stats;

@@ -13,6 +13,7 @@
 use crate::address::Address;
 use crate::fingerprint::Trust;
 use crate::keys::{PublicKey, SigningKey, from_base64, random, to_base64};
+use crate::rights::Rights;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -94,6 +95,7 @@ impl JoinToken {
             id,
             public_key: secret.public(),
             scope: terms.scope,
+            rights: terms.rights,
             created_at: now,
             expires_at: terms.expires_at,
             uses_left: terms.uses,
@@ -237,6 +239,8 @@ impl Scope {
 pub struct GrantTerms {
     /// Services that agents enrolled with it may expose. Default: all.
     pub scope: Scope,
+    /// What else they may do. Default: nothing.
+    pub rights: Rights,
     /// Unix time in seconds from which it is refused. Default: never.
     pub expires_at: Option<u64>,
     /// How many agents it enrols. Default: any number.
@@ -252,6 +256,9 @@ pub struct JoinGrant {
     pub public_key: PublicKey,
     /// Which services its agents may expose.
     pub scope: Scope,
+    /// What else they may do.
+    #[serde(default, skip_serializing_if = "Rights::is_nothing")]
+    pub rights: Rights,
     /// Unix time in seconds.
     pub created_at: u64,
     /// Unix time in seconds from which it is refused; `None`: never.

@@ -4,6 +4,7 @@
 //! it was sent, or if it may be repeated and has no body (RFC 9110 §9.2.2). Nothing else is sent twice.
 
 use super::body::{self, Body, Bounds, Fault, Flow, Progress};
+use super::hosts;
 use super::io::Torn;
 use super::pages::wants_html;
 use super::pool::{Line, NoLine};
@@ -196,7 +197,10 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
         "*" => "/".into(),
         path => plain_path(path).ok_or_else(bad_path)?,
     };
-    let Some(way) = setup.table.find(&record.host, &path).filter(|way| !way.passthrough) else {
+    // A host of the file is never an agent's; one of a pattern may be.
+    let asked = options.agent_hosts.then(|| hosts::way(&visit.shared, &setup, &record.host)).flatten();
+    let Some(way) = asked.as_ref().or_else(|| setup.table.find(&record.host, &path)).filter(|way| !way.passthrough)
+    else {
         return Err(Refusal::new(StatusCode::NOT_FOUND, "There is nothing at this address."));
     };
     record.way = Some(way.clone());

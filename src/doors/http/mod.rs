@@ -13,6 +13,7 @@
 mod body;
 mod forward;
 pub(crate) mod fuzzing;
+pub(crate) mod hosts;
 mod io;
 pub(crate) mod link;
 mod login;
@@ -72,6 +73,8 @@ pub(crate) struct Hall {
     pub(crate) threshold: Arc<Threshold>,
     /// Agents that come this way.
     pub(crate) links: link::Links,
+    /// Hosts that agents have asked for.
+    pub(crate) hosts: hosts::Hosts,
 }
 
 /// A listener that runs.
@@ -107,6 +110,7 @@ struct Setup {
     is_tls: bool,
     options: Options,
     table: Table<Arc<Way>>,
+    agents_ways: hosts::Ways,
     pages: pages::Pages,
     keeper: Option<tls::Keeper>,
     http1: http1::Builder,
@@ -221,6 +225,7 @@ impl Setup {
             is_tls: config.is_tls,
             options: options.clone(),
             table: Table::new(ways),
+            agents_ways: hosts::Ways::default(),
             pages: pages::Pages::read(&options.pages)?,
             keeper,
             http1,

@@ -7,7 +7,6 @@ use crate::doors::listening;
 use crate::doors::tally::Few;
 use crate::doors::threshold::{Anteroom, Threshold};
 use crate::keyring::Keyring;
-use crate::office::unix_now;
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::bridge::{BridgeHandle, Entry, Gate};
 use ringspan_tunnel::hello::{Applicant, BridgeHello, BridgeStep, Limits, Refusal, RefusalCode, VERSIONS, Welcome};
@@ -131,16 +130,15 @@ impl House {
     }
 
     /// The rule of the link, for one service: this listener's. A visiting agent is one that has joined already.
-    async fn decide(&self, mut applicant: Applicant, gate: &Gate) -> Result<AgentId, Refusal> {
+    async fn decide(&self, applicant: Applicant, gate: &Gate) -> Result<AgentId, Refusal> {
         let asks = matches!(applicant.exposes.as_slice(), [one] if one.service == gate.service);
         if !asks {
             return Err(Refusal::with(RefusalCode::ServiceOutOfScope, "it is not this listener's"));
         }
-        applicant.token = None;
-        let keyring = self.keyring.clone();
-        let answer = tokio::task::spawn_blocking(move || keyring.admit(&applicant, unix_now())).await;
+        let (keyring, service, agent) = (self.keyring.clone(), gate.service.clone(), applicant.agent);
+        let answer = tokio::task::spawn_blocking(move || keyring.admit_visit(&applicant, service.as_str())).await;
         match answer {
-            Ok(Ok(Ok(admitted))) => Ok(admitted.record.id),
+            Ok(Ok(Ok(()))) => Ok(agent),
             Ok(Ok(Err(refusal))) => Err(refusal),
             Ok(Err(_)) | Err(_) => Err(Refusal::of(RefusalCode::Internal)),
         }
@@ -149,5 +147,5 @@ impl House {
 
 fn welcome(agent: AgentId, software: String) -> Welcome {
     // Nothing of a link's is agreed on: the connection is the visitor's own from here on.
-    Welcome { agent, generation: 0, limits: Limits { window_bytes: 0, frame_bytes_max: 0 }, software }
+    Welcome { agent, generation: 0, limits: Limits { window_bytes: 0, frame_bytes_max: 0 }, software, opened: None }
 }

@@ -165,7 +165,13 @@ impl BridgeWorker {
             Some(generation) => {
                 let Limits { window_bytes, frame_bytes_max, .. } = Limits::default();
                 let limits = hello::Limits { window_bytes, frame_bytes_max };
-                Ok(hello::Welcome { agent: applicant.agent, generation, limits, software: self.software.clone() })
+                Ok(hello::Welcome {
+                    agent: applicant.agent,
+                    generation,
+                    limits,
+                    software: self.software.clone(),
+                    opened: None,
+                })
             }
             None => Err(hello::Refusal::with(hello::RefusalCode::TooBusy, "a direct carrier without its link")),
         }

@@ -229,7 +229,7 @@ impl Control {
             window_bytes: WINDOW_BYTES_INITIAL,
             frame_bytes_max: crate::mux::Limits::default().frame_bytes_max,
         };
-        Welcome { agent: applicant.agent, generation: session.1, limits, software: self.software.clone() }
+        Welcome { agent: applicant.agent, generation: session.1, limits, software: self.software.clone(), opened: None }
     }
 
     fn routes(&self) -> Routes {

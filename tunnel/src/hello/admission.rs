@@ -4,6 +4,7 @@
 use super::{Applicant, Refusal, RefusalCode};
 use crate::identity::{AgentId, AgentName};
 use crate::keys::PublicKey;
+use crate::rights::{Rights, listed};
 use crate::token::{JoinGrant, Scope, TokenId};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,9 @@ pub struct AgentRecord {
     pub name: AgentName,
     /// Which services it may expose.
     pub scope: Scope,
+    /// What else it may do.
+    #[serde(default, skip_serializing_if = "Rights::is_nothing")]
+    pub rights: Rights,
     /// Unix time in seconds.
     pub enrolled_at: u64,
     /// With which token.
@@ -60,14 +64,14 @@ pub fn admit(
         Some(record) if record.revoked => Err(Refusal::of(RefusalCode::AgentRevoked)),
         // 80 bits of a hash are a name, not a proof.
         Some(record) if record.public_key != applicant.key => Err(Refusal::of(RefusalCode::UnknownAgent)),
-        Some(record) => match (uncovered(applicant, &record.scope), applicant.token) {
+        Some(record) => match (beyond(applicant, &record.scope, &record.rights, record.token), applicant.token) {
             (None, _) => Ok(Admission::Known),
-            (Some(service), None) => Err(out_of_scope(service)),
-            (Some(service), Some(_)) => match enrol(applicant, grant, Some(record), now) {
+            (Some(refusal), None) => Err(refusal),
+            (Some(refusal), Some(_)) => match enrol(applicant, grant, Some(record), now) {
                 Ok(admission) => Ok(admission),
                 // The token it enrolled with is commonly still in its configuration, by now used up or expired: the
-                // service is what the operator has to hear about.
-                Err(_) => Err(out_of_scope(service)),
+                // service or listener is what the operator has to hear about.
+                Err(_) => Err(refusal),
             },
         },
         None if applicant.token.is_none() => Err(Refusal::of(RefusalCode::UnknownAgent)),
@@ -97,18 +101,19 @@ fn enrol(
     if grant.uses_left == Some(0) {
         return Err(Refusal::of(RefusalCode::TokenUsedUp));
     }
-    let scope = match known {
-        Some(record) => widened(&record.scope, &grant.scope),
-        None => grant.scope.clone(),
+    let (scope, rights) = match known {
+        Some(record) => (widened(&record.scope, &grant.scope), record.rights.and(&grant.rights)),
+        None => (grant.scope.clone(), grant.rights.clone()),
     };
-    if let Some(service) = uncovered(applicant, &scope) {
-        return Err(out_of_scope(service));
+    if let Some(refusal) = beyond(applicant, &scope, &rights, grant.id) {
+        return Err(refusal);
     }
     let record = AgentRecord {
         id: applicant.agent,
         public_key: applicant.key,
         name: applicant.name.clone(),
         scope,
+        rights,
         enrolled_at: known.map_or(now, |record| record.enrolled_at),
         token: grant.id,
         revoked: false,
@@ -117,8 +122,43 @@ fn enrol(
     Ok(Admission::Enrols { record, grant })
 }
 
-fn uncovered<'a>(applicant: &'a Applicant, scope: &Scope) -> Option<&'a str> {
-    applicant.exposes.iter().map(|expose| expose.service.as_str()).find(|service| !scope.covers(service))
+/// The same for a visit of a secret service, by an agent that has joined already.
+///
+/// # Errors
+/// The refusal to send.
+pub fn admit_visit(applicant: &Applicant, record: Option<&AgentRecord>, service: &str) -> Result<(), Refusal> {
+    match record {
+        Some(record) if record.revoked => Err(Refusal::of(RefusalCode::AgentRevoked)),
+        Some(record) if record.public_key != applicant.key => Err(Refusal::of(RefusalCode::UnknownAgent)),
+        Some(record) if record.scope.covers(service) || record.rights.visits.contains(service) => Ok(()),
+        Some(_) => {
+            let details = format_args!("{service}. Create one that does: ringspan token create --visit {service}");
+            Err(Refusal::with(RefusalCode::ServiceOutOfScope, details))
+        }
+        None => Err(Refusal::of(RefusalCode::UnknownAgent)),
+    }
+}
+
+/// What is offered or asked for beyond what is allowed.
+fn beyond(applicant: &Applicant, scope: &Scope, rights: &Rights, token: TokenId) -> Option<Refusal> {
+    applicant.exposes.iter().find_map(|expose| {
+        let service = expose.service.as_str();
+        if !scope.covers(service) {
+            return Some(out_of_scope(service));
+        }
+        let (what, at, allowed) = match (expose.listen, &expose.http_host) {
+            (Some(address), _) if !rights.may_listen(address) => {
+                ("listen", address.to_string(), listed(&rights.listens))
+            }
+            (_, Some(host)) if !rights.may_have(host) => ("http-host", host.clone(), listed(&rights.http_hosts)),
+            _ => return None,
+        };
+        let details = format_args!(
+            "token {token} allows {allowed}, not {at} (service {service}). Create one that does: ringspan token create \
+             --{what} '{at}'"
+        );
+        Some(Refusal::with(RefusalCode::ListenOutOfScope, details))
+    })
 }
 
 fn out_of_scope(service: &str) -> Refusal {

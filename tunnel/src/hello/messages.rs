@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// An inclusive range of protocol versions.
@@ -197,12 +198,18 @@ pub struct Expose {
     /// The PROXY header that it wants to hear before a visitor's bytes. Default none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_protocol: Option<crate::proxy_header::Version>,
+    /// Where the bridge is asked to listen for it. Default nowhere: the bridge's own listeners lead to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// The host whose requests the bridge's http listeners are asked to send to it. Default none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_host: Option<String>,
 }
 
 impl Expose {
     /// One of weight 1, without further wishes.
     pub fn new(service: ServiceName, address: String) -> Expose {
-        Expose { service, address, weight: 1, priority: 0, proxy_protocol: None }
+        Expose { service, address, weight: 1, priority: 0, proxy_protocol: None, listen: None, http_host: None }
     }
 }
 
@@ -245,12 +252,18 @@ impl AuthBody {
             return Err("the name of the software is longer than 128 bytes".into());
         }
         let mut seen = HashSet::new();
-        for Expose { service, address, weight, .. } in &self.exposes {
+        for Expose { service, address, weight, listen, http_host, .. } in &self.exposes {
             if address.is_empty() || address.len() > 255 || address.chars().any(char::is_control) {
                 return Err(format!("service {service}: an address is 1 to 255 bytes without control characters"));
             }
             if !(1..=100).contains(weight) {
                 return Err(format!("service {service}: weight {weight} is not from 1 to 100"));
+            }
+            if listen.is_some_and(|listen| listen.port() == 0) {
+                return Err(format!("service {service}: the bridge cannot listen on port 0 for it"));
+            }
+            if http_host.as_ref().is_some_and(|host| !crate::rights::is_host(host)) {
+                return Err(format!("service {service}: its http_host is no name of a host"));
             }
             if !seen.insert((service, address)) {
                 return Err(format!("service {service} is exposed at {address} twice"));
@@ -308,6 +321,21 @@ pub struct Welcome {
     /// For the agent's log only.
     #[serde(default)]
     pub software: String,
+    /// What has become of the listeners and hosts that were asked for; `None`: the bridge does not open any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened: Option<Vec<Opened>>,
+}
+
+/// A listener or host that an agent has asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// The backend's place in `exposes`.
+    pub backend: u16,
+    /// The address or host.
+    pub at: String,
+    /// Why it is not there; `None`: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// Why a carrier is refused.
@@ -326,6 +354,8 @@ pub enum RefusalCode {
     TokenUsedUp,
     /// A service is exposed that the token does not cover.
     ServiceOutOfScope,
+    /// A listener or host is asked for that the token does not cover.
+    ListenOutOfScope,
     /// The bridge does not know the agent, and it brings no token.
     UnknownAgent,
     /// The agent was revoked.
@@ -352,7 +382,7 @@ impl RefusalCode {
         match self {
             TooBusy | Internal | TooSlow => true,
             UnknownToken | WrongSecret | TokenExpired | TokenRevoked | TokenUsedUp | ServiceOutOfScope
-            | UnknownAgent | AgentRevoked | VersionMismatch | Protocol | Other => false,
+            | ListenOutOfScope | UnknownAgent | AgentRevoked | VersionMismatch | Protocol | Other => false,
         }
     }
 
@@ -366,6 +396,7 @@ impl RefusalCode {
             TokenRevoked => "the join token was revoked. Create a new one: ringspan token create",
             TokenUsedUp => "the join token has no uses left. Create a new one: ringspan token create",
             ServiceOutOfScope => "the join token does not cover an exposed service",
+            ListenOutOfScope => "the join token does not cover a listener",
             UnknownAgent => "the bridge does not know this agent. Enrol it with a join token: ringspan token create",
             AgentRevoked => "this agent was revoked. To enrol it anew, remove its state folder and use a new token",
             VersionMismatch => "bridge and agent have no version of the link protocol in common. Update the older one",

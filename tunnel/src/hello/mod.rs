@@ -19,11 +19,12 @@ mod agent;
 mod bridge;
 mod messages;
 
-pub use admission::{Admission, AgentRecord, admit};
+pub use admission::{Admission, AgentRecord, admit, admit_visit};
 pub use agent::{AgentHello, AgentStep, Introduction};
 pub use bridge::{Applicant, BridgeHello, BridgeStep};
 pub use messages::{
-    Carrier, CarrierUse, Expose, Limits, NotAService, Refusal, RefusalCode, ServiceName, SessionId, Versions, Welcome,
+    Carrier, CarrierUse, Expose, Limits, NotAService, Opened, Refusal, RefusalCode, ServiceName, SessionId, Versions,
+    Welcome,
 };
 
 use std::time::Duration;

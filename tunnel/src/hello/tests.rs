@@ -40,7 +40,7 @@ fn agent(introduction: &Introduction) -> AgentHello {
 
 fn welcome(introduction: &Introduction) -> Welcome {
     let limits = Limits { window_bytes: 262_144, frame_bytes_max: 65_536 };
-    Welcome { agent: introduction.identity.id(), generation: 3, limits, software: String::new() }
+    Welcome { agent: introduction.identity.id(), generation: 3, limits, software: String::new(), opened: None }
 }
 
 /// As far as the bridge's question to its control plane.
@@ -258,7 +258,8 @@ fn bounds_are_checked() {
 #[test]
 fn admission_table() {
     let scope = |names: &[&str]| Scope::of(names.iter().map(|name| (*name).to_owned()));
-    let terms = GrantTerms { scope: scope(&["web", "db"]), expires_at: Some(NOW + 10), uses: Some(1) };
+    let terms =
+        GrantTerms { scope: scope(&["web", "db"]), expires_at: Some(NOW + 10), uses: Some(1), ..GrantTerms::default() };
     let (join, grant) = token(terms);
     let introduced = introduction(Some(join));
     let (_, _, applicant) = apply(&introduced);

@@ -245,7 +245,7 @@ fn on_event(keyring: &mut Keyring, journal: &Journal, bridge: &BridgeHandle, eve
                 let next = keyring.sessions.len() as u64 + 1;
                 let generation = *keyring.sessions.entry((applicant.agent, applicant.session)).or_insert(next);
                 let limits = Limits { window_bytes: 256 << 10, frame_bytes_max: 64 << 10 };
-                Welcome { agent: applicant.agent, generation, limits, software: String::new() }
+                Welcome { agent: applicant.agent, generation, limits, software: String::new(), opened: None }
             });
             bridge.decide(link, decision);
         }

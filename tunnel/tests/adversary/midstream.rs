@@ -123,7 +123,7 @@ impl Host {
             panic!("an honest agent proves who it is");
         };
         let limits = Limits { window_bytes: 256 << 10, frame_bytes_max: 64 << 10 };
-        let welcome = Welcome { agent: applicant.agent, generation: 1, limits, software: String::new() };
+        let welcome = Welcome { agent: applicant.agent, generation: 1, limits, software: String::new(), opened: None };
         let message = hello.on_decision(&Ok(welcome)).expect("it was asked to decide");
         host.say(Header { aux: message.kind as u16, ..Header::new(Kind::Hello, 0) }, &message.payload);
         host

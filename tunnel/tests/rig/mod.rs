@@ -231,7 +231,8 @@ impl Office {
                 let next = self.generations.len() as u64 + 1;
                 let generation = *self.generations.entry(applicant.session).or_insert(next);
                 let limits = Limits { window_bytes: self.window_bytes, frame_bytes_max: 256 << 10 };
-                let welcome = Welcome { agent: applicant.agent, generation, limits, software: "test".into() };
+                let welcome =
+                    Welcome { agent: applicant.agent, generation, limits, software: "test".into(), opened: None };
                 self.handle.decide(link, Ok(welcome));
             }
             BridgeEvent::AgentUp { agent, applicant, generation, .. } => {
