@@ -205,7 +205,8 @@ mod tests {
     /// What is taken for a panel and what is refused, naming the key: table.
     #[test]
     fn panels() {
-        let cases: &[(&[(&str, &str)], Result<&str, &str>)] = &[
+        type Case<'a> = (&'a [(&'a str, &'a str)], Result<&'a str, &'a str>);
+        let cases: &[Case<'_>] = &[
             (&[], Ok("none")),
             (&[(VANTAGE_KEY, "registry")], Ok("registry 1")),
             (&[(VANTAGE_KEY, "registry, agent:edge-7")], Ok("registry,agent:edge-7 2")),

@@ -108,7 +108,10 @@ impl Predecessor {
     }
 }
 
-fn take(stream: &mut UnixStream) -> io::Result<(Estate, (Vec<Waiting>, Vec<AtPath>))> {
+/// Sockets at addresses, and those at paths.
+type Sockets = (Vec<Waiting>, Vec<AtPath>);
+
+fn take(stream: &mut UnixStream) -> io::Result<(Estate, Sockets)> {
     stream.write_all(b"\"takeover\"\n")?;
     // The length of the list first, with the descriptors; then the list.
     let mut length = [0; 8];

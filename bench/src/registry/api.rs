@@ -83,13 +83,16 @@ impl Api {
             }
         }
         let mut body = Vec::new();
-        while chunked {
-            let size = next(&mut self.stream)?;
-            length = usize::from_str_radix(size.split(';').next().unwrap_or_default(), 16).map_err(|_| bad("chunk"))?;
-            (&mut self.stream).take(length as u64).read_to_end(&mut body)?;
-            next(&mut self.stream)?;
-            if length == 0 {
-                return Ok((status, String::from_utf8_lossy(&body).into_owned()));
+        if chunked {
+            loop {
+                let size = next(&mut self.stream)?;
+                let size = size.split(';').next().unwrap_or_default();
+                length = usize::from_str_radix(size, 16).map_err(|_| bad("chunk"))?;
+                (&mut self.stream).take(length as u64).read_to_end(&mut body)?;
+                next(&mut self.stream)?;
+                if length == 0 {
+                    return Ok((status, String::from_utf8_lossy(&body).into_owned()));
+                }
             }
         }
         body.resize(length, 0);

@@ -112,7 +112,8 @@ async fn an_endless_head() {
 /// With and without a login, and with each form of address in the answer.
 #[tokio::test]
 async fn a_socks_proxy_connects() {
-    let cases: [(bool, &'static [&'static [u8]], &[u8]); 3] = [
+    type Case<'a> = (bool, &'static [&'static [u8]], &'a [u8]);
+    let cases: [Case<'_>; 3] = [
         (
             false,
             &[&[5, 0], b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50rest"],
@@ -293,7 +294,7 @@ async fn outer_tls() {
         let websocket = WebSocket::new(format!("wss://{address}/link"), address.clone(), Some(trust));
         let Ok(websocket) = websocket else { continue };
         let road = Road { proxy: None, websocket: Some(websocket) };
-        let error = road.reach(&bridge()).await.err().expect("there is no link").text;
+        let error = road.reach(&bridge()).await.expect_err("there is no link").text;
         assert!(error.starts_with("wss://127.0.0.1:") && error.contains(say), "{say}: {error}");
     }
 }
