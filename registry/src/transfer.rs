@@ -66,7 +66,7 @@ pub enum TransferError {
         /// Which service.
         what: ServiceKey,
         /// Why.
-        refusal: Refusal,
+        refusal: Box<Refusal>,
         /// Services that are in.
         done: usize,
         /// Services in all.
@@ -239,7 +239,7 @@ pub async fn import(registry: &Registry, services: Vec<Moved>) -> Result<Counts,
         };
         let number = instances.len();
         if let Err(refusal) = put.await {
-            return Err(TransferError::Refused { what: service, refusal, done: counts.services, all });
+            return Err(TransferError::Refused { what: service, refusal: Box::new(refusal), done: counts.services, all });
         }
         counts.services += 1;
         counts.instances += number;

@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(leases.claim(a, 1, &place, "web", start), Ok(true));
         assert_eq!(leases.claim(a, 1, &place, "web", start), Ok(false), "the second carrier");
         assert!(leases.expire(start + COMING_MAX / 2).is_empty());
-        assert_eq!(leases.expire(start + COMING_MAX), [place.clone()], "it has not come");
+        assert_eq!(leases.expire(start + COMING_MAX), std::slice::from_ref(&place), "it has not come");
         assert_eq!(leases.claim(a, 2, &place, "web", start), Ok(true));
         assert!(!leases.on_up(a, 2));
         assert!(leases.expire(start + GRACE * 10).is_empty());
