@@ -239,7 +239,12 @@ pub async fn import(registry: &Registry, services: Vec<Moved>) -> Result<Counts,
         };
         let number = instances.len();
         if let Err(refusal) = put.await {
-            return Err(TransferError::Refused { what: service, refusal: Box::new(refusal), done: counts.services, all });
+            return Err(TransferError::Refused {
+                what: service,
+                refusal: Box::new(refusal),
+                done: counts.services,
+                all,
+            });
         }
         counts.services += 1;
         counts.instances += number;
