@@ -156,7 +156,9 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     look("[link] ktls", on(link.ktls), on(new_link.ktls));
     look("[engine] workers", workers(old), workers(new));
     look("[engine] backend", format!("{:?}", old.engine.backend), format!("{:?}", new.engine.backend));
-    look("[engine] affinity", format!("{:?}", old.engine.affinity), format!("{:?}", new.engine.affinity));
+    let affinity =
+        |config: &Config| config.engine.affinity.as_ref().map_or("unsaid".to_owned(), |cores| format!("\"{cores}\""));
+    look("[engine] affinity", affinity(old), affinity(new));
     sentences
 }
 
