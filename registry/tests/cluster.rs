@@ -64,7 +64,6 @@ impl Etcd {
                 ("listen-peer-urls", peers[i].clone()),
                 ("initial-advertise-peer-urls", peers[i].clone()),
                 ("initial-cluster", cluster.join(",")),
-                ("unsafe-no-fsync", "true".into()),
             ];
             let args = args.into_iter().map(|(key, value)| format!("--{key}={value}")).collect();
             let mut node = Node { client: clients[i].clone(), args, process: None };
