@@ -93,7 +93,7 @@ fn bridges_follow_each_other() {
 /// The new one dies when it has the sockets, before it is ready or after: the old one starts over, and nobody notices.
 #[test]
 fn a_new_one_that_dies() {
-    let (world, _nginx, _agent, mut long) = start();
+    let (mut world, _nginx, _agent, mut long) = start();
     let load = Load::start(world.web);
     for round in 1..3 {
         let before = world.bridge.line_count();
@@ -111,6 +111,14 @@ fn a_new_one_that_dies() {
         speak(&mut long, round);
         assert_eq!(world.listing()["agents"][0]["connected"], true);
     }
+    // Then one that lives: who was there before all of it is carried on by the process that started over.
+    let next = Running::start(&mut world.command(TAKEOVER));
+    next.wait_line(&["taken over"]);
+    let mut old = std::mem::replace(&mut world.bridge, next);
+    load.more(30);
+    speak(&mut long, 3);
+    drop(long);
+    assert_eq!(old.wait(), 0, "{}", old.text());
     load.end();
 }
 

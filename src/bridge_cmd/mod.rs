@@ -28,6 +28,8 @@ pub(crate) use server::{BridgeServer, REGISTRY_FILE, registry_options};
 use takeover::Predecessor;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// Runs the subcommand until a signal.
 pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
@@ -66,6 +68,8 @@ pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
         }
         machine::notify_supervisor();
         let mut successors = server.successors.take();
+        // Of successors that died: what we were before we started over, with its visitors.
+        let mut earlier = JoinSet::new();
         let ending = loop {
             let event = tokio::select! {
                 () = signals.caught() => break Ending::Good,
@@ -89,7 +93,7 @@ pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
                     let (mut retired, result) = server.hand_over(stream).await;
                     let Err(error) = result else {
                         tokio::select! {
-                            () = retired.drained() => {}
+                            () = async { retired.drained().await; all_end(&mut earlier).await } => {}
                             // A signal is a matter of `drain` here too, and the second one of nothing.
                             () = async { signals.caught().await; signals.patience(drain).await } => {}
                         }
@@ -105,7 +109,7 @@ pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
                     retired.handle.call_over("the bridge starts over");
                     takeover::agents_are_here(&server, &estate).await;
                     server.let_in()?;
-                    tokio::spawn(async move {
+                    earlier.spawn(async move {
                         let mut retired = retired;
                         retired.leave();
                         retired.drained().await;
@@ -116,10 +120,14 @@ pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
         };
         if ending == Ending::Good {
             let (patience, visitors) = (server.drain_max(), server.visitors());
+            let until = Instant::now() + patience;
             machine::notify_stopping();
             tracing::info!(visitors, ?patience, "bridge drains; a second signal ends it at once");
             tokio::select! {
-                () = server.drain(patience) => {}
+                () = async {
+                    server.drain(patience).await;
+                    let _ = tokio::time::timeout_at(until, all_end(&mut earlier)).await;
+                } => {}
                 () = signals.caught() => tracing::info!(visitors = server.visitors(), "ended by a second signal"),
             }
         }
@@ -137,6 +145,10 @@ enum Event {
 
 async fn recv<T>(queue: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
     queue.as_mut()?.recv().await
+}
+
+async fn all_end(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
 }
 
 fn panicked(error: tokio::task::JoinError) -> Failure {
