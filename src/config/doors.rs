@@ -233,3 +233,6 @@ pub(super) fn check_allow(doc: &Document, raw: &Spanned<Vec<Spanned<String>>>) -
     let rules = raw.get_ref().iter().map(|raw| doc.value(raw, |text| text.parse::<Rule>(), example));
     Ok(Allow::new(rules.collect::<Result<_, _>>()?))
 }
+
+#[cfg(test)]
+mod tests;

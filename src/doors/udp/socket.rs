@@ -174,3 +174,54 @@ impl Udp {
 fn is_own(ip: &IpAddr) -> bool {
     !ip.is_multicast() && *ip != IpAddr::V4(Ipv4Addr::BROADCAST)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(datagrams: &[Vec<u8>]) -> Vec<u8> {
+        datagrams.iter().flat_map(|d| [&(d.len() as u16).to_le_bytes()[..], d].concat()).collect()
+    }
+
+    /// Runs of one size (GSO where the kernel has it), other sizes, empty and large ones between them: each arrives whole
+    /// and in order, also where the kernel puts them together (GRO), and each is counted once.
+    #[tokio::test]
+    async fn runs_arrive_as_datagrams() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (from, to) = (Udp::bind(any).expect("bound"), Udp::bind(any).expect("bound"));
+        let path = Path { peer: to.local_addr().expect("bound"), local: None };
+        let of = |n: usize, size: usize| -> Vec<u8> { (0..size).map(|i| (i * 7 + n) as u8).collect() };
+        let rounds: [Vec<Vec<u8>>; 5] = [
+            (0..64).map(|n| of(n, 1000)).collect(),
+            (0..64).map(|n| of(n, if n == 63 { 10 } else { 1472 })).collect(),
+            (0..20).map(|n| of(n, [0, 1, 1200, 1200, 3000][n % 5])).collect(),
+            vec![of(1, 500), Vec::new(), Vec::new(), of(2, 500), of(3, 501), of(4, 65_507)],
+            (0..200).map(|n| of(n, 100)).collect(),
+        ];
+        for (round, datagrams) in rounds.iter().enumerate() {
+            let mut stream = framed(datagrams);
+            // What is not whole yet stays where it is.
+            stream.extend_from_slice(&[9, 0, 1]);
+            let (mut taken, mut count) = (0, 0);
+            while taken < stream.len() - 3 {
+                from.writable().await.expect("a live socket");
+                let sent = from.try_send(&stream[taken..], path).expect("good frames");
+                assert_eq!((sent.lost, sent.is_refused), (0, false));
+                (taken, count) = (taken + sent.taken, count + sent.datagrams);
+            }
+            assert_eq!((taken, count), (stream.len() - 3, datagrams.len() as u64), "round {round}");
+            let mut got = Vec::new();
+            while got.len() < datagrams.len() {
+                to.readable().await.expect("a live socket");
+                match to.try_recv(|path, datagram| {
+                    assert_eq!(path.peer, from.local_addr().expect("bound"));
+                    got.push(datagram.to_vec());
+                }) {
+                    Ok(()) => {}
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                }
+            }
+            assert!(got == *datagrams, "round {round}: {} datagrams", got.len());
+        }
+    }
+}
