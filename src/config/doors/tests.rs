@@ -2,7 +2,6 @@
 //! would be right. Method: tables of files and messages.
 
 use super::super::*;
-use std::time::Duration;
 
 /// A listener of every type that a door opens, with this after its name.
 fn door(kind: &str, rest: &str) -> Result<Vec<bridge::Listener>, String> {
@@ -123,7 +122,7 @@ fn backends_of_the_agent() {
     let secret = format!("address = \"127.0.0.1:1\"\nsecret_file = {:?}", key.to_str().expect("plain"));
     expose(&secret).expect("good");
     let error = expose(&format!("{secret}\nproxy_protocol = \"v1\"")).expect_err("it would break the secret's TLS");
-    assert!(error.contains("only a TCP or Unix backend without a secret hears a header"), "{error}");
+    assert!(error.contains("only a TCP, UDP or Unix backend without a secret hears a header"), "{error}");
     for (text, say) in [
         ("type = \"udp\"\naddress = \"127.0.0.1:53\"\ncheck = { type = \"tcp\" }", "the backend is no TCP server"),
         ("type = \"proxy\"", "where may it go? Nothing is allowed that allow does not say"),
@@ -142,14 +141,12 @@ fn backends_of_the_agent() {
         ("address = \"127.0.0.1:1\"\ncheck = { type = \"http\", status = \"99\" }", "check.status"),
         ("address = \"127.0.0.1:1\"\nsecret_file = \"/nowhere/key\"", "/nowhere/key: No such file"),
         ("type = \"udp\"\naddress = \"127.0.0.1:1\"\nsecret_file = \"k\"", "a secret service is of type \"tcp\""),
-        ("address = \"127.0.0.1:1\"\nproxy_protocol = \"v3\"", "no such version. Try: \"v1\" or \"v2\""),
-        (
-            "type = \"udp\"\naddress = \"127.0.0.1:53\"\nproxy_protocol = \"v2\"",
-            "only a TCP or Unix backend without a secret hears a header",
-        ),
+        ("address = \"127.0.0.1:1\"\nproxy_protocol = \"v3\"", "no such version. Try: \"v1\", \"v2\" or \"v2-each\""),
+        ("type = \"udp\"\naddress = \"127.0.0.1:53\"\nproxy_protocol = \"v1\"", "version 1 has no word for UDP"),
+        ("address = \"127.0.0.1:1\"\nproxy_protocol = \"v2-each\"", "a stream has one header"),
         (
             "type = \"proxy\"\nallow = [\"*:80\"]\nproxy_protocol = \"v2\"",
-            "only a TCP or Unix backend without a secret hears a header",
+            "only a TCP, UDP or Unix backend without a secret hears a header",
         ),
         ("address = \"127.0.0.1:1\"\nweight = 0", "below the minimum of 1"),
         ("address = \"127.0.0.1:1\"\npriority = 256", "above the maximum of 255"),

@@ -1,8 +1,7 @@
 //! `[listener.http]`: what holds for a whole listener. Its limits, times, pages.
 
 use super::edits::not_ours;
-use super::{Document, Error};
-use super::{body_bytes_max, unit};
+use super::{Document, Error, body_bytes_max, route_path, unit};
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::collections::BTreeMap;

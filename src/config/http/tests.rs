@@ -1,7 +1,6 @@
 //! Claim: what is wrong in an http listener is named with what would be right. Method: a table of files and messages.
 
 use super::super::*;
-use std::time::Duration;
 
 const SITE: &str = r#"[[listener]]
 name = "site"
