@@ -5,44 +5,13 @@
 mod common;
 
 use common::origin::{Origin, ask, body, head, hex, noise, talk, value};
+use common::site::{certificate, curl, digest_of, free, site, status};
 use common::world::{Nginx, World};
-use common::{PATIENCE, parts, run_with, until};
+use common::{PATIENCE, until};
 use ring::digest::{Context, SHA256};
 use ringspan_engine::kernel::Socket;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::Command;
-
-/// A port that was free a moment ago.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port")
-}
-
-fn site(more: &str) -> String {
-    format!("[[listener]]\nname = \"site\"\ntype = \"http\"\nlisten = \"127.0.0.1:0\"\n{more}")
-}
-
-fn curl(args: &[&str]) -> (i32, String, String) {
-    parts(&run_with(Command::new("curl").args(["-sS", "--max-time", "60"]).args(args), ""))
-}
-
-fn status(head: &str) -> u16 {
-    head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("a status in {head:?}"))
-}
-
-/// A key and a certificate for these names, by openssl.
-fn certificate(folder: &Path, stem: &str, names: &str) {
-    let mut command = Command::new("openssl");
-    command.current_dir(folder).args("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2".split(' '));
-    command.args(["-subj", &format!("/CN={stem}"), "-addext", &format!("subjectAltName={names}")]);
-    command.args(["-keyout", &format!("{stem}.key.new"), "-out", &format!("{stem}.pem.new")]);
-    assert!(command.output().expect("openssl is installed: scripts/setup").status.success());
-    for end in ["key", "pem"] {
-        std::fs::rename(folder.join(format!("{stem}.{end}.new")), folder.join(format!("{stem}.{end}")))
-            .expect("renamed");
-    }
-}
+use std::net::TcpStream;
 
 /// Host and path choose the service; what the backend sees is changed as the route says, and tells who asked.
 #[test]
@@ -357,12 +326,6 @@ fn bodies_arrive_whole() {
     assert_eq!(hex(slow), sum);
 }
 
-fn digest_of(path: &str) -> String {
-    let mut sum = Context::new(&SHA256);
-    sum.update(&std::fs::read(path).expect("it was written"));
-    hex(sum)
-}
-
 /// The rest of HTTP/1: HEAD, 304, Expect, pipelines, HTTP/1.0, trailers, answers before the request has ended.
 #[test]
 fn the_rest_of_http() {
@@ -442,64 +405,6 @@ fn the_rest_of_http() {
     assert_eq!(status(&head(&mut stream).expect("a head")), 403);
 }
 
-/// What two readers could take for two different things reaches no backend as it came; each row is one connection.
-#[test]
-fn nothing_is_smuggled() {
-    let world = World::start_with(&site("service = \"mirror\"\n"));
-    let mirror = Origin::mirror();
-    let _agent = world.agent_of(&[("mirror", mirror.address)]);
-    let site = world.listener("site");
-    let hidden = "GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n";
-    let post = |headers: &str, body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n{body}");
-    for request in [
-        post("Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", &format!("0\r\n\r\n{hidden}")),
-        post("Transfer-Encoding: chunked\r\nContent-Length: 4\r\n", &format!("0\r\n\r\n{hidden}")),
-        post("Content-Length: 5\r\nContent-Length: 6\r\n", &format!("01234{hidden}")),
-        post("Content-Length: 5, 6\r\n", &format!("01234{hidden}")),
-        post("Content-Length: +5\r\n", &format!("01234{hidden}")),
-        post("Content-Length: 0x5\r\n", &format!("01234{hidden}")),
-        post("Content-Length: 5 \x0b\r\n", &format!("01234{hidden}")),
-        post("Content-Length : 5\r\n", &format!("01234{hidden}")),
-        post("Transfer-Encoding: chunked, identity\r\n", &format!("0\r\n\r\n{hidden}")),
-        post("Transfer-Encoding: xchunked\r\n", &format!("0\r\n\r\n{hidden}")),
-        post("Transfer-Encoding : chunked\r\n", &format!("0\r\n\r\n{hidden}")),
-        post("Transfer-Encoding: chunked\r\n", &format!("5;\nGET \r\n{hidden}")),
-        post("Transfer-Encoding: chunked\r\n", &format!("-1\r\n{hidden}")),
-        post("Transfer-Encoding: chunked\r\n", &format!("ffffffffffffffff1\r\n{hidden}")),
-        post("X: y\r\n Content-Length: 5\r\n", &format!("01234{hidden}")),
-        post("X: a\rb\r\n", hidden),
-        post("X: a\0b\r\n", hidden),
-        format!("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}"),
-        format!("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n{hidden}"),
-        format!("GET / HTTP/1.1\r\n\r\n{hidden}"),
-        format!("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n{hidden}"),
-        format!("GET / HTTP/1.1\r\nHost: a b\r\n\r\n{hidden}"),
-        format!("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n{hidden}"),
-        format!("GET / HTTP/9.9\r\nHost: a\r\n\r\n{hidden}"),
-    ] {
-        let answer = talk(site, request.as_bytes()).unwrap_or_else(|text| text);
-        assert!(!answer.contains("GET /hidden"), "{request:?}\n{answer}");
-        if request.contains("Content-Length: 4\r\n") {
-            // Chunks count, and nothing after them does.
-            assert_eq!(answer.matches("HTTP/1.1 200").count(), 1, "{request:?}\n{answer}");
-            assert_eq!(value(answer.split_once("\r\n\r\n").expect("a head").1, "content-length"), None);
-            continue;
-        }
-        assert!(!answer.contains("HTTP/1.1 200"), "{request:?}\n{answer}");
-        assert!(
-            answer.is_empty() || answer.starts_with("HTTP/1.1 400") || answer.starts_with("HTTP/1.0 400"),
-            "{request:?}\n{answer}"
-        );
-    }
-    // A body is a body, whatever it looks like; and a cleartext HTTP/2 does not hide behind an upgrade.
-    let request = post(&format!("Content-Length: {}\r\nConnection: close\r\n", hidden.len()), hidden);
-    let seen = talk(site, request.as_bytes()).expect("an answer");
-    assert!(seen.starts_with("HTTP/1.1 200") && !seen.contains("/hidden"), "{seen}");
-    let answer = ask(site, "GET /", "Host: a\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nX: y\r\n").1;
-    assert!(value(&answer, "upgrade").is_none() && value(&answer, "http2-settings").is_none(), "{answer}");
-    assert_eq!(world.bridge.text().matches("panicked").count(), 0);
-}
-
 /// A WebSocket is one: the protocol changes, and then bytes go both ways, frames larger than any buffer too.
 #[test]
 fn websockets() {
@@ -532,136 +437,43 @@ fn websockets() {
     assert!(status(&refusing.0) >= 400, "{refusing:?}");
 }
 
-/// Each name has its certificate; new files are used at once and cost nobody a connection; http is sent to https.
+/// A password in a file is read at the start, and again when the configuration is: who knows the new one comes in, who
+/// knows the old one does not, and nobody's connection is closed for it.
 #[test]
-fn certificates_by_name() {
+fn passwords_are_read_again() {
     let folder = tempfile::tempdir().expect("a folder");
-    for name in ["one", "two"] {
-        certificate(folder.path(), name, &format!("DNS:{name}.example,DNS:*.{name}.example"));
-    }
-    let at = folder.path().display();
-    let world = World::start_with(&format!(
-        "[[listener]]\nname = \"tls\"\ntype = \"https\"\nlisten = \"127.0.0.1:0\"\nservice = \"web\"\n\
-         tls = [{{ cert = \"{at}/one.pem\", key = \"{at}/one.key\" }}, {{ cert = \"{at}/two.pem\", key = \"{at}/two.key\" }}]\n{}",
-        site("[listener.http]\nredirect_https = 443\n")
-    ));
+    let file = folder.path().join("alice");
+    std::fs::write(&file, "first\nnot the password\n").expect("written");
+    let world = World::start_with(&site(&format!(
+        "service = \"web\"\n[[listener.route]]\nhost = \"secret\"\nservice = \"web\"\n\
+         basic_auth = [{{ user = \"alice\", password_file = \"{}\" }}]\n",
+        file.display()
+    )));
     let origin = Origin::mirror();
     let _agent = world.agent_of(&[("web", origin.address)]);
-    let (tls, site) = (world.listener("tls"), world.listener("site"));
-    let get = |name: &str, cert: &Path| {
-        let resolve = format!("{name}:{}:127.0.0.1", tls.port());
-        let url = format!("https://{name}:{}/", tls.port());
-        curl(&["--http2", "--cacert", cert.to_str().expect("UTF-8"), "--resolve", &resolve, &url])
-    };
-    let (one, two) = (folder.path().join("one.pem"), folder.path().join("two.pem"));
-    for (name, cert, works) in [
-        ("one.example", &one, true),
-        ("two.example", &two, true),
-        ("x.two.example", &two, true),
-        ("two.example", &one, false),
-    ] {
-        let (code, seen, err) = get(name, cert);
-        assert_eq!(code == 0, works, "{name}: {err}");
-        assert!(!works || value(&seen, "x-forwarded-proto") == Some("https"), "{seen}");
-    }
-    // TLS 1.1 is none.
-    let old = curl(&["-k", "--tls-max", "1.1", &format!("https://{tls}/")]);
-    assert_ne!(old.0, 0);
-
-    let old = folder.path().join("old.pem");
-    std::fs::copy(&two, &old).expect("copied");
-    let mut client = Command::new("openssl")
-        .args(["s_client", "-quiet", "-connect", &tls.to_string(), "-servername", "two.example"])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .expect("openssl is installed: scripts/setup");
-    let mut to = client.stdin.take().expect("piped");
-    let mut from = BufReader::new(client.stdout.take().expect("piped"));
-    let mut again = || {
-        to.write_all(b"GET /kept HTTP/1.1\r\nHost: two.example\r\n\r\n").expect("it runs");
-        let answer = head(&mut from).expect("a head");
+    let site = world.listener("site");
+    let knock =
+        |basic: &str| status(&ask(site, "GET /", &format!("Host: secret\r\nAuthorization: Basic {basic}\r\n")).0);
+    // alice:first, alice:zx81fjord
+    let (first, second) = ("YWxpY2U6Zmlyc3Q=", "YWxpY2U6eng4MWZqb3Jk");
+    assert_eq!((knock(first), knock(second)), (200, 401));
+    let mut kept = BufReader::new(TcpStream::connect(site).expect("it listens"));
+    kept.get_ref().set_read_timeout(Some(PATIENCE)).expect("a live socket");
+    let mut again = |basic: &str| {
+        let request = format!("GET / HTTP/1.1\r\nHost: secret\r\nAuthorization: Basic {basic}\r\n\r\n");
+        kept.get_mut().write_all(request.as_bytes()).expect("it is open");
+        let answer = head(&mut kept).expect("a head");
         let bytes: usize = value(&answer, "content-length").and_then(|l| l.parse().ok()).expect("a length");
-        from.read_exact(&mut vec![0; bytes]).expect("whole");
+        kept.read_exact(&mut vec![0; bytes]).expect("whole");
+        status(&answer)
     };
-    again();
-    certificate(folder.path(), "two", "DNS:two.example");
-    world.bridge.wait_line(&["certificates renewed", "listener=\"tls\""]);
-    assert_eq!(get("two.example", &two).0, 0);
-    assert_ne!(get("two.example", &old).0, 0);
-    again();
-    let _ = client.kill();
-    let _ = client.wait();
-    // A file that is no certificate changes nothing.
-    std::fs::write(&one, "rubbish").expect("written");
-    world.bridge.wait_line(&["the certificates stay as they were", "one.pem"]);
-    assert_eq!(get("two.example", &two).0, 0);
-
-    let (head, _) = ask(site, "GET /a?b=c", "Host: two.example:80\r\n");
-    assert_eq!((status(&head), value(&head, "location")), (308, Some("https://two.example/a?b=c")));
-    let answer = talk(tls, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("an answer");
-    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("speaks https only"), "{answer}");
-}
-
-/// TLS that is passed through ends at the backend, with the backend's certificate; other hosts of the same listener
-/// end here; a name that nobody has is told so.
-#[test]
-fn tls_is_passed_through() {
-    let folder = tempfile::tempdir().expect("a folder");
-    certificate(folder.path(), "inner", "DNS:inner.example");
-    certificate(folder.path(), "outer", "DNS:outer.example");
-    let at = folder.path().display();
-    let world = World::start_with(&format!(
-        "[[listener]]\nname = \"tls\"\ntype = \"https\"\nlisten = \"127.0.0.1:0\"\n\
-         tls = [{{ cert = \"{at}/outer.pem\", key = \"{at}/outer.key\" }}]\n\
-         [[listener.route]]\nhost = \"*.example\"\nservice = \"nginx\"\npassthrough = true\n\
-         [[listener.route]]\nhost = \"outer.example\"\nservice = \"mirror\"\n\
-         [[listener]]\nname = \"through\"\ntype = \"https\"\nlisten = \"127.0.0.1:0\"\npassthrough = true\n\
-         [[listener.route]]\nhost = \"inner.example\"\nservice = \"nginx\"\n"
-    ));
-    let address = free();
-    let nginx = Nginx::start_server(
-        address,
-        &format!(
-            "listen 127.0.0.1:{} ssl http2; ssl_certificate {at}/inner.pem; ssl_certificate_key {at}/inner.key;\n\
-             root files;",
-            free().port()
-        ),
-    );
-    let config = std::fs::read_to_string(nginx.folder().join("nginx.conf")).expect("it was written");
-    let secure = config.split("listen ").nth(2).and_then(|l| l.split(' ').next()).expect("an address");
-    let secure: SocketAddr = secure.parse().expect("an address");
-    std::fs::create_dir(nginx.folder().join("files")).expect("made");
-    let (noise, sum) = noise(8 << 20);
-    std::fs::write(nginx.folder().join("files/noise"), &noise).expect("written");
-    let mirror = Origin::mirror();
-    let _agent = world.agent_of(&[("nginx", secure), ("mirror", mirror.address)]);
-    let down = folder.path().join("down");
-    let down = down.to_str().expect("UTF-8");
-    for (listener, name, path) in
-        [("tls", "inner.example", "/noise"), ("tls", "outer.example", "/"), ("through", "inner.example", "/noise")]
-    {
-        let to = world.listener(listener);
-        let stem = name.split('.').next().expect("a name");
-        let cert = folder.path().join(format!("{stem}.pem"));
-        let resolve = format!("{name}:{}:127.0.0.1", to.port());
-        let url = format!("https://{name}:{}{path}", to.port());
-        let (code, _, err) =
-            curl(&["--cacert", cert.to_str().expect("UTF-8"), "--resolve", &resolve, "-o", down, &url]);
-        assert_eq!(code, 0, "{listener} {name}: {err}");
-        if path == "/noise" {
-            assert_eq!(digest_of(down), sum, "{listener} {name}");
-        }
-    }
-    let to = world.listener("through");
-    let (code, _, err) = curl(&[
-        "-k",
-        "--resolve",
-        &format!("x.test:{}:127.0.0.1", to.port()),
-        &format!("https://x.test:{}/", to.port()),
-    ]);
-    assert!(code != 0 && err.contains("unrecognized name"), "{err}");
+    assert_eq!(again(first), 200);
+    std::fs::write(&file, "zx81fjord\n").expect("written");
+    let before = world.bridge.line_count();
+    world.bridge.signal("HUP");
+    world.bridge.wait_line_from(before, &["configuration read again", "Asked"]);
+    assert_eq!((knock(first), knock(second), again(second), again(first)), (401, 200, 200, 401));
+    assert!(!world.bridge.text().contains("zx81fjord"), "a password is never printed");
 }
 
 /// A bridge that stops lets a request finish that has begun.
@@ -684,7 +496,7 @@ fn a_stop_lets_requests_finish() {
     let mut half = [0; 4];
     stream.read_exact(&mut half).expect("the beginning");
     world.bridge.signal("TERM");
-    world.bridge.wait_line(&["bridge stops"]);
+    world.bridge.wait_line(&["bridge drains"]);
     release.send(()).expect("the backend waits");
     stream.read_exact(&mut half).expect("the end");
     assert_eq!(&half, b"done");

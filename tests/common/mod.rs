@@ -4,6 +4,7 @@
 pub(crate) mod doors;
 pub(crate) mod load;
 pub(crate) mod origin;
+pub(crate) mod site;
 pub(crate) mod world;
 
 use std::io::{BufRead, BufReader, Read, Write};
