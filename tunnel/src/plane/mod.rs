@@ -80,6 +80,11 @@ const DRAINED: &str = "drained: the last stream has ended";
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// One read of a carrier and one batch of small frames are at most this long; four TLS records.
 const SCRATCH_BYTES: usize = 64 << 10;
+/// Bytes read in one turn of the worker, and written, over all carriers: 50 to 250 us of work, which is what a request on
+/// a quiet stream waits for at most behind everybody's bulk (twice: here and at the other end).
+const TURN_BYTES: usize = 512 << 10;
+/// Each busy carrier has an even share of it, but no less than this: a wake-up has to be worth its while.
+const SHARE_BYTES_MIN: usize = 64 << 10;
 
 /// What the role must know.
 #[derive(Debug)]
@@ -155,6 +160,8 @@ pub(crate) struct Plane {
     /// So many, and those of streams that are over are forgotten.
     looks_max: usize,
     options: Settled,
+    /// What one carrier may read, and write, in this turn.
+    turn_bytes: usize,
 }
 
 impl Plane {
@@ -186,6 +193,7 @@ impl Plane {
             looks: BinaryHeap::new(),
             looks_max: LOOKS_MIN,
             options,
+            turn_bytes: TURN_BYTES,
         }
     }
 
@@ -413,7 +421,7 @@ impl Plane {
         }
     }
 
-    /// Reads and writes what is ready, about a megabyte per carrier. Returns whether work is left.
+    /// Reads and writes what is ready, [`TURN_BYTES`] of each over all carriers. Returns whether work is left.
     pub(crate) fn turn(&mut self, cx: &mut Cx<'_>) -> bool {
         if cx.now >= self.tick_at {
             self.take_ring();
@@ -422,6 +430,7 @@ impl Plane {
         }
         self.look(cx);
         let work = std::mem::take(&mut self.work);
+        self.turn_bytes = (TURN_BYTES / work.len().max(1)).max(SHARE_BYTES_MIN);
         // Marked as queued while all are read: what that gives them to write is written in the second pass.
         for &key in &work {
             self.rx(cx, key);

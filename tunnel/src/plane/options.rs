@@ -37,7 +37,8 @@ pub struct PlaneOptions {
     pub pipe_bytes: usize,
     /// A read of at least this many bytes speaks for splicing, 1 KiB to 64 KiB. Default 16 KiB.
     pub splice_bytes: usize,
-    /// Bridge: a stream of [`CarrierMode::Auto`] that has carried this much leaves the mux. Default 512 KiB.
+    /// Bridge: a stream of [`CarrierMode::Auto`] that has carried this much in pieces worth splicing (half of `splice_bytes`)
+    /// leaves the mux. Default 512 KiB.
     pub move_bytes: u64,
 }
 
@@ -60,8 +61,6 @@ pub(super) struct Settled {
     /// Reads in a row that change the mover.
     pub(super) streak: u8,
     pub(super) move_bytes: u64,
-    /// Bytes moved for one carrier before others have their turn.
-    pub(super) turn_bytes: usize,
 }
 
 impl PlaneOptions {
@@ -75,7 +74,6 @@ impl PlaneOptions {
             small_bytes: if self.mover == Mover::Splice { 0 } else { splice_bytes / 2 },
             streak: if self.mover == Mover::Splice { 1 } else { 2 },
             move_bytes: self.move_bytes,
-            turn_bytes: 1 << 20,
         }
     }
 }

@@ -57,7 +57,7 @@ impl Plane {
     }
 
     fn rx_raw_into(&mut self, cx: &mut Cx<'_>, key: Key, scratch: &mut [u8]) -> Result<(), Lost> {
-        let mut budget = self.options.turn_bytes;
+        let mut budget = self.turn_bytes;
         while budget > 0 {
             let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live()) else { return Ok(()) };
             let (readable, plain) = (c.readable && !c.read_armed, c.plain);
@@ -219,7 +219,7 @@ impl Plane {
 
     /// Writes what the stream's socket has, behind what the carrier did not take before.
     pub(super) fn tx_raw(&mut self, cx: &mut Cx<'_>, key: Key, scratch: &mut [u8]) -> Result<Sent, Lost> {
-        let mut budget = self.options.turn_bytes;
+        let mut budget = self.turn_bytes;
         loop {
             let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live()) else { return Ok(Sent::All) };
             // A header that waits alone goes with the first bytes behind it.

@@ -13,7 +13,7 @@ use super::carrier::{Carrier, Lost, Phase, Reading};
 use super::direct::Load;
 use super::endpoint::Endpoint;
 use super::offload::received;
-use super::{Event, OP_CARRIER_READ, Plane};
+use super::{Event, OP_CARRIER_READ, Plane, TURN_BYTES};
 use crate::frame::{FLAG_JOIN, HEADER_BYTES, Header, Kind, OPEN_BYTES_MAX, Reason, Violation};
 use crate::limits::Way;
 use crate::mux::{Input, OpenInfo, Side};
@@ -25,9 +25,6 @@ use std::io;
 /// A payload, or the rest of one, is spliced from this size on. Below it two splice(2) cost more than one recv and one
 /// send of the same bytes (HAProxy splices from 4 KiB, levee from 16, Go's break-even is 32 to 64).
 const SPLICE_BYTES_MIN: usize = 16 << 10;
-
-/// Bytes read from one carrier before others have their turn: under a millisecond of work.
-const TURN_READ_BYTES: usize = 1 << 20;
 
 /// How the next bytes are to be read.
 enum Read {
@@ -60,7 +57,7 @@ impl Plane {
     }
 
     fn rx_plain_into(&mut self, cx: &mut Cx<'_>, key: Key, scratch: &mut [u8]) -> Result<(), Lost> {
-        let mut budget = TURN_READ_BYTES;
+        let mut budget = self.turn_bytes;
         while budget > 0 {
             let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.paused && !c.is_raw()) else {
                 return Ok(());
@@ -130,7 +127,7 @@ impl Plane {
                 self.pipes.put(pipe);
                 self.wait_readable(cx, key);
                 // Ends the caller's turn: nothing is readable now.
-                return Ok(Some(TURN_READ_BYTES));
+                return Ok(Some(TURN_BYTES));
             }
             Err(lost) => {
                 self.pipes.put(pipe);
@@ -159,7 +156,7 @@ impl Plane {
 
     fn rx_tls(&mut self, cx: &mut Cx<'_>, key: Key) -> Result<(), Lost> {
         let Some(mut tls) = self.carriers.get_mut(key).and_then(|c| c.tls.take()) else { return Ok(()) };
-        let mut budget = TURN_READ_BYTES;
+        let mut budget = self.turn_bytes;
         let result = loop {
             let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.paused && !c.is_raw() && budget > 0)
             else {

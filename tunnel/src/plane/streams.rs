@@ -124,6 +124,10 @@ impl Plane {
     /// Bridge: a stream has carried `n` more bytes, either way: bulk leaves the mux.
     pub(super) fn on_carried(&mut self, key: Key, n: usize) {
         let Some(e) = self.endpoints.get_mut(key).filter(|e| e.may_move) else { return };
+        // Many small pieces are questions and answers, however long they go on: they are cheaper in frames, together.
+        if n < self.options.small_bytes {
+            return;
+        }
         e.carried += n as u64;
         if e.carried >= self.options.move_bytes {
             self.consider_move(key);

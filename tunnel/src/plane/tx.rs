@@ -29,8 +29,6 @@ const ROOM_BYTES_MIN: usize = 2 << 10;
 const SMALL_BYTES: usize = 8 << 10;
 /// Reads in a row that change the mover.
 const STREAK: u8 = 2;
-/// Bytes written to one carrier before others have their turn.
-const TURN_WRITE_BYTES: usize = 1 << 20;
 
 /// Whether the carrier's socket took everything.
 pub(super) enum Sent {
@@ -89,7 +87,7 @@ impl Plane {
         if raw {
             return self.tx_raw(cx, key, scratch);
         }
-        let (mut len, mut budget) = (0, TURN_WRITE_BYTES);
+        let (mut len, mut budget) = (0, self.turn_bytes);
         while budget > 0 {
             let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.is_shaking_hands()) else { break };
             if scratch.len() - len < HEADER_BYTES + ROOM_BYTES_MIN {
