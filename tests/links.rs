@@ -11,6 +11,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 /// An agent that others do not need.
@@ -68,8 +69,14 @@ impl Drop for Server {
     }
 }
 
+/// A port that stays free while whoever has it is killed and started again: none of those that the kernel gives out
+/// (ip_local_port_range begins at 32768), and another one each time.
 fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port")
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + (std::process::id() % 1_000) as u16 * 12;
+    let ports = std::iter::repeat_with(|| first + NEXT.fetch_add(1, Ordering::Relaxed));
+    let free = |port| TcpListener::bind(("127.0.0.1", port)).and_then(|free| free.local_addr()).ok();
+    ports.take(500).find_map(free).expect("a free port")
 }
 
 /// An agent with these lines in its `[link]`, which exposes these.

@@ -214,15 +214,16 @@ mod tests {
         );
         let sentences = fixed(&old, &new);
         let keys = ["data_dir", "[http] listen", "[link] listen", "[link] public", "[link] tls", "[link] ktls"];
-        for key in keys.into_iter().chain(["[engine] workers", "[engine] backend"]) {
+        for key in keys.into_iter().chain(["[http] grpc_listen", "[engine] workers", "[engine] backend"]) {
             let sentence = sentences.iter().find(|s| s.starts_with(key)).unwrap_or_else(|| panic!("{key}"));
             assert!(sentence.contains("Try: restart"), "{sentence}");
         }
+        let link = sentences.iter().find(|s| s.starts_with("[link] listen")).expect("just seen");
         assert_eq!(
-            sentences[2],
+            link,
             "[link] listen = \"127.0.0.1:2\" cannot be had by a running bridge: it stays \"127.0.0.1:8024\", and all \
              else holds. Try: restart (or --takeover)"
         );
-        assert_eq!((sentences.len(), fixed(&old, &old).len()), (8, 0));
+        assert_eq!((sentences.len(), fixed(&old, &old).len()), (9, 0));
     }
 }

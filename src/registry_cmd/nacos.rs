@@ -193,7 +193,7 @@ fn instance(cluster: &str, host: &Value) -> Result<Instance, String> {
     let instance = Instance {
         weight: host["weight"].as_f64().unwrap_or(1.0),
         enabled: host["enabled"].as_bool().unwrap_or(true),
-        claims_healthy: host["healthy"].as_bool().unwrap_or(true),
+        // `healthy` is what that server has found, not what the instance says of itself: ours finds out by itself.
         metadata: metadata(&host["metadata"]),
         ..Instance::new(id)
     };

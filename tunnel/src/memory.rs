@@ -33,7 +33,7 @@ impl Default for MemoryLimits {
 }
 
 /// What is taken now. One for each process, behind an `Arc`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Budget {
     window_bytes_max: AtomicU32,
     carrier_growth_bytes_max: AtomicU64,
@@ -43,12 +43,24 @@ pub struct Budget {
     held: AtomicU64,
 }
 
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget::new(MemoryLimits::default())
+    }
+}
+
 impl Budget {
     /// Nothing is taken yet.
     pub fn new(limits: MemoryLimits) -> Budget {
-        let budget = Budget::default();
-        budget.set_limits(limits);
-        budget
+        let MemoryLimits { window_bytes_max, carrier_growth_bytes_max, growth_bytes_max, held_bytes_max } = limits;
+        Budget {
+            window_bytes_max: window_bytes_max.into(),
+            carrier_growth_bytes_max: carrier_growth_bytes_max.into(),
+            growth_bytes_max: growth_bytes_max.into(),
+            held_bytes_max: held_bytes_max.into(),
+            growth: AtomicU64::new(0),
+            held: AtomicU64::new(0),
+        }
     }
 
     /// The limits.

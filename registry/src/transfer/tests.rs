@@ -77,7 +77,7 @@ fn what_is_refused() {
         (String::from("{\"ringspan_registry\":2}\n"), "format 2"),
         ("[]\n".into(), "no export"),
         ("{\"ringspan_registry\":1}\n{\"services\":1,\"instances\":0}\n".into(), "it says"),
-        (String::from_utf8(text.clone()).unwrap().replace("\"port\":9,", "\"port\":0,"), "line 3: Param 'port'"),
+        (String::from_utf8(text.clone()).unwrap().replace("\"port\":9,", "\"port\":0,"), "line 2: Param 'port'"),
         (String::from_utf8(text.clone()).unwrap() + "{}\n", "line 5: there is something behind"),
     ];
     for (text, problem) in bad {
