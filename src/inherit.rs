@@ -27,6 +27,11 @@ pub(crate) fn udp(address: SocketAddr) -> Option<OwnedFd> {
     take(address, true)
 }
 
+/// Whether one of this address is here.
+pub(crate) fn has(address: SocketAddr) -> bool {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|w| w.address == address)
+}
+
 fn take(address: SocketAddr, is_udp: bool) -> Option<OwnedFd> {
     let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     let at = pool.iter().position(|w| w.address == address && w.is_udp == is_udp)?;

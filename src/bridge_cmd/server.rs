@@ -4,7 +4,7 @@
 //! workers (pinned): prober + bridge's data path        control plane (tokio): http, registry prober, pump, admin
 //! ```
 
-use super::bind::{bind_error, cannot_listen};
+use super::bind::{bind_error, cannot_listen, wait_for_ports};
 use super::listeners;
 use super::listening::Listening;
 use super::metrics;
@@ -81,6 +81,7 @@ impl BridgeServer {
         let keyring = Arc::new(Keyring::open(&config.data_dir).map_err(|e| run(e.to_string()))?);
         let (tls, trust) = protection(config)?;
         let registry = Registry::open(&registry_options(config)).map_err(|e| run(e.to_string()))?;
+        wait_for_ports(config);
         let http_server = HttpServer::bind(config.http_listen)
             .map_err(|e| run(cannot_listen("[http] listen", config.http_listen, &e)))?;
         let http_address = http_server.address().map_err(|e| run(e.to_string()))?;
