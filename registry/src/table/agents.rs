@@ -76,6 +76,15 @@ impl Table {
         Ok(changes)
     }
 
+    /// News are believed of the latest session alone, and while it is there.
+    pub(super) fn check_present(&self, agent: &Name, session: u64) -> Result<(), Refusal> {
+        let (latest, connected) = self.agents.get(agent).map_or((0, false), |a| (a.session, a.connected));
+        if session != latest || !connected {
+            return Err(Refusal::StaleSession { agent: agent.clone(), session, latest });
+        }
+        Ok(())
+    }
+
     pub(super) fn agent_heard(
         &mut self,
         now: Instant,
@@ -83,10 +92,7 @@ impl Table {
         session: u64,
         deltas: &[Delta],
     ) -> Result<Changes, Refusal> {
-        let (latest, connected) = self.agents.get(agent).map_or((0, false), |a| (a.session, a.connected));
-        if session != latest || !connected {
-            return Err(Refusal::StaleSession { agent: agent.clone(), session, latest });
-        }
+        self.check_present(agent, session)?;
         let mut changes = Changes::default();
         for delta in deltas {
             if self.agents[agent].instances.contains(&(delta.service.clone(), delta.id.clone())) {

@@ -45,10 +45,7 @@ impl Table {
         session: u64,
         deltas: &[Delta],
     ) -> Result<Changes, Refusal> {
-        let (latest, connected) = self.agents.get(agent).map_or((0, false), |a| (a.session, a.connected));
-        if session != latest || !connected {
-            return Err(Refusal::StaleSession { agent: agent.clone(), session, latest });
-        }
+        self.check_present(agent, session)?;
         let mut changes = Changes::default();
         for delta in deltas {
             let ballot = self.entry(&delta.service, &delta.id).and_then(|e| e.ballot.clone());
