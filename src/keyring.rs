@@ -290,6 +290,7 @@ pub(crate) mod tests {
             token: token.cloned(),
             session: SessionId::generate(),
             exposes: vec![Expose::new("web".to_owned().try_into().expect("a name"), "127.0.0.1:1".into())],
+            watches: 0,
             software: "test".into(),
         };
         let (mut bridge, challenge) = BridgeHello::new(VERSIONS, [7; 32], Binding::NONE, "test");

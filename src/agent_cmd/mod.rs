@@ -9,6 +9,7 @@
 mod checks;
 mod link;
 mod uplink;
+mod watches;
 
 use crate::config::agent::Agent as Config;
 use crate::config::agent::Secret;
@@ -88,6 +89,7 @@ fn of_flags(args: &cli::Agent) -> Result<Config, Failure> {
         engine: EngineConfig::default(),
         memory: ringspan_tunnel::memory::MemoryLimits::default(),
         drain: DRAIN_DEFAULT,
+        checks: Vec::new(),
     })
 }
 
@@ -125,7 +127,8 @@ impl AgentServer {
         let (engine, feed) =
             Engine::start(&engine_options, bell.clone(), |_| Vec::new()).map_err(|e| run(e.to_string()))?;
         let lodging = engine.lodging().expect("it was started a moment ago");
-        let house = House { lodging, bell: bell.clone(), memory: config.memory };
+        let allowed = watches::Allowed::new(arc_swap::ArcSwap::from_pointee(config.checks.clone()));
+        let house = House { lodging, bell: bell.clone(), memory: config.memory, probes: engine.probes(), allowed };
         let mut checks = Checks::new(engine.probes());
         let mut uplinks = Vec::new();
         for link in &config.links {
@@ -240,6 +243,7 @@ impl AgentServer {
 
     /// Whether bridges have to hear of it.
     async fn apply(&mut self, config: &Config) -> Result<bool, Failure> {
+        self.house.allowed.store(Arc::new(config.checks.clone()));
         let mut changed = false;
         // First what may fail.
         visit(&mut self.visits, config, &self.uplinks)?;
@@ -271,6 +275,7 @@ impl AgentServer {
     fn tell_health(&mut self) {
         self.feed.transitions(&mut self.transitions);
         for t in std::mem::take(&mut self.transitions) {
+            self.uplinks.iter().for_each(|uplink| uplink.tell_sight(&t));
             if let Some((expose, _)) = self.checks.on_transition(&t) {
                 log_transition(expose, &t);
                 self.uplinks.iter().for_each(|uplink| uplink.tell_health(t.key, &self.checks));

@@ -9,14 +9,17 @@
 
 use super::checks::Checks;
 use super::link::Link;
+use super::watches::{Allowed, Watches};
 use crate::Failure;
 use crate::config::agent_link::AgentLink;
 use crate::config::expose::Expose;
 use crate::doors::backends::{self, Backends};
 use crate::doors::road::Road;
 use arc_swap::ArcSwap;
+use ringspan_engine::engine::Probes;
 use ringspan_engine::health::Health;
 use ringspan_engine::mailbox::Wake;
+use ringspan_engine::target::Transition;
 use ringspan_engine::worker::Lodging;
 use ringspan_tunnel::agent::{Agent, AgentEvent, AgentEvents, AgentHandle, AgentOptions, Backend, CallId, Reach};
 use ringspan_tunnel::fingerprint::Trust;
@@ -54,6 +57,9 @@ pub(super) struct House {
     pub(super) lodging: Lodging,
     pub(super) bell: Arc<super::Bell>,
     pub(super) memory: MemoryLimits,
+    pub(super) probes: Probes,
+    /// Networks that bridges may have us look at.
+    pub(super) allowed: Allowed,
 }
 
 struct Session {
@@ -64,6 +70,8 @@ struct Session {
     /// The checks' keys, in the order of the exposes.
     keys: Vec<u64>,
     doors: Backends,
+    /// What the bridge has us look at.
+    watches: Watches,
     /// Leaving: since when. Taken once the bridge has been told.
     retired: Option<Instant>,
 }
@@ -191,6 +199,11 @@ impl Uplink {
         }
     }
 
+    /// A verdict, perhaps on a place that the bridge has us look at.
+    pub(super) fn tell_sight(&self, t: &Transition) {
+        self.all().for_each(|session| session.watches.on_transition(t));
+    }
+
     /// Now and then.
     pub(super) fn tick(&mut self) {
         for session in &mut self.leaving {
@@ -201,6 +214,7 @@ impl Uplink {
         }
         for session in [&mut self.current].into_iter().chain(&mut self.coming).chain(&mut self.leaving) {
             session.doors.tell();
+            session.watches.press_on();
             session.handle.set_bridge(self.addresses.load().to_vec());
         }
         self.leaving.retain(|session| {
@@ -212,7 +226,7 @@ impl Uplink {
     /// Works off what the sessions say; why this bridge is lost for good, if it is.
     pub(super) fn take_events(&mut self) -> Option<Failure> {
         while let Some(event) = self.current.events.try_event() {
-            if let Some(refusal) = on_event(&self.current, event, &mut self.link, &self.state_dir)
+            if let Some(refusal) = on_event(&mut self.current, event, &mut self.link, &self.state_dir)
                 && let Some(failure) = is_final(&self.link, &refusal)
             {
                 return Some(failure);
@@ -250,6 +264,7 @@ impl Uplink {
                 match event {
                     AgentEvent::Ask { ask, backend, info } => session.doors.on_ask(ask, backend, info),
                     AgentEvent::Reach { call } => reach(session, &self.link, call),
+                    AgentEvent::Watch(orders) => session.watches.on_orders(orders),
                     event => tracing::debug!(?event, "an older session"),
                 }
             }
@@ -286,6 +301,7 @@ fn introduction(link: &Link, terms: &Terms) -> Introduction {
         token: link.token.clone(),
         session: SessionId::generate(),
         exposes: terms.offers.clone(),
+        watches: ringspan_tunnel::watch_feed::WATCHES_MAX,
         software: format!("ringspan/{}", env!("CARGO_PKG_VERSION")),
     }
 }
@@ -326,7 +342,8 @@ async fn session(
     house.lodging.move_in(residents).map_err(|_| Failure::Run("a worker takes no one in: does it hang?".into()))?;
     let mut doors = Backends::new(handle.clone(), exposes);
     doors.check(exposes);
-    Ok(Session { handle, events, terms, exposes: exposes.to_vec(), keys, doors, retired: None })
+    let watches = Watches::new(house.probes.clone(), house.allowed.clone(), handle.clone());
+    Ok(Session { handle, events, terms, exposes: exposes.to_vec(), keys, doors, watches, retired: None })
 }
 
 /// Looks a bridge's name up again and again. `None`: it is an address.
@@ -355,7 +372,7 @@ fn resolver(
 }
 
 /// Logs and answers; a refusal, if it was one.
-fn on_event(session: &Session, event: AgentEvent, link: &mut Link, state_dir: &std::path::Path) -> Option<Refusal> {
+fn on_event(session: &mut Session, event: AgentEvent, link: &mut Link, state_dir: &std::path::Path) -> Option<Refusal> {
     match event {
         AgentEvent::Up { carrier, welcome } => {
             tracing::info!(carrier, bridge = %link.bridge, software = welcome.software, "link up");
@@ -381,6 +398,7 @@ fn on_event(session: &Session, event: AgentEvent, link: &mut Link, state_dir: &s
             return Some(refusal);
         }
         AgentEvent::Reach { call } => reach(session, link, call),
+        AgentEvent::Watch(orders) => session.watches.on_orders(orders),
         AgentEvent::Ask { ask, backend, info } => session.doors.on_ask(ask, backend, info),
         AgentEvent::DialFailed { backend, reason } => {
             let expose = session.exposes.get(usize::from(backend));

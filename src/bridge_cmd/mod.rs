@@ -13,6 +13,7 @@ mod metrics;
 mod pump;
 mod reload;
 mod retired;
+mod scouts;
 mod server;
 mod sessions;
 mod takeover;

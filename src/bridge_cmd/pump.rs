@@ -10,6 +10,7 @@
 //! their events meanwhile.
 
 use super::listening::Listening;
+use super::scouts::{Sightings, WatchOrder};
 use super::sessions::{Order, Sessions};
 use crate::keyring::Keyring;
 use crate::office::{Floor, unix_now};
@@ -164,7 +165,12 @@ impl Floor for Hall {
 }
 
 /// Runs until the process stops.
-pub(super) async fn run(hall: Arc<Hall>, mut events: BridgeEvents) {
+pub(super) async fn run(
+    hall: Arc<Hall>,
+    mut events: BridgeEvents,
+    mut watches: mpsc::Receiver<WatchOrder>,
+    sightings: Sightings,
+) {
     let clerk = start_clerk(hall.clone());
     let scribe = start_scribe(hall.registry.clone());
     let mut dials = HashMap::<(AgentId, u16, Reason), u64>::new();
@@ -182,6 +188,11 @@ pub(super) async fn run(hall: Arc<Hall>, mut events: BridgeEvents) {
                 }
                 BridgeEvent::DialFailed { agent, backend, reason } => {
                     *dials.entry((agent, backend, reason)).or_default() += 1;
+                }
+                BridgeEvent::Sighted { agent, generation, sights } => {
+                    if let Some(cluster) = hall.sessions().cluster_of(agent, generation) {
+                        sightings.add(cluster, generation, &sights);
+                    }
                 }
                 event => {
                     if let BridgeEvent::AgentUp { agent, .. } | BridgeEvent::Carriers { agent, .. } = &event
@@ -208,9 +219,30 @@ pub(super) async fn run(hall: Arc<Hall>, mut events: BridgeEvents) {
         }
         tokio::select! {
             () = hall.bell.0.notified() => {}
+            Some(order) = watches.recv() => {
+                let mut next = Some(order);
+                while let Some(order) = next {
+                    carry_out(&hall, &mut events, &sightings, order);
+                    next = watches.try_recv().ok();
+                }
+            }
             _ = tell.tick() => {
                 tell_dials(&hall.sessions(), &mut dials);
                 hall.listening.tick();
+            }
+        }
+    }
+}
+
+/// Asks an agent to look somewhere, or no longer. One that is gone need not be asked: the registry knows.
+fn carry_out(hall: &Hall, events: &mut BridgeEvents, sightings: &Sightings, order: WatchOrder) {
+    let WatchOrder { cluster, generation, key, watch } = order;
+    let Some(agent) = hall.sessions().agent_of(&cluster, generation) else { return };
+    match watch {
+        None => events.unwatch(agent, generation, key),
+        Some(watch) => {
+            if !events.watch(agent, generation, watch) {
+                sightings.unable(&cluster, generation, key);
             }
         }
     }
@@ -264,7 +296,7 @@ fn on_change(sessions: &mut Sessions, event: BridgeEvent, tales: &mut Vec<Tale>)
             tracing::warn!(%reason, count, example, why = reason.sentence(), "link: handshakes failed");
             None
         }
-        BridgeEvent::Hello { .. } | BridgeEvent::DialFailed { .. } => None,
+        BridgeEvent::Hello { .. } | BridgeEvent::DialFailed { .. } | BridgeEvent::Sighted { .. } => None,
     }
 }
 

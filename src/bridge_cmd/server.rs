@@ -9,6 +9,7 @@ use super::listeners;
 use super::listening::Listening;
 use super::metrics;
 use super::pump::{self, Bell, Hall};
+use super::scouts;
 use super::sessions::Sessions;
 use super::takeover::Estate;
 use crate::config::bridge::Bridge as Config;
@@ -164,11 +165,18 @@ impl BridgeServer {
             tokio::spawn(server.serve(registry.clone(), hub.clone(), clients, limits, stopping))
         });
         let (asked, successors) = mpsc::channel(1);
-        let pump = tokio::spawn(pump::run(hall.clone(), events));
+        let (scouts, watches, sightings) = scouts::scouts(probe_bell.clone());
+        let pump = tokio::spawn(pump::run(hall.clone(), events, watches, sightings));
         let tasks = vec![
             tokio::spawn(hub.run(registry.clone())),
             tokio::spawn(udp.run()),
-            tokio::spawn(prober::run(registry.clone(), (probes, feed), probe_bell, prober::policy_default())),
+            tokio::spawn(prober::run_with(
+                registry.clone(),
+                (probes, feed),
+                scouts,
+                probe_bell,
+                prober::policy_default(),
+            )),
             tokio::spawn(admin.serve(office.clone(), asked)),
         ];
         let server = BridgeServer {

@@ -167,6 +167,17 @@ impl Sessions {
         Some(Order::Health { cluster: session.cluster.clone(), generation, deltas })
     }
 
+    /// Which agent has this cluster and this session.
+    pub(super) fn agent_of(&self, cluster: &str, generation: u64) -> Option<AgentId> {
+        let mut all = self.agents.iter();
+        all.find(|(_, s)| s.generation == generation && s.cluster == cluster).map(|(agent, _)| *agent)
+    }
+
+    /// The cluster of an agent, if this is its session.
+    pub(super) fn cluster_of(&self, agent: AgentId, generation: u64) -> Option<&str> {
+        self.agents.get(&agent).filter(|s| s.generation == generation).map(|s| s.cluster.as_str())
+    }
+
     /// Service and address of a backend, for the log.
     pub(super) fn backend(&self, agent: AgentId, index: u16) -> Option<&Expose> {
         self.agents.get(&agent)?.exposes.get(usize::from(index))

@@ -6,7 +6,9 @@ use super::drain::{DRAIN_DEFAULT, check_drain};
 use super::expose::{Expose, RawExpose, check_expose};
 use super::memory::{RawMemory, check_memory};
 use super::visit::{RawVisit, Visit, check_visit};
+use super::watches::{RawChecks, check_checks};
 use super::{Document, Error};
+use ipnet::IpNet;
 use ringspan_tunnel::memory::MemoryLimits;
 use serde::Deserialize;
 use std::fmt;
@@ -33,6 +35,8 @@ pub(crate) struct Agent {
     pub(crate) engine: Engine,
     /// What its streams may take.
     pub(crate) memory: MemoryLimits,
+    /// Networks that bridges' registries may have it look at; default none.
+    pub(crate) checks: Vec<IpNet>,
     /// Visitors have this long when the agent stops.
     pub(crate) drain: Duration,
 }
@@ -66,6 +70,7 @@ struct Raw {
     expose: Vec<RawExpose>,
     #[serde(default)]
     visit: Vec<RawVisit>,
+    checks: Option<RawChecks>,
     drain: Option<Spanned<String>>,
 }
 
@@ -78,6 +83,7 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
         visits: Vec::new(),
         engine: check_engine(doc, raw.engine.as_ref())?,
         memory: check_memory(doc, raw.memory.as_ref())?,
+        checks: check_checks(doc, raw.checks.as_ref())?,
         drain: check_drain(doc, raw.drain.as_ref(), DRAIN_DEFAULT)?,
     };
     for raw in &raw.expose {
@@ -86,7 +92,7 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
     for raw in &raw.visit {
         agent.visits.push(check_visit(doc, raw)?);
     }
-    if agent.exposes.is_empty() && agent.visits.is_empty() {
+    if agent.exposes.is_empty() && agent.visits.is_empty() && agent.checks.is_empty() {
         let remedy = "add [[expose]] with service = \"web\" and address = \"127.0.0.1:8081\"";
         return Err(doc.lacking("there is no [[expose]]: the agent would have nothing to offer", remedy));
     }

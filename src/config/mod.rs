@@ -28,6 +28,7 @@ mod registry;
 mod road;
 pub(crate) mod unit;
 pub(crate) mod visit;
+mod watches;
 
 use serde::de::DeserializeOwned;
 use std::fmt;

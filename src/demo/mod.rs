@@ -213,6 +213,7 @@ impl Demo {
             engine: EngineConfig::default(),
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
             drain: Default::default(),
+            checks: Vec::new(),
         })
         .await?;
         let agent = tokio::spawn(async move { agent.serve(None).await });

@@ -57,7 +57,7 @@ enum WireHealth {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Entry {
+pub(crate) struct Entry {
     backend: u16,
     health: WireHealth,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -69,7 +69,7 @@ struct Entry {
 }
 
 impl Entry {
-    fn new(backend: u16, state: &BackendHealth, now: Instant) -> Entry {
+    pub(crate) fn new(backend: u16, state: &BackendHealth, now: Instant) -> Entry {
         let health = match state.health {
             Health::Up => WireHealth::Up,
             Health::Down => WireHealth::Down,
@@ -79,7 +79,7 @@ impl Entry {
         Entry { backend, health, code: state.code.map(|c| c.as_str().to_owned()), age_ms, rtt_us: state.rtt_us }
     }
 
-    fn state(&self, now: Instant) -> BackendHealth {
+    pub(crate) fn state(&self, now: Instant) -> BackendHealth {
         let health = match self.health {
             WireHealth::Up => Health::Up,
             WireHealth::Down => Health::Down,
@@ -119,6 +119,12 @@ impl Message {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("health feed: {0}")]
 pub struct FeedError(String);
+
+impl FeedError {
+    pub(crate) fn new(text: &str) -> FeedError {
+        FeedError(text.to_owned())
+    }
+}
 
 fn parse(payload: &[u8]) -> Result<Message, FeedError> {
     serde_json::from_slice(payload).map_err(|error| FeedError(error.to_string()))

@@ -57,3 +57,4 @@ mod slots;
 pub mod stats;
 pub mod tls;
 pub mod token;
+pub mod watch_feed;

@@ -112,6 +112,7 @@ fn join(bridge: SocketAddr, token: &JoinToken, n: usize) -> Result<TcpStream, Fa
         token: Some(token.clone()),
         session: SessionId::generate(),
         exposes: Vec::new(),
+        watches: 0,
         software: "herd".into(),
     };
     let mut stream = TcpStream::connect(bridge).map_err(failed)?;

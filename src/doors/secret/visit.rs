@@ -202,6 +202,7 @@ impl Way {
             token: None,
             session: SessionId::generate(),
             exposes: vec![Expose::new(service, "visit".into())],
+            watches: 0,
             software: format!("ringspan/{}", env!("CARGO_PKG_VERSION")),
         };
         let mut hello = AgentHello::new(introduction, VERSIONS, Carrier::mux(0, 1), binding);

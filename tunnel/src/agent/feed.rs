@@ -4,12 +4,19 @@
 use super::Shared;
 use crate::health_feed::{FeedError, HealthSource};
 use crate::slots::Key;
+use crate::watch_feed::{Orders, Scout};
 use ringspan_engine::time::Instant;
+use std::collections::VecDeque;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+/// Orders that the control plane has not taken yet; a bridge that sends more is not one of ours.
+const ORDERS_MAX: usize = 256;
+
 pub(super) struct Feed {
     source: HealthSource,
+    scout: Scout,
+    orders: VecDeque<Orders>,
     /// Carriers that are up, the one that carries the feed first.
     carriers: Vec<Listener>,
 }
@@ -23,7 +30,12 @@ struct Listener {
 
 impl Feed {
     pub(super) fn new(backends: u16, now: Instant) -> Feed {
-        Feed { source: HealthSource::new(backends, now), carriers: Vec::new() }
+        Feed {
+            source: HealthSource::new(backends, now),
+            scout: Scout::default(),
+            orders: VecDeque::new(),
+            carriers: Vec::new(),
+        }
     }
 
     pub(super) fn on_up(&mut self, worker: usize, key: Key, generation: u64) {
@@ -31,7 +43,7 @@ impl Feed {
         // A newer session at the bridge takes over: what the older one hears, it may ignore.
         if self.carriers.first().is_none_or(|first| first.generation < generation) {
             self.carriers.insert(0, listener);
-            self.source.on_welcome(generation);
+            self.welcome(generation);
         } else {
             self.carriers.push(listener);
         }
@@ -41,14 +53,47 @@ impl Feed {
         let Some(at) = self.carriers.iter().position(|l| (l.worker, l.key) == (worker, key)) else { return };
         self.carriers.remove(at);
         match self.carriers.first() {
-            None => self.source.on_link_lost(),
-            Some(first) if at == 0 => self.source.on_welcome(first.generation),
+            None => {
+                self.source.on_link_lost();
+                self.orders.clear();
+                self.orders.push_back(self.scout.on_link_lost());
+            }
+            Some(first) if at == 0 => {
+                let generation = first.generation;
+                self.welcome(generation);
+            }
             Some(_) => {}
         }
     }
 
+    fn welcome(&mut self, generation: u64) {
+        self.source.on_welcome(generation);
+        if let Some(void) = self.scout.on_welcome(generation) {
+            self.orders.clear();
+            self.orders.push_back(void);
+        }
+    }
+
     pub(super) fn on_message(&mut self, payload: &[u8]) -> Result<(), FeedError> {
-        self.source.on_message(payload)
+        match self.scout.on_message(payload)? {
+            None => self.source.on_message(payload),
+            Some(orders) if orders == Orders::default() => Ok(()),
+            Some(_) if self.orders.len() >= ORDERS_MAX => Err(FeedError::new("more orders than anybody can carry out")),
+            Some(orders) => {
+                self.orders.push_back(orders);
+                Ok(())
+            }
+        }
+    }
+
+    /// Hands orders on, as long as there is room for them.
+    pub(super) fn give_orders(&mut self, mut give: impl FnMut(Orders) -> bool) {
+        while let Some(orders) = self.orders.pop_front() {
+            if !give(orders.clone()) {
+                self.orders.push_front(orders);
+                return;
+            }
+        }
     }
 
     /// Takes the news that the control plane left.
@@ -60,11 +105,16 @@ impl Feed {
         for (backend, state) in news {
             self.source.set(backend, state);
         }
+        let seen = std::mem::take(&mut *shared.sights.lock().unwrap_or_else(PoisonError::into_inner));
+        for sight in seen.into_values() {
+            self.scout.set(sight);
+        }
     }
 
     /// The next payload and who sends it.
     pub(super) fn next(&mut self, now: Instant) -> Option<(usize, Key, Vec<u8>)> {
         let first = *self.carriers.first()?;
-        Some((first.worker, first.key, self.source.next_message(now)?))
+        let payload = self.source.next_message(now).or_else(|| self.scout.next_message(now))?;
+        Some((first.worker, first.key, payload))
     }
 }

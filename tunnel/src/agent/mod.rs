@@ -21,6 +21,7 @@ pub use crate::plane::{Backend, PlaneOptions};
 use crate::slots::Key;
 use crate::stats::{Stats, WorkerStats};
 use crate::tls::ClientTls;
+use crate::watch_feed::{Orders, Sight};
 use arc_swap::ArcSwap;
 use ringspan_engine::kernel::Socket;
 use ringspan_engine::mailbox::{Receiver, Sender, Wake, mailbox};
@@ -125,6 +126,8 @@ pub enum AgentEvent {
         /// What the bridge said of the visitor: untrusted as the visitor itself.
         info: OpenInfo,
     },
+    /// What the bridge wants us to look at from now on: answer each with [`AgentHandle::set_sight`], at least once.
+    Watch(Orders),
     /// A backend could not be reached for a visitor.
     DialFailed {
         /// Its number.
@@ -180,6 +183,8 @@ struct Shared {
     /// News of backends for worker 0: the latest word on each, so it is bounded and loses no state. Not on the data
     /// path: the worker looks only when `fresh` says so, which is when a verdict changed.
     health: Mutex<BTreeMap<u16, BackendHealth>>,
+    /// The same of places that the bridge wants us to look at.
+    sights: Mutex<BTreeMap<u64, Sight>>,
     fresh: AtomicBool,
     leaving: AtomicBool,
     retiring: AtomicBool,
@@ -207,6 +212,7 @@ impl Agent {
             stats: seats.iter().map(|_| Arc::default()).collect(),
             budget: Arc::new(Budget::new(options.memory)),
             health: Mutex::default(),
+            sights: Mutex::default(),
             fresh: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             retiring: AtomicBool::new(false),
@@ -260,6 +266,15 @@ impl AgentHandle {
     /// A backend's verdict has changed: the bridge will hear of it, in order. Panics if there is no such backend.
     pub fn set_health(&self, backend: u16, state: BackendHealth) {
         self.shared.health.lock().unwrap_or_else(PoisonError::into_inner).insert(backend, state);
+        self.shared.fresh.store(true, Ordering::Release);
+        if let Some(wake) = &self.first {
+            wake.wake();
+        }
+    }
+
+    /// What we see of a place that the bridge wants us to look at has changed.
+    pub fn set_sight(&self, sight: Sight) {
+        self.shared.sights.lock().unwrap_or_else(PoisonError::into_inner).insert(sight.key, sight);
         self.shared.fresh.store(true, Ordering::Release);
         if let Some(wake) = &self.first {
             wake.wake();

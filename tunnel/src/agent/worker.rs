@@ -431,6 +431,7 @@ impl AgentWorker {
     fn run_feed(&mut self, cx: &mut Cx<'_>) {
         if let Some(feed) = &mut self.feed {
             feed.take_news(&self.shared);
+            feed.give_orders(|orders| self.own.events.send(AgentEvent::Watch(orders)).is_ok());
         }
         while let Some((worker, key, payload)) = self.feed.as_mut().and_then(|feed| feed.next(cx.now)) {
             self.send_mail(cx, worker, Mail::Send { key, payload });

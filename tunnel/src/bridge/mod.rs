@@ -36,6 +36,7 @@ use crate::routes::Routes;
 use crate::slots::Key;
 use crate::stats::{Stats, WorkerStats};
 use crate::tls::ServerTls;
+use crate::watch_feed::{Sight, Watch};
 use arc_swap::ArcSwap;
 use directory::Directory;
 pub use ears::{Closing, Inherited};
@@ -183,6 +184,15 @@ pub enum BridgeEvent {
         generation: u64,
         /// What changed.
         changes: Vec<Change>,
+    },
+    /// What an agent sees where it was asked to look ([`BridgeEvents::watch`]), in order.
+    Sighted {
+        /// Who.
+        agent: AgentId,
+        /// Which session.
+        generation: u64,
+        /// What it sees now.
+        sights: Vec<Sight>,
     },
     /// An agent could not reach a backend for a visitor.
     DialFailed {
@@ -567,9 +577,31 @@ pub struct BridgeEvents {
 }
 
 impl BridgeEvents {
+    /// Asks an agent to look at a place from now on; it says what it sees in [`BridgeEvent::Sighted`], at least once,
+    /// for as long as this session lasts. `false`: it cannot, it looks at as much as it may, or the check is too long.
+    /// Of a session that is not the agent's latest nothing is asked.
+    pub fn watch(&mut self, agent: AgentId, generation: u64, watch: Watch) -> bool {
+        let taken = self.roster.watch(agent, generation, watch);
+        self.send_orders();
+        taken
+    }
+
+    /// It need not look there any longer.
+    pub fn unwatch(&mut self, agent: AgentId, generation: u64, key: u64) {
+        self.roster.unwatch(agent, generation, key);
+        self.send_orders();
+    }
+
+    fn send_orders(&mut self) {
+        while let Some((link, payload)) = self.roster.orders() {
+            self.shared.mail(link, Mail::Health { key: link.key, payload });
+        }
+    }
+
     /// The next event, if there is one.
     pub fn try_event(&mut self) -> Option<BridgeEvent> {
         loop {
+            self.send_orders();
             if let Some(event) = self.roster.next() {
                 return Some(event);
             }

@@ -5,8 +5,9 @@ use super::{BridgeEvent, LinkId, Raw};
 use crate::health_feed::{HealthView, Heard};
 use crate::hello::Applicant;
 use crate::identity::AgentId;
+use crate::watch_feed::{Lookout, Seen, WATCHES_MAX, Watch};
 use ringspan_engine::time::Instant;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 
 #[derive(Default)]
@@ -15,12 +16,20 @@ pub(super) struct Roster {
     /// Newer sessions of agents that are there: they take over with their first word on health.
     coming: HashMap<AgentId, Coming>,
     due: VecDeque<BridgeEvent>,
+    /// Agents that have orders to be sent.
+    ordered: BTreeSet<AgentId>,
 }
 
 struct Present {
     generation: u64,
     carriers: u32,
     health: HealthView,
+    lookout: Lookout,
+    /// Places it will look at, at most.
+    watches: u16,
+    watching: u16,
+    /// The carrier that carries its feeds.
+    feed: Option<LinkId>,
 }
 
 struct Coming {
@@ -110,7 +119,8 @@ impl Roster {
             }
             older => {
                 let health = HealthView::new(generation, applicant.exposes.len() as u16, at);
-                let present = Present { generation, carriers: 1, health };
+                let (lookout, watches) = (Lookout::new(generation), applicant.watches.min(WATCHES_MAX));
+                let present = Present { generation, carriers: 1, health, lookout, watches, watching: 0, feed: None };
                 if older.is_some() {
                     self.coming.insert(agent, Coming { present, applicant, peer });
                 } else {
@@ -131,6 +141,41 @@ impl Roster {
         Some(Order::Replace { agent, below: generation })
     }
 
+    /// Lets an agent look at this, too. `false`: it cannot, or looks at as much as it may.
+    pub(super) fn watch(&mut self, agent: AgentId, generation: u64, watch: Watch) -> bool {
+        let Some(present) = self.agents.get_mut(&agent).filter(|p| p.generation == generation) else { return true };
+        let taken = present.watching < present.watches && present.lookout.watch(watch);
+        if taken {
+            present.watching += 1;
+            self.ordered.insert(agent);
+        }
+        taken
+    }
+
+    /// It need not look at this any longer.
+    pub(super) fn unwatch(&mut self, agent: AgentId, generation: u64, key: u64) {
+        let Some(present) = self.agents.get_mut(&agent).filter(|p| p.generation == generation) else { return };
+        if present.lookout.unwatch(key) {
+            present.watching -= 1;
+            self.ordered.insert(agent);
+        }
+    }
+
+    /// The next orders to send, and to whom.
+    pub(super) fn orders(&mut self) -> Option<(LinkId, Vec<u8>)> {
+        while let Some(agent) = self.ordered.first().copied() {
+            let present = self.agents.get_mut(&agent);
+            // Without a carrier they wait for one.
+            if let Some(Present { lookout, feed: Some(feed), .. }) = present
+                && let Some(payload) = lookout.next_message()
+            {
+                return Some((*feed, payload));
+            }
+            self.ordered.remove(&agent);
+        }
+        None
+    }
+
     fn on_health(
         &mut self,
         link: LinkId,
@@ -145,6 +190,24 @@ impl Roster {
         } else {
             self.agents.get_mut(&agent).filter(|present| present.generation == generation)
         }?;
+        // The agent begins on each carrier that takes the feeds over with a snapshot.
+        if present.feed != Some(link) && (present.feed.is_none() || payload.starts_with(b"{\"snapshot\"")) {
+            present.feed = Some(link);
+            present.lookout.on_carrier();
+            if present.watching > 0 {
+                self.ordered.insert(agent);
+            }
+        }
+        match present.lookout.on_message(payload, at) {
+            Ok(Seen::NotOurs) => {}
+            Ok(Seen::Sights(sights)) => {
+                if !sights.is_empty() {
+                    self.due.push_back(BridgeEvent::Sighted { agent, generation, sights });
+                }
+                return None;
+            }
+            Err(error) => return Some(Order::End { link, detail: error.to_string() }),
+        }
         match present.health.on_message(payload, at) {
             Ok(Heard::Changes(changes)) => {
                 let order = if is_coming { self.take_over(agent) } else { None };

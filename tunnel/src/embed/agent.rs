@@ -83,6 +83,7 @@ impl AgentHost {
             token: Some(token),
             session: SessionId::generate(),
             exposes: exposes.map_err(|error| text(&error))?,
+            watches: 0,
             software: concat!("ringspan-tunnel/", env!("CARGO_PKG_VERSION")).into(),
         };
         introduction.check(config.carriers).map_err(EmbedError::Exposes)?;

@@ -17,6 +17,8 @@ pub struct Introduction {
     pub session: SessionId,
     /// What it offers.
     pub exposes: Vec<Expose>,
+    /// Places that it will look at for the bridge, at most; 0: none.
+    pub watches: u16,
     /// Name and version of the software, e.g. `ringspan/0.1.0`.
     pub software: String,
 }
@@ -48,6 +50,7 @@ impl Introduction {
             carrier,
             exposes: self.exposes.clone(),
             software: self.software.clone(),
+            watches: self.watches,
             token: self.token.as_ref().map(|token| token.id),
         }
     }

@@ -49,6 +49,8 @@ pub struct Applicant {
     pub carrier: Carrier,
     /// What it offers; the index of a backend on the link is its place here.
     pub exposes: Vec<Expose>,
+    /// Places that it will look at for us, at most; 0: it cannot.
+    pub watches: u16,
     /// Name and version of its software, for people.
     pub software: String,
     /// The protocol version it has chosen.
@@ -144,11 +146,24 @@ impl BridgeHello {
             return Err(Refusal::with(RefusalCode::Protocol, "the agent's signature does not fit this connection"));
         }
         body.check().map_err(|why| Refusal::with(RefusalCode::Protocol, why))?;
-        let AuthBody { version, key, name, session, carrier, exposes, software, token } = body;
+        let AuthBody { version, key, name, session, carrier, exposes, software, watches, token } = body;
         let software = tame(&software);
         let agent = AgentId::of(&key);
         let join_transcript = transcript(Purpose::Join, &self.nonce, &self.binding, &text);
-        Ok(Applicant { agent, key, name, session, carrier, exposes, software, version, token, join, join_transcript })
+        Ok(Applicant {
+            agent,
+            key,
+            name,
+            session,
+            carrier,
+            exposes,
+            watches,
+            software,
+            version,
+            token,
+            join,
+            join_transcript,
+        })
     }
 }
 

@@ -222,6 +222,11 @@ fn weight_default() -> u8 {
     1
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_none(watches: &u16) -> bool {
+    *watches == 0
+}
+
 /// What an agent says of itself. Signed as the exact text that is sent.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct AuthBody {
@@ -233,6 +238,9 @@ pub(super) struct AuthBody {
     pub(super) exposes: Vec<Expose>,
     #[serde(default)]
     pub(super) software: String,
+    /// Places that it will look at for the bridge; 0: it cannot.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub(super) watches: u16,
     /// The join token that `join` in the envelope proves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) token: Option<TokenId>,

@@ -22,6 +22,7 @@ fn introduction(token: Option<JoinToken>) -> Introduction {
         token,
         session: SessionId::generate(),
         exposes: vec![expose("web", "127.0.0.1:8081"), expose("web", "127.0.0.1:8082"), expose("db", "[::1]:3306")],
+        watches: 0,
         software: "ringspan/test".into(),
     }
 }

@@ -200,6 +200,7 @@ impl World {
             token: Some(self.token(GrantTerms::default())),
             session: SessionId::generate(),
             exposes: vec![Expose::new(service("echo"), "echo:7".into())],
+            watches: 0,
             software: "adversary/agent".into(),
         }
     }

@@ -261,6 +261,7 @@ impl Office {
                     self.log.add(format!("health {agent} {} {:?}", change.backend, change.after.health));
                 }
             }
+            BridgeEvent::Sighted { agent, sights, .. } => self.log.add(format!("sighted {agent} {}", sights.len())),
             BridgeEvent::Carriers { agent, count } => self.log.add(format!("carriers {agent} {count}")),
             BridgeEvent::DialFailed { backend, reason, .. } => self.log.add(format!("dial failed {backend} {reason}")),
             BridgeEvent::Ejected { agent, backend, reason, .. } => {
@@ -390,6 +391,7 @@ impl BridgeRig {
                 token: None,
                 session: SessionId::generate(),
                 exposes,
+                watches: 0,
                 software: "test".into(),
             },
             carriers: shape.carriers,
@@ -457,6 +459,7 @@ fn agent_line(event: AgentEvent) -> String {
         AgentEvent::Refused { carrier, refusal, .. } => format!("refused {carrier} {refusal}"),
         AgentEvent::Reach { .. } => "reach".into(),
         AgentEvent::Ask { backend, info, .. } => format!("asked {backend} {:?}", info.target),
+        AgentEvent::Watch(orders) => format!("watch {}", orders.add.len()),
         AgentEvent::DialFailed { backend, reason } => format!("dial failed {backend} {reason}"),
     }
 }
