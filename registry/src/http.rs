@@ -19,6 +19,7 @@ mod tests;
 pub use metrics::{MoreSeries, ProbeStats};
 pub(crate) use params::metadata_of;
 
+use crate::events::Events;
 use crate::grpc::Clients;
 use crate::push::Hub;
 use crate::push::udp::UdpPusher;
@@ -47,6 +48,8 @@ pub struct Options {
     pub udp: Option<Arc<UdpPusher>>,
     /// Who is connected over gRPC; give the same to [`GrpcServer::serve`](crate::grpc::GrpcServer::serve). Default: nobody.
     pub clients: Clients,
+    /// What happens, for /api/v1/events; [`Events::run`] it. Default: nothing does.
+    pub events: Events,
     /// Writes the series of what else runs in this process; on the same thread. `None`: nothing else.
     pub more: Option<MoreSeries>,
 }
@@ -66,14 +69,15 @@ struct App {
     hub: Hub,
     udp: Option<Arc<UdpPusher>>,
     clients: Clients,
+    events: Events,
 }
 
 /// All of the registry's HTTP. The root package may merge routes of its own into it (`Router::merge`), for instance
 /// /api/v1/agents.
 pub fn router(registry: Registry, options: Options) -> Router {
-    let Options { probe_stats, hub, udp, clients, more } = options;
+    let Options { probe_stats, hub, udp, clients, events, more } = options;
     let metrics = Arc::new(Metrics::new(registry.clone(), hub.clone(), clients.clone(), probe_stats, more));
-    let app = App { registry, metrics, hub, udp, clients };
+    let app = App { registry, metrics, hub, udp, clients, events };
     Router::new()
         .merge(nacos::routes())
         .merge(nacos_admin::routes())

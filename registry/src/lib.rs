@@ -11,6 +11,7 @@
 pub mod checker;
 pub mod cluster;
 pub mod grpc;
+pub mod events;
 pub mod health;
 pub mod http;
 pub mod model;

@@ -24,6 +24,7 @@ use ringspan_engine::engine::Engine;
 use ringspan_engine::health::Health;
 use ringspan_engine::kernel::{Capabilities, Socket};
 use ringspan_engine::worker::Workers;
+use ringspan_registry::events::Events;
 use ringspan_registry::grpc::{self, GrpcServer};
 use ringspan_registry::prober;
 use ringspan_registry::push::Hub;
@@ -68,6 +69,12 @@ pub(crate) struct BridgeServer {
     pub(super) tasks: Vec<JoinHandle<()>>,
     /// Who wants our place.
     pub(super) successors: Option<mpsc::Receiver<std::os::unix::net::UnixStream>>,
+}
+
+/// Ends the streams of events when the server stops: they have no end of their own.
+async fn close(events: Events, mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+    events.close();
 }
 
 impl BridgeServer {
@@ -148,6 +155,7 @@ impl BridgeServer {
         let probe_stats: http::ProbeStats =
             Arc::new(move || asked.lock().unwrap_or_else(PoisonError::into_inner).stats());
         let (hub, clients) = (Hub::default(), grpc::Clients::default());
+        let happenings = Events::default();
         let udp = UdpPusher::bind(http_address, hub.clone()).map_err(|e| run(format!("udp pushes: {e}")))?;
         let router = http::router(
             registry.clone(),
@@ -156,6 +164,7 @@ impl BridgeServer {
                 hub: hub.clone(),
                 udp: Some(udp.clone()),
                 clients: clients.clone(),
+                events: happenings.clone(),
                 more: Some(metrics::of(handle.clone(), doors.tally(), doors.http_stats())),
             },
         );
@@ -169,6 +178,8 @@ impl BridgeServer {
         let pump = tokio::spawn(pump::run(hall.clone(), events, watches, sightings));
         let tasks = vec![
             tokio::spawn(hub.run(registry.clone())),
+            tokio::spawn(happenings.clone().run(registry.clone())),
+            tokio::spawn(close(happenings, stop.subscribe())),
             tokio::spawn(udp.run()),
             tokio::spawn(prober::run_with(
                 registry.clone(),

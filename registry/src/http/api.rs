@@ -2,12 +2,14 @@
 
 use super::params::Params;
 use super::{App, Sorry};
+use crate::events::Filter;
 use crate::health::{Health, HealthRecord, health_str};
 use crate::model::{GROUP_DEFAULT, Metadata, NAMESPACE_DEFAULT, ServiceKey};
 use crate::snapshot::{InstanceView, ServiceView};
 use crate::table::Refusal;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
@@ -19,7 +21,16 @@ pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/api/v1/health", get(health))
         .route("/api/v1/services", get(services))
+        .route("/api/v1/events", get(events))
         .route("/api/v1/services/{namespace}/{group}/{name}", get(service))
+}
+
+/// `?namespace=&group=&service=`, each only if it is named.
+async fn events(State(app): State<App>, headers: HeaderMap, params: Params) -> impl IntoResponse {
+    let text = |name| params.text(name).map(str::to_owned);
+    let filter = Filter { namespace: text("namespace"), group: text("group"), service: text("service") };
+    let last = headers.get("last-event-id").and_then(|v| v.to_str().ok());
+    crate::events::stream(&app.events, filter, last)
 }
 
 #[derive(Serialize)]

@@ -1,0 +1,271 @@
+//! What happens in the registry, told as it happens: who came and went, whose health changed, why, and how long after the
+//! probe was due.
+//! Promise: events are numbered without a gap and kept for those who come back: the last [`KEPT`]. Nobody who reads slowly
+//! holds up anybody: who falls behind further than that is told to look anew.
+//!
+//! ```text
+//! changes ──► events (a bounded ring, numbered) ──► readers, each with its own place in the ring
+//! ```
+
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use stream::{Filter, stream};
+
+use crate::health::{HealthRecord, health_str};
+use crate::model::{InstanceId, ServiceKey};
+use crate::service::Registry;
+use crate::table::Change;
+use serde::Serialize;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
+
+/// Events that are kept: a minute of a large registry's day, 2 MiB.
+pub const KEPT: usize = 8_192;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Event {
+    /// Numbered from 1 in each run of the registry.
+    #[serde(skip)]
+    pub number: u64,
+    /// What: `health`, `registered`, `changed`, `removed`, `service` (settings) or `agent`.
+    pub event: &'static str,
+    /// When, milliseconds since 1970.
+    pub at_ms: u64,
+    /// Of which service; not of agents.
+    #[serde(flatten)]
+    pub place: Option<Place>,
+    /// Of which instance; not of services and agents.
+    #[serde(flatten)]
+    pub instance: Option<Which>,
+    /// Of `health`.
+    #[serde(flatten)]
+    pub health: Option<Turn>,
+    /// Of `agent`.
+    #[serde(flatten)]
+    pub agent: Option<Agent>,
+}
+
+/// Names a service.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Place {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its group.
+    pub group: String,
+    /// Its name.
+    pub service: String,
+}
+
+/// Names an instance.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Which {
+    /// Its cluster.
+    pub cluster: String,
+    /// Its address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+/// A change of health.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Turn {
+    /// What was believed: `up`, `down`, `unknown`.
+    pub was: &'static str,
+    /// What is believed.
+    pub is: &'static str,
+    /// Why, in a word.
+    pub reason: &'static str,
+    /// Why, in a sentence.
+    pub why: &'static str,
+    /// The deciding probe's round trip, microseconds; 0 if none did.
+    pub rtt_us: u64,
+    /// From the time at which the deciding probe was due to this event, microseconds; absent if no probe decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_us: Option<u64>,
+}
+
+/// An agent came or went.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Agent {
+    /// Its name.
+    pub agent: String,
+    /// Whether it is connected.
+    pub connected: bool,
+}
+
+/// All events. Clones are the same.
+#[derive(Clone)]
+pub struct Events {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Tells the runs of a registry apart: numbers of another one mean nothing here.
+    run: u64,
+    ring: Mutex<Ring>,
+    /// The number of the latest event; `u64::MAX`: there will be no more.
+    latest: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Ring {
+    kept: VecDeque<Arc<Event>>,
+    latest: u64,
+    /// Readers that were told to look anew.
+    lapped: u64,
+}
+
+/// Where a reader goes on.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Next {
+    /// These, in order; may be none yet.
+    Events(Vec<Arc<Event>>),
+    /// What it has not read is not kept any more.
+    Lost,
+}
+
+impl Default for Events {
+    fn default() -> Events {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let run = u64::try_from(now.as_millis()).unwrap_or(0);
+        let latest = watch::channel(0).0;
+        Events { inner: Arc::new(Inner { run, ring: Mutex::default(), latest }) }
+    }
+}
+
+impl Events {
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        // Each change of it is whole even if a holder panicked.
+        self.inner.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what happens until the registry stops. Spawn it on the control plane's runtime; once.
+    pub async fn run(self, registry: Registry) {
+        let mut changes = registry.subscribe();
+        loop {
+            match changes.recv().await {
+                Ok(changes) => {
+                    let now = registry.now();
+                    let events: Vec<Event> =
+                        changes.list.iter().filter_map(|change| event(&registry, now, change)).collect();
+                    if !events.is_empty() {
+                        self.add(events);
+                    }
+                }
+                // Nobody knows what is missing: whoever reads has to look anew.
+                Err(RecvError::Lagged(missed)) => self.skip(missed),
+                Err(RecvError::Closed) => break,
+            }
+        }
+        self.close();
+    }
+
+    /// There will be no more: readers end.
+    pub fn close(&self) {
+        self.inner.latest.send_replace(u64::MAX);
+    }
+
+    fn add(&self, events: Vec<Event>) {
+        let mut ring = self.ring();
+        for event in events {
+            ring.latest += 1;
+            let number = ring.latest;
+            ring.kept.push_back(Arc::new(Event { number, ..event }));
+        }
+        let surplus = ring.kept.len().saturating_sub(KEPT);
+        ring.kept.drain(..surplus);
+        let latest = ring.latest;
+        drop(ring);
+        self.tell(latest);
+    }
+
+    fn skip(&self, missed: u64) {
+        let mut ring = self.ring();
+        ring.latest += missed;
+        ring.kept.clear();
+        let latest = ring.latest;
+        drop(ring);
+        self.tell(latest);
+    }
+
+    fn tell(&self, latest: u64) {
+        self.inner.latest.send_if_modified(|known| {
+            let news = *known != u64::MAX && *known != latest;
+            if news {
+                *known = latest;
+            }
+            news
+        });
+    }
+
+    /// At most `max` events after this one.
+    pub(crate) fn after(&self, number: u64, max: usize) -> Next {
+        let mut ring = self.ring();
+        let first = ring.kept.front().map_or(ring.latest + 1, |e| e.number);
+        if number > ring.latest || number + 1 < first {
+            ring.lapped += 1;
+            return Next::Lost;
+        }
+        let skip = usize::try_from(number + 1 - first).expect("within the ring");
+        Next::Events(ring.kept.iter().skip(skip).take(max).cloned().collect())
+    }
+
+    /// The number of the latest event.
+    pub(crate) fn latest(&self) -> u64 {
+        self.ring().latest
+    }
+
+    /// How many events there were, and how many readers were told to look anew.
+    pub fn counts(&self) -> (u64, u64) {
+        let ring = self.ring();
+        (ring.latest, ring.lapped)
+    }
+}
+
+fn event(registry: &Registry, now: ringspan_engine::time::Instant, change: &Change) -> Option<Event> {
+    let at_ms = registry.unix_ms(now);
+    let blank = Event { number: 0, event: "", at_ms, place: None, instance: None, health: None, agent: None };
+    let place = |s: &ServiceKey| {
+        let (namespace, group) = (s.namespace().to_string(), s.group().to_string());
+        Some(Place { namespace, group, service: s.name().to_string() })
+    };
+    let which = |id: &InstanceId| {
+        Some(Which { cluster: id.cluster().to_string(), host: id.host().to_string(), port: id.port() })
+    };
+    Some(match change {
+        Change::Instance { service, id, before, after } => {
+            let event = match (before, after) {
+                (None, _) => "registered",
+                (Some(_), None) => "removed",
+                (Some(before), Some(after)) if before.record == after.record => return None,
+                (Some(_), Some(_)) => "changed",
+            };
+            Event { event, place: place(service), instance: which(id), ..blank }
+        }
+        Change::Service { service, .. } => Event { event: "service", place: place(service), ..blank },
+        Change::Health { service, id, before, after } if before.health != after.health => {
+            let HealthRecord { health, reason, rtt_ns, due, .. } = *after;
+            let latency_us = due.map(|due| u64::try_from(now.since(due).as_micros()).unwrap_or(u64::MAX));
+            let turn = Turn {
+                was: health_str(before.health),
+                is: health_str(health),
+                reason: reason.as_str(),
+                why: reason.sentence(),
+                rtt_us: rtt_ns / 1_000,
+                latency_us,
+            };
+            Event { event: "health", place: place(service), instance: which(id), health: Some(turn), ..blank }
+        }
+        Change::Agent { agent, after, .. } => {
+            let connected = after.is_some_and(|(_, connected)| connected);
+            Event { event: "agent", agent: Some(Agent { agent: agent.to_string(), connected }), ..blank }
+        }
+        Change::Health { .. } | Change::Votes { .. } => return None,
+    })
+}

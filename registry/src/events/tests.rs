@@ -1,0 +1,113 @@
+//! Events as they are kept, and as a reader gets them over a real connection.
+
+use super::*;
+use crate::health::{Health, Reason};
+use crate::http;
+use crate::model::Instance;
+use crate::service::Options;
+use crate::table::{Command, Delta};
+use ringspan_engine::outcome::Code;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+fn service(name: &str) -> ServiceKey {
+    ServiceKey::public(name).unwrap()
+}
+
+fn id(port: u16) -> InstanceId {
+    InstanceId::new("", "127.0.0.1", port).unwrap()
+}
+
+fn register(name: &str, port: u16) -> Command {
+    Command::Register { service: service(name), instance: Instance::new(id(port)) }
+}
+
+fn plain(number: u64) -> Event {
+    Event { number, event: "service", at_ms: 0, place: None, instance: None, health: None, agent: None }
+}
+
+/// A reader goes on where it was, as long as that is kept; further behind, and ahead of all, it has lost its place.
+#[test]
+fn the_ring_is_bounded() {
+    let events = Events::default();
+    assert_eq!(events.after(0, 9), Next::Events(vec![]));
+    assert_eq!(events.after(1, 9), Next::Lost, "nothing that we ever said");
+    events.add((0..3).map(|_| plain(0)).collect());
+    let numbers = |next| match next {
+        Next::Events(events) => events.iter().map(|e| e.number).collect::<Vec<_>>(),
+        Next::Lost => panic!("it is kept"),
+    };
+    assert_eq!(numbers(events.after(1, 9)), [2, 3]);
+    assert_eq!(numbers(events.after(0, 1)), [1]);
+    events.add((0..KEPT).map(|_| plain(0)).collect());
+    assert_eq!(events.after(2, 9), Next::Lost);
+    assert_eq!(numbers(events.after(3, 2)), [4, 5]);
+    events.skip(7);
+    assert_eq!(events.after(3, 2), Next::Lost, "the registry was faster than we");
+    assert_eq!(events.counts(), (KEPT as u64 + 10, 3));
+}
+
+/// Over a connection: a reader hears of its service alone, why, and how late; it comes back with the last id and misses
+/// nothing; with an id of another run it is told to look anew.
+#[tokio::test]
+async fn readers_come_back() {
+    let registry = Registry::open(&Options::default()).unwrap();
+    let events = Events::default();
+    let running = tokio::spawn(events.clone().run(registry.clone()));
+    let options = http::Options { events: events.clone(), ..http::Options::default() };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move { axum::serve(listener, http::router(registry_of(), options)).await });
+    // The router's registry is another one: events come from ours.
+    fn registry_of() -> Registry {
+        Registry::open(&Options::default()).unwrap()
+    }
+    let read = |last: Option<String>| async move {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let last = last.map_or(String::new(), |id| format!("Last-Event-ID: {id}\r\n"));
+        let head = format!("GET /api/v1/events?service=web HTTP/1.1\r\nHost: test\r\n{last}\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut lines = BufReader::new(stream).lines();
+        while !lines.next_line().await.unwrap().unwrap().is_empty() {}
+        lines
+    };
+    // `event`, `id` and `data` of the next event; chunk sizes between them are skipped.
+    macro_rules! next {
+        ($lines:expr) => {{
+            let mut found = std::collections::BTreeMap::new();
+            while !found.contains_key("data") {
+                let line = $lines.next_line().await.unwrap().expect("the stream goes on");
+                if let Some((key, value)) = line.split_once(": ") {
+                    found.insert(key.to_owned(), value.to_owned());
+                }
+            }
+            (found["event"].clone(), found["id"].clone(), found["data"].clone())
+        }};
+    }
+    let mut reader = read(None).await;
+    registry.submit(register("other", 1)).await.unwrap();
+    registry.submit(register("web", 1)).await.unwrap();
+    let (event, first, _) = next!(reader);
+    assert_eq!(event, "registered");
+    let reason = Reason::Probe { code: Code::L4Refused, errno: 111 };
+    let due = Some(registry.now());
+    let delta = Delta { service: service("web"), id: id(1), health: Health::Down, reason, rtt_ns: 9_000, due };
+    registry.submit(Command::Heard { deltas: vec![delta] }).await.unwrap();
+    let (event, _, data) = next!(reader);
+    let data: serde_json::Value = serde_json::from_str(&data).unwrap();
+    assert_eq!((event.as_str(), &data["was"], &data["is"]), ("health", &"unknown".into(), &"down".into()));
+    assert_eq!((&data["reason"], &data["port"], &data["rtt_us"]), (&"L4CON".into(), &1.into(), &9.into()));
+    assert!(data["latency_us"].is_u64(), "{data}");
+    drop(reader);
+    registry.submit(Command::Deregister { service: service("web"), id: id(1), ephemeral: None }).await.unwrap();
+    let mut reader = read(Some(first)).await;
+    assert_eq!(next!(reader).0, "health");
+    let (event, last, _) = next!(reader);
+    assert_eq!(event, "removed");
+    let mut stranger = read(Some(format!("1-{}", last.split_once('-').unwrap().1))).await;
+    assert_eq!(next!(stranger).0, "reset");
+    events.close();
+    while stranger.next_line().await.unwrap().is_some() {}
+    server.abort();
+    running.abort();
+    registry.stop();
+}
