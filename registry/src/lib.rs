@@ -10,8 +10,8 @@
 
 pub mod checker;
 pub mod cluster;
-pub mod grpc;
 pub mod events;
+pub mod grpc;
 pub mod health;
 pub mod http;
 pub mod model;
