@@ -11,6 +11,7 @@ mod metrics;
 mod nacos;
 mod nacos_admin;
 mod nacos_catalog;
+mod nacos_ops;
 mod nacos_v2;
 mod params;
 #[cfg(test)]
@@ -82,6 +83,7 @@ pub fn router(registry: Registry, options: Options) -> Router {
         .merge(nacos::routes())
         .merge(nacos_admin::routes())
         .merge(nacos_catalog::routes())
+        .merge(nacos_ops::routes())
         .merge(nacos_v2::routes())
         .merge(api::routes())
         .route("/metrics", axum::routing::get(metrics::scrape))
@@ -153,20 +155,25 @@ impl From<crate::model::Invalid> for Sorry {
     }
 }
 
-async fn no_such_path(uri: Uri) -> Sorry {
+async fn no_such_path(uri: Uri) -> Response {
     let path = uri.path();
     let nacos = |what: &str| {
         let text = format!("{what} is not served here; ringspan speaks Nacos' naming API. See docs/registry.md");
         Sorry::new(StatusCode::NOT_IMPLEMENTED, text)
     };
-    match path {
+    let sorry = match path {
         _ if path.starts_with("/nacos/") && path.split('/').any(|part| part == "cs") => {
             nacos("Nacos' configuration management")
         }
-        _ if path.starts_with("/nacos/v1/auth") => {
-            nacos("login (there are no accounts yet: connect without a user name)")
+        _ if path.starts_with("/nacos/") && path.split('/').any(|part| part == "auth") => {
+            nacos("the administration of accounts (there are none yet)")
         }
         _ => Sorry::new(StatusCode::NOT_FOUND, format!("no such path: {path}. See docs/registry.md")),
+    };
+    if path.starts_with("/nacos/v2/") || path.starts_with("/nacos/v3/") {
+        envelope::bad(&sorry)
+    } else {
+        sorry.into_response()
     }
 }
 

@@ -14,9 +14,10 @@ use crate::snapshot::ServiceView;
 use crate::table::Change;
 use crate::wire;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
 /// Changes that come within this time of the first are told together: a deployment changes many instances at once, and a
@@ -113,6 +114,10 @@ struct Inner {
     topics: Mutex<Topics>,
     next: AtomicU64,
     stats: PushStats,
+    /// An operator has switched pushes off.
+    off: AtomicBool,
+    /// Pushes have been switched on again: everybody is to be told.
+    switched_on: Notify,
 }
 
 #[derive(Default)]
@@ -181,6 +186,20 @@ impl Hub {
         labels
     }
 
+    /// Whether changes are pushed. They are, unless [`Hub::switch`] says otherwise.
+    pub fn is_on(&self) -> bool {
+        !self.inner.off.load(Ordering::Relaxed)
+    }
+
+    /// Pushes changes from now on, or does not. Who subscribes stays subscribed, and is told how things are when pushes
+    /// are switched on again.
+    pub fn switch(&self, on: bool) {
+        let was_off = self.inner.off.swap(!on, Ordering::Relaxed);
+        if on && was_off {
+            self.inner.switched_on.notify_one();
+        }
+    }
+
     /// What has been done.
     pub fn stats(&self) -> &PushStats {
         &self.inner.stats
@@ -221,10 +240,13 @@ impl Hub {
         let mut changes = registry.subscribe();
         loop {
             let mut dirty = BTreeSet::new();
-            match changes.recv().await {
-                Ok(changes) => changes.list.iter().for_each(|change| dirty.extend(shown(change))),
-                Err(RecvError::Lagged(_)) => dirty = self.all(),
-                Err(RecvError::Closed) => return,
+            tokio::select! {
+                received = changes.recv() => match received {
+                    Ok(changes) => changes.list.iter().for_each(|change| dirty.extend(shown(change))),
+                    Err(RecvError::Lagged(_)) => dirty = self.all(),
+                    Err(RecvError::Closed) => return,
+                },
+                () = self.inner.switched_on.notified() => dirty = self.all(),
             }
             let started = std::time::Instant::now();
             if dirty.is_empty() {
@@ -238,6 +260,9 @@ impl Hub {
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Closed) => return,
                 }
+            }
+            if !self.is_on() {
+                continue;
             }
             for service in &dirty {
                 self.tell(&registry, service);

@@ -1,5 +1,6 @@
 //! The API as its clients meet it: requests to the router, no socket.
 
+mod ops;
 mod v2;
 
 use super::*;
@@ -159,7 +160,8 @@ async fn bad_requests_are_told_why() {
         ("GET /nacos/v1/ns/service/list?pageNo=0&pageSize=1".into(), 400, "'pageNo'"),
         ("GET /nacos/v1/ns/service?serviceName=web".into(), 404, "service not found"),
         ("GET /nacos/v1/cs/configs?dataId=x".into(), 501, "configuration"),
-        ("POST /nacos/v1/auth/login?username=u&password=p".into(), 501, "without a user name"),
+        ("GET /nacos/v1/auth/users".into(), 501, "accounts"),
+        ("POST /nacos/v1/auth/login".into(), 400, "username"),
         ("GET /nacos/v2/cs/config".into(), 501, "configuration"),
         ("GET /nacos/v3/client/cs/config".into(), 501, "configuration"),
         ("GET /nacos/v2/ns/instance/list".into(), 400, "10000"),
