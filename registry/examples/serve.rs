@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (hub, clients) = (Hub::default(), Clients::default());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let address: SocketAddr = listen.parse()?;
+        let address: SocketAddr = listen.parse().map_err(std::io::Error::other)?;
         let udp = UdpPusher::bind(address, hub.clone())?;
         let options = http::Options {
             probe_stats: Some(stats),
