@@ -6,7 +6,7 @@ use crate::Failure;
 use crate::config::bridge::Listener as Wanted;
 use crate::config::doors::Door;
 use crate::doors::{self, Doors};
-use ringspan_tunnel::bridge::Listener;
+use ringspan_tunnel::bridge::{Closing, Listener};
 use std::time::Duration;
 
 /// How long an address may take to come free when its listener goes: workers need a turn each.
@@ -48,11 +48,16 @@ async fn go(listening: &Listening, doors: &mut Doors, old: &[Wanted], new: &[Wan
     let stay: Vec<Wanted> = old.iter().filter(stays).cloned().collect();
     doors.apply(&stay)?;
     let closing = listening.set_file(new)?;
+    closed(&closing).await;
+    doors.apply(new)
+}
+
+/// Waits until these are over, or for [`CLOSE_MAX`].
+pub(super) async fn closed(closing: &[Closing]) {
     let until = tokio::time::Instant::now() + CLOSE_MAX;
-    while !closing.iter().all(|closing| closing.is_over()) && tokio::time::Instant::now() < until {
+    while !closing.iter().all(Closing::is_over) && tokio::time::Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    doors.apply(new)
 }
 
 fn told(old: &[Wanted], new: &[Wanted]) -> Vec<String> {

@@ -60,8 +60,9 @@ pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
         if let Some(mut predecessor) = predecessor {
             predecessor.say("ready");
             takeover::agents_are_here(&server, &predecessor.estate).await;
+            predecessor.say("settled");
+            tokio::task::spawn_blocking(|| predecessor.wait_left()).await.map_err(panicked)?;
             server.let_in()?;
-            predecessor.say("serving");
             tracing::info!("taken over: visitors are accepted");
         }
         for waiting in crate::inherit::rest() {
@@ -109,10 +110,10 @@ pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
                     successors = server.successors.take();
                     retired.handle.call_over("the bridge starts over");
                     takeover::agents_are_here(&server, &estate).await;
+                    retired.leave().await;
                     server.let_in()?;
                     earlier.spawn(async move {
                         let mut retired = retired;
-                        retired.leave();
                         retired.drained().await;
                         retired.stop().await;
                     });

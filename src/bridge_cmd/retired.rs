@@ -1,5 +1,6 @@
 //! A bridge whose place another process takes: what it gives away, and what it carries to its end.
 
+use super::listeners;
 use super::server::{BridgeServer, WATCH, visitors_gone};
 use super::takeover::{self, Estate, Successor};
 use crate::Failure;
@@ -52,7 +53,7 @@ impl BridgeServer {
             .collect();
         // Copies: whatever happens, they do not go with us.
         let sockets = takeover::sockets(&addresses).and_then(|sockets| Ok((sockets, self.doors.paths()?)));
-        self.handle.leave_listeners(false);
+        listeners::closed(&self.handle.leave_listeners(false)).await;
         let _ = self.stop.send(true);
         let _ = self.http.await;
         if let Some(grpc) = self.grpc {
@@ -81,9 +82,15 @@ impl BridgeServer {
             Ok(sockets) => retired.introduce(stream, estate, sockets).await,
             Err(error) => Err(error),
         };
-        if result.is_ok() {
-            retired.leave();
-        }
+        let result = match result {
+            Ok(successor) => {
+                retired.leave().await;
+                // Which it waits for.
+                drop(successor);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
         (retired, result)
     }
 }
@@ -110,7 +117,7 @@ impl Retired {
         stream: std::os::unix::net::UnixStream,
         estate: Estate,
         sockets: Sockets,
-    ) -> std::io::Result<()> {
+    ) -> std::io::Result<Arc<Successor>> {
         let successor = Arc::new(Successor::new(stream)?);
         let sockets = Arc::new(sockets);
         let (to, what) = (successor.clone(), sockets.clone());
@@ -123,12 +130,14 @@ impl Retired {
         self.sockets = Arc::into_inner(sockets);
         ready??;
         self.handle.call_over("another process takes over this bridge");
-        tokio::task::spawn_blocking(move || successor.wait("serving")).await.map_err(std::io::Error::other)?
+        let asked = successor.clone();
+        tokio::task::spawn_blocking(move || asked.wait("settled")).await.map_err(std::io::Error::other)??;
+        Ok(successor)
     }
 
-    /// Accepts nobody any more.
-    pub(super) fn leave(&mut self) {
-        self.handle.leave_listeners(true);
+    /// Accepts nobody any more, from when this ends.
+    pub(super) async fn leave(&mut self) {
+        listeners::closed(&self.handle.leave_listeners(true)).await;
         if let Some(mut doors) = self.doors.take() {
             doors.leave_paths();
             let until = Instant::now() + self.patience;

@@ -7,11 +7,12 @@
 //!  │ ───── all listening sockets, who is connected ────────►│ opens the store, accepts agents, holds its visitors
 //!  │ ◄────────────────────── ready ─────────────────────────│
 //!  │ tells its agents to come over; goes on with visitors   │ ◄── agents, with what they know of their backends
-//!  │ ◄────────────────────── serving ───────────────────────│ accepts visitors
+//!  │ ◄────────────────────── settled ───────────────────────│
 //!  │ no more visitors; carries those it has to their end    │
+//!  │ ───────────────────── end of file ────────────────────►│ accepts visitors
 //! ```
-//! Promises: at every moment one of the two accepts visitors and has routes for them, or they wait in the kernel's queue
-//! of a socket that both have. If the new one dies on the way, the old one starts over by itself; if the old one dies, the
+//! Promises: one of the two accepts visitors and has routes for them, or they wait, for milliseconds, in the kernel's
+//! queue of a socket that both have; never do both accept, since the kernel wakes only one of them for a connection. If the new one dies on the way, the old one starts over by itself; if the old one dies, the
 //! new one has the sockets already, or starts as if there had been nobody.
 
 use super::BridgeServer;
@@ -100,6 +101,11 @@ impl Predecessor {
             }
             Err(e) => Err(say("the running bridge did not hand over. Try: the same version of both; stop that one", e)),
         }
+    }
+
+    /// Waits until it accepts no visitors any more, or is gone. Blocks.
+    pub(super) fn wait_left(mut self) {
+        let _ = self.stream.read(&mut [0]);
     }
 
     /// Says how far we are. An old one that is gone is none to tell.

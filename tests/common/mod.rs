@@ -173,5 +173,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- {:?} said:\n{}", self.child, self.text());
+        }
     }
 }

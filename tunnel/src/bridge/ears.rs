@@ -127,6 +127,8 @@ pub(super) struct Ears {
 #[derive(Default)]
 struct State {
     running: Vec<Running>,
+    /// Of the link's sockets.
+    link: Option<Closing>,
     next: u32,
     inherited: Inherited,
 }
@@ -146,6 +148,7 @@ impl Ears {
         let (bound, sockets) = state.bind("link", address, self.workers)?;
         state.next += 1;
         let (id, life) = (state.next, Arc::new(()));
+        state.link = Some(Closing { address: bound, life: Arc::downgrade(&life) });
         Ok((bound, self.deal(id, None, sockets, &life)))
     }
 
@@ -195,6 +198,13 @@ impl Ears {
         // In the order they were asked for.
         state.running.sort_by_key(|running| wanted.iter().position(|listener| same(running, listener)));
         Ok((steps, closing))
+    }
+
+    /// What ends when the link's sockets are left, or with `visitors` all others.
+    pub(super) fn leaving(&self, visitors: bool) -> Vec<Closing> {
+        let state = self.state();
+        let closing = |running: &Running| Closing { address: running.bound, life: running.life.clone() };
+        if visitors { state.running.iter().map(closing).collect() } else { state.link.iter().cloned().collect() }
     }
 
     /// Names and real addresses.

@@ -504,8 +504,14 @@ impl BridgeHandle {
 
     /// Closes the link's listening sockets, or with `visitors` all others, without a look at who waits there: another
     /// process has the same sockets and takes them.
-    pub fn leave_listeners(&self, visitors: bool) {
+    ///
+    /// That process should accept only when these are over. Of several accepts that wait on one socket the kernel wakes
+    /// one for a connection (io_uring/opdef.c: accept polls with EPOLLEXCLUSIVE), and if that one is being cancelled the
+    /// connection stays in the queue until the next one comes.
+    pub fn leave_listeners(&self, visitors: bool) -> Vec<Closing> {
+        let closing = self.shared.ears.leaving(visitors);
         self.shared.each(|| Step::Leave { visitors });
+        closing
     }
 
     /// Inherited sockets that nobody has asked for; they are closed when the bridge ends.
