@@ -4,14 +4,17 @@
 //! holds up anybody: who falls behind further than that is told to look anew.
 //!
 //! ```text
-//! changes ──► events (a bounded ring, numbered) ──► readers, each with its own place in the ring
+//! changes ──► events (a bounded ring, numbered) ──► readers, each with its own place in the ring: streams, webhooks
 //! ```
 
+mod filter;
 mod stream;
 #[cfg(test)]
 mod tests;
+pub mod webhook;
 
-pub(crate) use stream::{Filter, stream};
+pub use filter::{Filter, KINDS};
+pub(crate) use stream::stream;
 
 use crate::health::{HealthRecord, health_str};
 use crate::model::{InstanceId, ServiceKey};
@@ -19,7 +22,7 @@ use crate::service::Registry;
 use crate::table::Change;
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
@@ -29,7 +32,7 @@ pub const KEPT: usize = 8_192;
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Event {
-    /// Numbered from 1 in each run of the registry.
+    /// Numbered from 1 in each run of the registry. Whoever sends it says it in a way of its own.
     #[serde(skip)]
     pub number: u64,
     /// What: `health`, `registered`, `changed`, `removed`, `service` (settings) or `agent`.
@@ -111,23 +114,73 @@ struct Inner {
     ring: Mutex<Ring>,
     /// The number of the latest event; `u64::MAX`: there will be no more.
     latest: watch::Sender<u64>,
+    /// Of the webhooks that run.
+    hooks: Mutex<Vec<Weak<webhook::Stats>>>,
 }
 
 #[derive(Default)]
 struct Ring {
     kept: VecDeque<Arc<Event>>,
     latest: u64,
-    /// Readers that were told to look anew.
+    /// How often a reader was told that it missed something.
     lapped: u64,
 }
 
-/// Where a reader goes on.
+/// What is new to a reader.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Next {
-    /// These, in order; may be none yet.
+enum News {
+    /// These, in order.
     Events(Vec<Arc<Event>>),
-    /// What it has not read is not kept any more.
-    Lost,
+    /// So many that it has not read are not kept any more.
+    Missed(u64),
+}
+
+/// A place in the ring.
+struct Reader {
+    events: Events,
+    latest: watch::Receiver<u64>,
+    /// The last event that was read.
+    at: u64,
+}
+
+impl Reader {
+    /// Who reads what happens from now on.
+    fn new(events: &Events) -> Reader {
+        let latest = events.inner.latest.subscribe();
+        Reader { events: events.clone(), latest, at: events.latest() }
+    }
+
+    /// The number of the last event that was read, or is known to be missing.
+    fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Goes on behind this event.
+    fn go_back(&mut self, number: u64) {
+        self.at = number;
+    }
+
+    /// At most `max` events, as soon as there is one; `None`: there will be no more. Nothing is lost if this is dropped.
+    async fn next(&mut self, max: usize) -> Option<News> {
+        loop {
+            // Noted first, then looked: what comes in between wakes us.
+            let is_over = *self.latest.borrow_and_update() == u64::MAX;
+            match self.events.after(self.at, max) {
+                News::Events(batch) => match batch.last() {
+                    Some(last) => {
+                        self.at = last.number;
+                        return Some(News::Events(batch));
+                    }
+                    None if is_over => return None,
+                    None => self.latest.changed().await.ok()?,
+                },
+                News::Missed(missed) => {
+                    self.at += missed;
+                    return Some(News::Missed(missed));
+                }
+            }
+        }
+    }
 }
 
 impl Default for Events {
@@ -135,7 +188,7 @@ impl Default for Events {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let run = u64::try_from(now.as_millis()).unwrap_or(0);
         let latest = watch::channel(0).0;
-        Events { inner: Arc::new(Inner { run, ring: Mutex::default(), latest }) }
+        Events { inner: Arc::new(Inner { run, ring: Mutex::default(), latest, hooks: Mutex::default() }) }
     }
 }
 
@@ -204,24 +257,47 @@ impl Events {
         });
     }
 
-    /// At most `max` events after this one.
-    pub(crate) fn after(&self, number: u64, max: usize) -> Next {
+    /// At most `max` events after this one; may be none yet.
+    fn after(&self, number: u64, max: usize) -> News {
         let mut ring = self.ring();
         let first = ring.kept.front().map_or(ring.latest + 1, |e| e.number);
-        if number > ring.latest || number + 1 < first {
+        if number + 1 < first {
             ring.lapped += 1;
-            return Next::Lost;
+            return News::Missed(first - 1 - number);
         }
         let skip = usize::try_from(number + 1 - first).expect("within the ring");
-        Next::Events(ring.kept.iter().skip(skip).take(max).cloned().collect())
+        News::Events(ring.kept.iter().skip(skip).take(max).cloned().collect())
+    }
+
+    /// An event's name, unique over runs.
+    fn id(&self, number: u64) -> String {
+        format!("{}-{number}", self.inner.run)
+    }
+
+    /// The number behind an [`id`](Events::id); `None`: it is of another run, or nothing that we ever said.
+    fn read_id(&self, id: &str) -> Option<u64> {
+        let (run, number) = id.split_once('-')?;
+        let number = number.parse().ok().filter(|number| *number <= self.latest())?;
+        (run.parse() == Ok(self.inner.run)).then_some(number)
     }
 
     /// The number of the latest event.
-    pub(crate) fn latest(&self) -> u64 {
+    fn latest(&self) -> u64 {
         self.ring().latest
     }
 
-    /// How many events there were, and how many readers were told to look anew.
+    /// What the webhooks that run have done, in the order they were started.
+    pub fn hooks(&self) -> Vec<Arc<webhook::Stats>> {
+        self.inner.hooks.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn add_hook(&self, stats: &Arc<webhook::Stats>) {
+        let mut hooks = self.inner.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        hooks.retain(|hook| hook.strong_count() > 0);
+        hooks.push(Arc::downgrade(stats));
+    }
+
+    /// How many events there were, and how often a reader was told that it missed some.
     pub fn counts(&self) -> (u64, u64) {
         let ring = self.ring();
         (ring.latest, ring.lapped)

@@ -7,6 +7,7 @@
 mod api;
 mod checkers;
 mod envelope;
+mod kind;
 mod metrics;
 mod nacos;
 mod nacos_admin;
@@ -77,7 +78,8 @@ struct App {
 /// /api/v1/agents.
 pub fn router(registry: Registry, options: Options) -> Router {
     let Options { probe_stats, hub, udp, clients, events, more } = options;
-    let metrics = Arc::new(Metrics::new(registry.clone(), hub.clone(), clients.clone(), probe_stats, more));
+    let metrics =
+        Arc::new(Metrics::new(registry.clone(), hub.clone(), clients.clone(), events.clone(), probe_stats, more));
     let app = App { registry, metrics, hub, udp, clients, events };
     Router::new()
         .merge(nacos::routes())
@@ -86,6 +88,7 @@ pub fn router(registry: Registry, options: Options) -> Router {
         .merge(nacos_ops::routes())
         .merge(nacos_v2::routes())
         .merge(api::routes())
+        .merge(kind::routes())
         .route("/metrics", axum::routing::get(metrics::scrape))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)

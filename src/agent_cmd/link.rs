@@ -32,8 +32,12 @@ impl Link {
     pub(super) fn settle(config: &Config) -> Result<Link, Failure> {
         let lock = lock(&config.state_dir)?;
         let usage = |text: String| Failure::Usage(text);
-        let identity =
-            AgentKey::load_or_create(&config.state_dir, host_name).map_err(|e| Failure::Run(e.to_string()))?;
+        let name = || config.name.clone().unwrap_or_else(host_name);
+        let identity = AgentKey::load_or_create(&config.state_dir, name);
+        let mut identity = identity.map_err(|e| Failure::Run(e.to_string()))?;
+        if let Some(name) = &config.name {
+            identity.name = name.clone();
+        }
         let token = match config.token.as_ref().map(|secret| secret.0.parse::<JoinToken>()) {
             None => None,
             Some(Ok(token)) => Some(token),

@@ -6,6 +6,7 @@
 //! [`BridgeServer`] is all of it without flags and signals; `ringspan demo` runs the same one.
 
 mod bind;
+mod hooks;
 mod leases;
 mod listeners;
 mod listening;

@@ -56,6 +56,7 @@ impl BridgeServer {
         if (old.drain, old.drain_takeover) != (config.drain, config.drain_takeover) {
             told.push(format!("drain is {:?}, drain_takeover {:?}", config.drain, config.drain_takeover));
         }
+        told.extend(self.hooks.apply(&config.webhooks, &self.registry));
         for sentence in fixed(old, &config) {
             tracing::warn!("{sentence}");
         }

@@ -5,6 +5,7 @@
 //! ```
 
 use super::bind::{bind_error, cannot_listen, wait_for_ports};
+use super::hooks::Hooks;
 use super::listeners;
 use super::listening::Listening;
 use super::metrics;
@@ -67,6 +68,8 @@ pub(crate) struct BridgeServer {
     pub(super) grpc: Option<JoinHandle<()>>,
     pub(super) pump: JoinHandle<()>,
     pub(super) tasks: Vec<JoinHandle<()>>,
+    /// Who is told of events.
+    pub(super) hooks: Hooks,
     /// Who wants our place.
     pub(super) successors: Option<mpsc::Receiver<std::os::unix::net::UnixStream>>,
 }
@@ -176,6 +179,9 @@ impl BridgeServer {
         let (asked, successors) = mpsc::channel(1);
         let (scouts, watches, sightings) = scouts::scouts(probe_bell.clone());
         let pump = tokio::spawn(pump::run(hall.clone(), events, watches, sightings));
+        // They listen before anything can happen.
+        let mut hooks = Hooks::new(happenings.clone());
+        hooks.apply(&config.webhooks, &registry);
         let tasks = vec![
             tokio::spawn(hub.run(registry.clone())),
             tokio::spawn(happenings.clone().run(registry.clone())),
@@ -206,6 +212,7 @@ impl BridgeServer {
             grpc,
             pump,
             tasks,
+            hooks,
             successors: Some(successors),
         };
         server.tell(config);

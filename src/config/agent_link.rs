@@ -6,6 +6,7 @@ use super::road::{RawRoad, check_road};
 use super::{Document, Error};
 use crate::cli::STATE_DIR_DEFAULT;
 use crate::doors::road::Road;
+use ringspan_tunnel::identity::AgentName;
 use serde::Deserialize;
 use std::path::PathBuf;
 use toml::Spanned;
@@ -16,6 +17,8 @@ pub(crate) const LINKS_MAX: usize = 4;
 /// One bridge.
 #[derive(Clone, Debug)]
 pub(crate) struct AgentLink {
+    /// What it is called there; `None`: as this machine was when it joined.
+    pub(crate) name: Option<AgentName>,
     /// What lets it join the first time.
     pub(crate) token: Option<Secret>,
     /// The token_file, if it is not there or empty: no trouble for an agent that has joined.
@@ -35,6 +38,7 @@ pub(crate) struct AgentLink {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawLink {
+    name: Option<Spanned<String>>,
     token: Option<Spanned<String>>,
     token_file: Option<Spanned<String>>,
     state_dir: Option<Spanned<String>>,
@@ -79,6 +83,7 @@ impl AgentLink {
     /// Defaults, with the identity in this folder.
     pub(crate) fn at(state_dir: PathBuf) -> AgentLink {
         AgentLink {
+            name: None,
             token: None,
             token_file_missing: None,
             state_dir,
@@ -94,6 +99,10 @@ fn check_link(doc: &Document, raw: &RawLink) -> Result<AgentLink, Error> {
     let mut link = AgentLink::at(doc.path_of(STATE_DIR_DEFAULT));
     if let Some(dir) = &raw.state_dir {
         link.state_dir = doc.value(dir, |text| Ok(doc.path_of(text)), "\"/var/lib/ringspan-agent\"")?;
+    }
+    if let Some(name) = &raw.name {
+        let read = |text: &str| AgentName::try_from(text.to_owned()).map_err(|e| e.to_string());
+        link.name = Some(doc.value(name, read, "\"edge-7\"")?);
     }
     if let Some(carriers) = &raw.carriers {
         link.carriers = doc.number(carriers, 1..=CARRIERS_MAX.into())? as u8;

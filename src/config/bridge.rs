@@ -9,6 +9,7 @@ use super::drain::{DRAIN_DEFAULT, DRAIN_TAKEOVER_DEFAULT, check_drain};
 use super::limits::{RawLimits, check_limits, networks};
 use super::memory::{RawMemory, check_memory};
 use super::registry::{RawRegistry, check_registry};
+use super::webhook::{Webhook, check_webhooks};
 use super::{Document, Error, grpc, http, ports, unit};
 use crate::cli::{Backend, DATA_DIR_DEFAULT};
 use ipnet::IpNet;
@@ -61,6 +62,8 @@ pub(crate) struct Bridge {
     pub(crate) drain_takeover: Duration,
     /// The cluster that its registry is a member of; `None`: a store of its own in `data_dir`.
     pub(crate) cluster: Option<ringspan_registry::cluster::Options>,
+    /// Who is told of events.
+    pub(crate) webhooks: Vec<Webhook>,
 }
 
 /// Where agents connect.
@@ -161,6 +164,7 @@ impl Default for Bridge {
             drain: DRAIN_DEFAULT,
             drain_takeover: DRAIN_TAKEOVER_DEFAULT,
             cluster: None,
+            webhooks: Vec::new(),
         }
     }
 }
@@ -272,6 +276,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
     bridge.memory = check_memory(doc, raw.memory.as_ref())?;
     bridge.drain = check_drain(doc, raw.drain.as_ref(), DRAIN_DEFAULT)?;
     bridge.drain_takeover = check_drain(doc, raw.drain_takeover.as_ref(), DRAIN_TAKEOVER_DEFAULT)?;
+    bridge.webhooks = check_webhooks(doc, raw.registry.as_ref())?;
     bridge.cluster = check_registry(doc, raw.registry.as_ref(), bridge.http_listen)?;
     let mut names = HashSet::new();
     for spanned in &raw.listener {

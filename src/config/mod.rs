@@ -29,6 +29,7 @@ mod road;
 pub(crate) mod unit;
 pub(crate) mod visit;
 mod watches;
+pub(crate) mod webhook;
 
 use serde::de::DeserializeOwned;
 use std::fmt;

@@ -25,6 +25,9 @@ pub(super) struct RawRegistry {
     ca: Option<Spanned<String>>,
     cert: Option<Spanned<String>>,
     key: Option<Spanned<String>>,
+    /// See `webhook`.
+    #[serde(default)]
+    pub(super) webhook: Vec<Spanned<super::webhook::RawWebhook>>,
 }
 
 /// Checks it; `None`: the embedded store.

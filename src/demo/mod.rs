@@ -167,7 +167,7 @@ impl Demo {
             }],
             engine: EngineConfig::default(),
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
-            cluster: None,
+            ..BridgeConfig::default()
         };
         let bridge = BridgeServer::start(&config)?;
         let visit = bridge.listener_address(SERVICE).expect("the listener was just bound");

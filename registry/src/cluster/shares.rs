@@ -31,6 +31,11 @@ impl Shares {
         self.keeper(id).is_none_or(|keeper| keeper == self.me)
     }
 
+    /// Whether we are the first of the members: what only one of them should do is for that one.
+    pub fn is_first(&self) -> bool {
+        self.members.first().is_none_or(|first| *first == self.me)
+    }
+
     /// Who probes it; `None`: there is no cluster. An address has one keeper, whichever services it is in.
     pub fn keeper(&self, id: &InstanceId) -> Option<&str> {
         self.members.iter().map(String::as_str).max_by_key(|member| (score(member, id), *member))
@@ -74,6 +79,7 @@ mod tests {
         for me in all {
             let ours = ids().iter().filter(|id| of(me, &all).is_ours(id)).count();
             assert!((800..1200).contains(&ours), "{me} has {ours} of 3000");
+            assert_eq!(of(me, &all).is_first(), me == "a");
         }
         assert!(Shares::default().is_ours(&ids()[0]), "without a cluster everything is ours");
     }

@@ -1,10 +1,11 @@
 //! Events as server-sent events (HTML Living Standard, 9.2): `GET /api/v1/events`.
-//! Promise: a reader gets each event of what it asked for once and in order, or `reset` where some are lost; one that does
-//! not read holds a connection and nothing else, and is let go when it is too far behind.
+//! Promise: a reader gets each event of what it asked for once and in order, or `missed` where some are lost; one that does
+//! not read holds a connection and nothing else.
 
-use super::{Event, Events, Next};
+use super::{Events, Filter, News, Reader};
 use axum::response::sse::{Event as Sse, KeepAlive, Sse as Answer};
 use futures_core::Stream;
+use serde::Serialize;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,23 +19,6 @@ const AHEAD: usize = 64;
 /// A comment goes out after so long without an event, so that proxies and dead readers are noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// What a reader asked for; empty: all.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Filter {
-    pub(crate) namespace: Option<String>,
-    pub(crate) group: Option<String>,
-    pub(crate) service: Option<String>,
-}
-
-impl Filter {
-    /// Whether the reader wants to hear of it. Agents' comings and goings are everybody's.
-    pub(super) fn takes(&self, event: &Event) -> bool {
-        let Some(place) = &event.place else { return self.service.is_none() };
-        let is = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|w| w == found);
-        is(&self.namespace, &place.namespace) && is(&self.group, &place.group) && is(&self.service, &place.service)
-    }
-}
-
 /// What is written, as it comes.
 pub(crate) struct Written(mpsc::Receiver<Sse>);
 
@@ -46,6 +30,14 @@ impl Stream for Written {
     }
 }
 
+/// What a reader is told in the place of what is lost.
+#[derive(Serialize)]
+struct Missed {
+    /// How many events there were, of every kind and service; `None`: nobody knows.
+    missed: Option<u64>,
+    why: &'static str,
+}
+
 /// Tells of what happens from now on, or from behind `last`, the id of the last event that the reader has.
 pub(crate) fn stream(
     events: &Events,
@@ -53,59 +45,48 @@ pub(crate) fn stream(
     last: Option<&str>,
 ) -> Answer<impl Stream<Item = Result<Sse, Infallible>> + use<>> {
     let (ahead, written) = mpsc::channel(AHEAD);
-    tokio::spawn(write(events.clone(), filter, last.map(str::to_owned), ahead));
+    // It has its place before its answer begins: who has the answer misses nothing.
+    let reader = Reader::new(events);
+    tokio::spawn(write(events.clone(), reader, filter, last.map(str::to_owned), ahead));
     Answer::new(Written(written)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
 }
 
-async fn write(events: Events, filter: Filter, last: Option<String>, ahead: mpsc::Sender<Sse>) {
-    let mut news = events.inner.latest.subscribe();
-    let run = events.inner.run;
-    let id = |number: u64| format!("{run}-{number}");
-    let reset =
-        |number| Sse::default().event("reset").id(id(number)).data("{\"why\":\"events are missing: look anew\"}");
-    let mut at = match &last {
-        None => events.latest(),
-        Some(last) => match last.split_once('-').map(|(r, n)| (r.parse() == Ok(run), n.parse::<u64>())) {
-            Some((true, Ok(number))) => number,
-            // Of another run, or nothing we ever said.
-            _ => {
-                let latest = events.latest();
-                if ahead.send(reset(latest)).await.is_err() {
-                    return;
-                }
-                latest
+/// `None`: the reader is gone.
+async fn tell(ahead: &mpsc::Sender<Sse>, event: &str, id: String, data: &impl Serialize) -> Option<()> {
+    let data = serde_json::to_string(data).expect("strings and numbers are JSON");
+    ahead.send(Sse::default().event(event).id(id).data(data)).await.ok()
+}
+
+async fn write(
+    events: Events,
+    mut reader: Reader,
+    filter: Filter,
+    last: Option<String>,
+    ahead: mpsc::Sender<Sse>,
+) -> Option<()> {
+    if let Some(last) = last {
+        match events.read_id(&last) {
+            Some(number) => reader.go_back(number),
+            None => {
+                let why = "the id is of another run of this server, or of another server: look anew";
+                tell(&ahead, "missed", events.id(reader.at()), &Missed { missed: None, why }).await?;
             }
-        },
-    };
+        }
+    }
     loop {
-        match events.after(at, BATCH) {
-            Next::Events(batch) if batch.is_empty() => {
-                if *news.borrow_and_update() == u64::MAX {
-                    return;
-                }
-                tokio::select! {
-                    changed = news.changed() => if changed.is_err() { return },
-                    () = ahead.closed() => return,
-                }
-            }
-            Next::Events(batch) => {
-                for event in batch {
-                    at = event.number;
-                    if !filter.takes(&event) {
-                        continue;
-                    }
-                    let data = serde_json::to_string(&*event).expect("strings and numbers are JSON");
-                    let told = Sse::default().event(event.event).id(id(at)).data(data);
-                    if ahead.send(told).await.is_err() {
-                        return;
-                    }
+        let news = tokio::select! {
+            news = reader.next(BATCH) => news?,
+            () = ahead.closed() => return None,
+        };
+        match news {
+            News::Events(batch) => {
+                for event in batch.iter().filter(|event| filter.takes(event)) {
+                    tell(&ahead, event.event, events.id(event.number), &**event).await?;
                 }
             }
-            Next::Lost => {
-                at = events.latest();
-                if ahead.send(reset(at)).await.is_err() {
-                    return;
-                }
+            News::Missed(missed) => {
+                let why = "more happened than is kept while you did not read: look anew";
+                tell(&ahead, "missed", events.id(reader.at()), &Missed { missed: Some(missed), why }).await?;
             }
         }
     }

@@ -21,7 +21,7 @@ fn register(name: &str, port: u16) -> Command {
     Command::Register { service: service(name), instance: Instance::new(id(port)) }
 }
 
-fn plain(number: u64) -> Event {
+pub(super) fn plain(number: u64) -> Event {
     Event { number, event: "service", at_ms: 0, place: None, instance: None, health: None, agent: None }
 }
 
@@ -29,21 +29,25 @@ fn plain(number: u64) -> Event {
 #[test]
 fn the_ring_is_bounded() {
     let events = Events::default();
-    assert_eq!(events.after(0, 9), Next::Events(vec![]));
-    assert_eq!(events.after(1, 9), Next::Lost, "nothing that we ever said");
+    assert_eq!(events.after(0, 9), News::Events(vec![]));
+    assert_eq!(events.read_id(&events.id(0)), Some(0));
+    assert_eq!(events.read_id(&events.id(1)), None, "nothing that we ever said");
+    assert_eq!(events.read_id("1-0"), None, "of another run");
     events.add((0..3).map(|_| plain(0)).collect());
     let numbers = |next| match next {
-        Next::Events(events) => events.iter().map(|e| e.number).collect::<Vec<_>>(),
-        Next::Lost => panic!("it is kept"),
+        News::Events(events) => events.iter().map(|e| e.number).collect::<Vec<_>>(),
+        News::Missed(_) => panic!("it is kept"),
     };
     assert_eq!(numbers(events.after(1, 9)), [2, 3]);
     assert_eq!(numbers(events.after(0, 1)), [1]);
     events.add((0..KEPT).map(|_| plain(0)).collect());
-    assert_eq!(events.after(2, 9), Next::Lost);
+    assert_eq!(events.after(2, 9), News::Missed(1));
     assert_eq!(numbers(events.after(3, 2)), [4, 5]);
     events.skip(7);
-    assert_eq!(events.after(3, 2), Next::Lost, "the registry was faster than we");
-    assert_eq!(events.counts(), (KEPT as u64 + 10, 3));
+    let missed = KEPT as u64 + 7;
+    assert_eq!(events.after(3, 2), News::Missed(missed), "the registry was faster than we");
+    assert_eq!(events.counts(), (KEPT as u64 + 10, 2));
+    assert_eq!(events.after(3 + missed, 2), News::Events(vec![]));
 }
 
 /// Over a connection: a reader hears of its service alone, why, and how late; it comes back with the last id and misses
@@ -64,7 +68,7 @@ async fn readers_come_back() {
     let read = |last: Option<String>| async move {
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         let last = last.map_or(String::new(), |id| format!("Last-Event-ID: {id}\r\n"));
-        let head = format!("GET /api/v1/events?service=web HTTP/1.1\r\nHost: test\r\n{last}\r\n");
+        let head = format!("GET /api/v1/events?service=web HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{last}\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut lines = BufReader::new(stream).lines();
         while !lines.next_line().await.unwrap().unwrap().is_empty() {}
@@ -104,7 +108,9 @@ async fn readers_come_back() {
     let (event, last, _) = next!(reader);
     assert_eq!(event, "removed");
     let mut stranger = read(Some(format!("1-{}", last.split_once('-').unwrap().1))).await;
-    assert_eq!(next!(stranger).0, "reset");
+    let (event, _, data) = next!(stranger);
+    assert_eq!(event, "missed");
+    assert!(data.starts_with("{\"missed\":null,"), "{data}");
     events.close();
     while stranger.next_line().await.unwrap().is_some() {}
     server.abort();

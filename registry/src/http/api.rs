@@ -4,7 +4,7 @@ use super::params::Params;
 use super::{App, Sorry};
 use crate::events::Filter;
 use crate::health::{Health, HealthRecord, health_str};
-use crate::model::{GROUP_DEFAULT, Metadata, NAMESPACE_DEFAULT, ServiceKey};
+use crate::model::{GROUP_DEFAULT, Invalid, Metadata, NAMESPACE_DEFAULT, ServiceKey};
 use crate::snapshot::{InstanceView, ServiceView};
 use crate::table::Refusal;
 use axum::extract::{Path, State};
@@ -25,12 +25,18 @@ pub(super) fn routes() -> Router<App> {
         .route("/api/v1/services/{namespace}/{group}/{name}", get(service))
 }
 
-/// `?namespace=&group=&service=`, each only if it is named.
-async fn events(State(app): State<App>, headers: HeaderMap, params: Params) -> impl IntoResponse {
-    let text = |name| params.text(name).map(str::to_owned);
-    let filter = Filter { namespace: text("namespace"), group: text("group"), service: text("service") };
-    let last = headers.get("last-event-id").and_then(|v| v.to_str().ok());
-    crate::events::stream(&app.events, filter, last)
+/// `?kinds=&namespace=&group=&service=`: lists with commas; `web-*` is every name that begins so.
+async fn events(State(app): State<App>, headers: HeaderMap, params: Params) -> Result<impl IntoResponse, Sorry> {
+    let list = |name| {
+        let words = params.text(name).unwrap_or_default().split(',').map(str::trim);
+        words.filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    };
+    let (namespaces, groups) = (list("namespace"), list("group"));
+    let filter = Filter { kinds: list("kinds"), namespaces, groups, services: list("service") };
+    filter.check().map_err(|problem| Invalid::new("kinds", problem))?;
+    // Browsers say it in the header when they come back; who cannot set one may say it in the query.
+    let header = headers.get("last-event-id").and_then(|v| v.to_str().ok());
+    Ok(crate::events::stream(&app.events, filter, header.or(params.text("last_event_id"))))
 }
 
 #[derive(Serialize)]

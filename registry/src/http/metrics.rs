@@ -2,6 +2,7 @@
 //! Promise: the number of series is bounded by routes, codes and states, never by services or instances.
 
 use super::{App, Sorry};
+use crate::events::Events;
 use crate::grpc::Clients;
 use crate::health::{Health, health_str};
 use crate::model::Vantage;
@@ -47,13 +48,14 @@ impl Metrics {
         registry: Registry,
         hub: Hub,
         clients: Clients,
+        events: Events,
         probe_stats: Option<ProbeStats>,
         more: Option<MoreSeries>,
     ) -> Metrics {
         let requests = Family::default();
         let mut series = prometheus_client::registry::Registry::with_prefix("ringspan");
         series.register("http_requests", "HTTP requests answered, by method, route and status", requests.clone());
-        series.register_collector(Box::new(Scrape { registry, hub, clients, probe_stats, more }));
+        series.register_collector(Box::new(Scrape { registry, hub, clients, events, probe_stats, more }));
         Metrics { series, requests }
     }
 
@@ -89,6 +91,7 @@ struct Scrape {
     registry: Registry,
     hub: Hub,
     clients: Clients,
+    events: Events,
     probe_stats: Option<ProbeStats>,
     more: Option<MoreSeries>,
 }
@@ -103,6 +106,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         self.registry_series(&mut encoder)?;
         grpc_series(&mut encoder, &self.clients)?;
+        event_series(&mut encoder, &self.events)?;
         if let Some(stats) = &self.probe_stats {
             probe_series(&mut encoder, &stats().total)?;
         }
@@ -180,6 +184,37 @@ fn grpc_series(encoder: &mut DescriptorEncoder<'_>, clients: &Clients) -> Result
     let help = "Time from a push to its acknowledgement";
     let family = encoder.encode_descriptor("grpc_push_ack_seconds", help, None, MetricType::Counter)?;
     ConstCounter::new(stats.ack_seconds()).encode(family)
+}
+
+fn event_series(encoder: &mut DescriptorEncoder<'_>, events: &Events) -> Result<(), fmt::Error> {
+    let (count, missed) = events.counts();
+    counter(encoder, "registry_events", "Changes of health and membership that were told", count)?;
+    let help = "Times that a reader of events was told that it had missed some";
+    counter(encoder, "registry_events_readers_behind", help, missed)?;
+    let hooks = events.hooks();
+    let help = "Events for a webhook: delivered, dropped (no room), refused (a final status), given_up (tried enough)";
+    let mut family = encoder.encode_descriptor("webhook_events", help, None, MetricType::Counter)?;
+    for hook in &hooks {
+        for (outcome, count) in hook.events() {
+            let labels = [("hook", hook.name.as_str()), ("outcome", outcome)];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    let help = "Attempts to deliver, by how they ended";
+    let mut family = encoder.encode_descriptor("webhook_attempts", help, None, MetricType::Counter)?;
+    for hook in &hooks {
+        for (end, count) in hook.attempts() {
+            let labels = [("hook", hook.name.as_str()), ("end", end)];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    let help = "Events that wait for their receiver";
+    let mut family = encoder.encode_descriptor("webhook_waiting", help, None, MetricType::Gauge)?;
+    for hook in &hooks {
+        let waiting = hook.waiting.load(Ordering::Relaxed) as f64;
+        ConstGauge::new(waiting).encode(family.encode_family(&[("hook", hook.name.as_str())])?)?;
+    }
+    Ok(())
 }
 
 fn probe_series(encoder: &mut DescriptorEncoder<'_>, numbers: &Numbers) -> Result<(), fmt::Error> {

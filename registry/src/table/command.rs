@@ -392,8 +392,8 @@ pub enum Refusal {
     Invalid(#[from] Invalid),
     /// The service has instances of the other kind.
     #[error(
-        "Current service {} is {} service, can't register {} instance. Deregister its instances first, or use another \
-         service name.",
+        "Current service {} is {} service, can't register {} instance. Deregister its instances first, convert them \
+         (PUT /api/v1/services/.../kind), or use another service name.",
         service.grouped(), kind(*ephemeral), kind(!*ephemeral)
     )]
     Kind {
