@@ -60,6 +60,9 @@ pub(crate) enum Command {
     /// Create, list and revoke what lets agents join.
     #[command(subcommand)]
     Token(Token),
+    /// Who may use the registry: users, roles, API tokens.
+    #[command(subcommand)]
+    User(User),
     /// The registry's records: out, in, and as a whole.
     #[command(subcommand)]
     Registry(Registry),
@@ -79,6 +82,7 @@ impl Command {
         match self {
             Command::Bridge(_) | Command::Agent(_) => "info",
             Command::Token(_)
+            | Command::User(_)
             | Command::Registry(_)
             | Command::Probe(_)
             | Command::Report(_)
@@ -221,6 +225,113 @@ pub(crate) struct RegistryFile {
     /// The snapshot.
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
+}
+
+/// `ringspan user ...`
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  \
+    ringspan user add alice --grant dev:write --grant '*:read'   prints a password, once\n  \
+    printf %s \"$PW\" | ringspan user add bob --admin --password-stdin\n  \
+    ringspan user grant role:ops prod:write; ringspan user grant alice role:ops\n  \
+    ringspan user token alice --label ci --expires 90d           an API token, for what has no password\n  \
+    ringspan user passwd nacos                                   the administrator's password is lost\n\n\
+    Rights: admin, role:NAME, NAMESPACE:read, NAMESPACE:write; a namespace may end in *. docs/security.md")]
+pub(crate) enum User {
+    /// A new user. Without a password on stdin one is made by chance and printed.
+    Add(UserAdd),
+    /// Another password; his logins end. API tokens stay.
+    Passwd(UserPasswd),
+    /// A user goes, and his logins and API tokens with him.
+    Remove(UserName),
+    /// Users, roles and API tokens.
+    List(TokenList),
+    /// More rights for a user or for a role (role:NAME).
+    Grant(UserGrant),
+    /// Fewer rights for a user or for a role (role:NAME).
+    Revoke(UserGrant),
+    /// A new API token with a user's rights. The token alone goes to stdout.
+    Token(UserToken),
+    /// End an API token.
+    RevokeToken(TokenRevoke),
+}
+
+/// `ringspan user add`
+#[derive(Debug, Args)]
+pub(crate) struct UserAdd {
+    /// Which bridge.
+    #[command(flatten)]
+    pub(crate) whose: Whose,
+    /// The new user's name: letters, digits, '-', '_', '.', '@', '+'; at most 64.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// He may do everything, accounts too.
+    #[arg(long)]
+    pub(crate) admin: bool,
+    /// What he may: "dev:write", "*:read", "role:ops". May be given several times.
+    #[arg(long = "grant", value_name = "RIGHT")]
+    pub(crate) grants: Vec<String>,
+    /// Read the password from stdin, one line: 8 to 256 bytes.
+    #[arg(long, conflicts_with = "no_password")]
+    pub(crate) password_stdin: bool,
+    /// No password opens the account: API tokens do.
+    #[arg(long)]
+    pub(crate) no_password: bool,
+}
+
+/// `ringspan user passwd`
+#[derive(Debug, Args)]
+pub(crate) struct UserPasswd {
+    /// Which bridge.
+    #[command(flatten)]
+    pub(crate) whose: Whose,
+    /// Whose password.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Read it from stdin, one line: 8 to 256 bytes. Without this one is made by chance and printed.
+    #[arg(long)]
+    pub(crate) password_stdin: bool,
+}
+
+/// `ringspan user remove`
+#[derive(Debug, Args)]
+pub(crate) struct UserName {
+    /// Which bridge.
+    #[command(flatten)]
+    pub(crate) whose: Whose,
+    /// Who.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+}
+
+/// `ringspan user grant` and `revoke`
+#[derive(Debug, Args)]
+pub(crate) struct UserGrant {
+    /// Which bridge.
+    #[command(flatten)]
+    pub(crate) whose: Whose,
+    /// A user, or role:NAME.
+    #[arg(value_name = "WHO")]
+    pub(crate) name: String,
+    /// "admin", "role:NAME", "NAMESPACE:read", "NAMESPACE:write"; a namespace may end in *.
+    #[arg(value_name = "RIGHT", required = true)]
+    pub(crate) grants: Vec<String>,
+}
+
+/// `ringspan user token`
+#[derive(Debug, Args)]
+pub(crate) struct UserToken {
+    /// Which bridge.
+    #[command(flatten)]
+    pub(crate) whose: Whose,
+    /// Whose rights it has.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// What it is for, for lists.
+    #[arg(long, value_name = "TEXT", default_value = "api")]
+    pub(crate) label: String,
+    /// How long it holds: "12h", "30d". 1 s to 365 d.
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = expires)]
+    pub(crate) expires: Duration,
 }
 
 /// `ringspan token create`

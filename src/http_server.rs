@@ -1,19 +1,21 @@
-//! Serves a router over HTTP/1.1 on one address, with the bounds that axum's own loop has not: a cap on connections
+//! Serves a router over HTTP/1.1 on one address, over HTTP/2 too where it is TLS, with the bounds that axum's own loop has not: a cap on connections
 //! and a time within which a request's head must have come.
 //! Promise: idle and slow clients cost themselves; the accept loop never ends on an error.
 
+use crate::http_tls::Front;
 use axum::Router;
 use axum::extract::ConnectInfo;
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn;
 use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
@@ -22,6 +24,12 @@ const CONNECTIONS_MAX: usize = 8192;
 /// From the end of one answer (or the connect) to the end of the next request's head; past it the connection is closed.
 /// Nacos' clients beat each 5 s on a kept connection.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
+/// Requests under way on one connection of HTTP/2; more wait in the client.
+const STREAMS_MAX: u32 = 64;
+/// All headers of a request of HTTP/2.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// A peer that does not answer a ping for so long is gone.
+const PING_TIME_MAX: Duration = Duration::from_secs(10);
 /// Requests under way when the server stops have this long.
 const STOP_MAX: Duration = Duration::from_secs(2);
 /// After a failed accept (no descriptors): time for some to come free.
@@ -30,12 +38,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A bound server.
 pub(crate) struct HttpServer {
     listener: TcpListener,
+    tls: Option<Arc<Front>>,
 }
 
 impl HttpServer {
     /// Binds. Needs a runtime.
-    pub(crate) fn bind(address: SocketAddr) -> io::Result<HttpServer> {
-        Ok(HttpServer { listener: listener(address)? })
+    pub(crate) fn bind(address: SocketAddr, tls: Option<Arc<Front>>) -> io::Result<HttpServer> {
+        Ok(HttpServer { listener: listener(address)?, tls })
     }
 
     /// Where it listens, with the real port if 0 was asked for.
@@ -60,9 +69,9 @@ impl HttpServer {
                     continue;
                 }
             };
-            let (router, stop) = (router.clone(), stop.clone());
+            let (router, stop, tls) = (router.clone(), stop.clone(), self.tls.clone());
             tokio::spawn(async move {
-                serve_one((stream, peer), router, stop).await;
+                serve_one((stream, peer), tls, router, stop).await;
                 drop(place);
             });
         }
@@ -84,18 +93,66 @@ pub(crate) fn listener(address: SocketAddr) -> io::Result<TcpListener> {
 
 async fn serve_one(
     (stream, peer): (tokio::net::TcpStream, SocketAddr),
+    tls: Option<Arc<Front>>,
+    router: Router,
+    stop: watch::Receiver<bool>,
+) {
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else { return http1(stream, peer, router, stop).await };
+    let Some(stream) = tls.greet(stream, peer).await else { return };
+    match stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => http2(stream, peer, router, stop).await,
+        _ => http1(stream, peer, router, stop).await,
+    }
+}
+
+/// A connection of HTTP/1.1.
+async fn http1(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
     router: Router,
     mut stop: watch::Receiver<bool>,
 ) {
-    let _ = stream.set_nodelay(true);
     let router = TowerToHyperService::new(router);
     // Who asks: pushes go to that address and to no other.
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         router.call(request)
     });
-    let mut server = http1::Builder::new();
+    let mut server = conn::http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX);
+    let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stopped(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::trace!(%error, "http: connection");
+    }
+}
+
+/// A connection of HTTP/2, of whoever asked for that in TLS.
+async fn http2(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        router.call(request)
+    });
+    let mut server = conn::http2::Builder::new(TokioExecutor::new());
+    server
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .keep_alive_interval(HEAD_TIME_MAX)
+        .keep_alive_timeout(PING_TIME_MAX);
     let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
     let result = tokio::select! {
         result = connection.as_mut() => result,

@@ -14,6 +14,7 @@ mod doctor;
 mod doors;
 pub mod fuzz;
 mod http_server;
+mod http_tls;
 mod inherit;
 mod keyring;
 mod logging;
@@ -23,6 +24,7 @@ mod probe_cmd;
 mod registry_cmd;
 mod report_cmd;
 mod token_cmd;
+mod user_cmd;
 mod watch_file;
 
 use clap::Parser;
@@ -88,6 +90,7 @@ fn run(command: cli::Command) -> Result<Ending, Failure> {
         cli::Command::Registry(command) => registry_cmd::run(&command),
         cli::Command::Report(args) => report_cmd::run(&args),
         cli::Command::Token(command) => token_cmd::run(&command),
+        cli::Command::User(command) => user_cmd::run(&command),
         cli::Command::Demo(args) => demo::run(&args),
     }
 }

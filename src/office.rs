@@ -4,6 +4,7 @@
 
 use crate::bridge_cmd::cluster;
 use crate::keyring::{Error, Keyring, Revoked};
+use ringspan_registry::access;
 use ringspan_registry::transfer::Counts;
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::fingerprint::Trust;
@@ -47,6 +48,10 @@ pub(crate) enum Request {
         /// Of this machine.
         to: PathBuf,
     },
+    /// A change of the registry's accounts.
+    Account(access::Change),
+    /// The registry's accounts.
+    Accounts,
     /// This file's records, into the registry.
     RegistryImport {
         /// Of this machine.
@@ -80,6 +85,13 @@ pub(crate) enum Answer {
     },
     /// So many records went out or in.
     Registry(Counts),
+    /// Accounts are changed.
+    Account {
+        /// A new API token, to be shown once.
+        token: Option<String>,
+    },
+    /// Accounts, without their hashes.
+    Accounts(Vec<access::Listed>),
     /// The request was wrong.
     Wrong(String),
     /// The bridge could not do it.
@@ -115,6 +127,8 @@ pub(crate) trait Floor: Send + Sync {
     fn forget(&self, cluster: String);
     /// Writes the registry's records into a file.
     fn export(&self, to: &Path) -> Result<Counts, String>;
+    /// Changes or lists the registry's accounts. Blocks until a change is stored.
+    fn accounts(&self, request: Request) -> Answer;
     /// Reads a file's records into the registry. Blocks until they are stored.
     fn import(&self, from: &Path) -> Result<Counts, String>;
 }
@@ -172,6 +186,10 @@ impl Office {
                 let (id, pinned) = (grant.id.to_string(), self.trust != Trust::Plain);
                 Ok(Answer::Created { token: token.to_paste(), id, address, pinned })
             }
+            Request::Account(_) | Request::Accounts => Ok(match &self.floor {
+                Some(floor) => floor.accounts(request),
+                None => Answer::Failed("no bridge runs here".into()),
+            }),
             Request::RegistryExport { to } => Ok(self.records(|floor| floor.export(&to))),
             Request::RegistryImport { from } => Ok(self.records(|floor| floor.import(&from))),
             Request::List => {

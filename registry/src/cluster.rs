@@ -211,7 +211,7 @@ impl Cluster {
                     self.hear(now, table, member, which, verdict, changes);
                 }
             }
-            Some(Key::Barrier) => {}
+            Some(Key::Barrier | Key::Access) => {}
             None => strange("no key of ours; is the prefix shared with something else?".into()),
         }
     }
@@ -239,7 +239,7 @@ impl Cluster {
                     self.share_out(now, table, changes);
                 }
             }
-            Some(Key::Health { .. } | Key::Barrier) | None => {}
+            Some(Key::Health { .. } | Key::Barrier | Key::Access) | None => {}
         }
     }
 

@@ -2,7 +2,7 @@
 //! instances live, and on whose stream they are told of changes.
 //! Promise: whatever comes in, an answer goes out, or the connection ends; a client that does not read, does not answer
 //! or asks too much costs its own connection and a bounded amount of memory, nobody else.
-//! There is no authentication yet, as in [`http`](crate::http).
+//! Who asks brings a token in the payload's headers, where the registry is not open to all ([`access`](crate::access)).
 //!
 //! ```text
 //! accept ─► hyper (h2) ─► tonic (framing) ─► answer ─► service          one Client for a connection
@@ -22,7 +22,7 @@ mod tests;
 mod words;
 
 pub use client::Clients;
-pub use server::GrpcServer;
+pub use server::{Bytes, GrpcServer, Wrap, Wrapping};
 pub use stats::GrpcStats;
 
 use std::time::Duration;

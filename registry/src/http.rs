@@ -1,9 +1,10 @@
 //! The registry over HTTP: Nacos v1 under /nacos, our own API under /api/v1, metrics at /metrics.
 //! Promise: whatever comes in, a clear answer goes out, within the time and size limits here; a bad request costs its
 //! sender, nobody else.
-//! There is no authentication yet: whoever reaches the port may change everything, so the listener belongs on loopback.
+//! Whoever asks is asked who he is ([`access`]), where the registry is not open to all.
 //! A browser that some other site steers is refused ([`guard`]).
 
+mod access;
 mod api;
 mod checkers;
 mod envelope;
@@ -11,6 +12,7 @@ mod kind;
 mod metrics;
 mod nacos;
 mod nacos_admin;
+mod nacos_auth;
 mod nacos_catalog;
 mod nacos_ops;
 mod nacos_v2;
@@ -21,6 +23,7 @@ mod tests;
 pub use metrics::{MoreSeries, ProbeStats};
 pub(crate) use params::metadata_of;
 
+use crate::access::Access;
 use crate::events::Events;
 use crate::grpc::Clients;
 use crate::push::Hub;
@@ -52,6 +55,8 @@ pub struct Options {
     pub clients: Clients,
     /// What happens, for /api/v1/events; [`Events::run`] it. Default: nothing does.
     pub events: Events,
+    /// Who may do what. Default: everybody everything.
+    pub access: Access,
     /// Writes the series of what else runs in this process; on the same thread. `None`: nothing else.
     pub more: Option<MoreSeries>,
 }
@@ -72,18 +77,20 @@ struct App {
     udp: Option<Arc<UdpPusher>>,
     clients: Clients,
     events: Events,
+    access: Access,
 }
 
 /// All of the registry's HTTP. The root package may merge routes of its own into it (`Router::merge`), for instance
 /// /api/v1/agents.
 pub fn router(registry: Registry, options: Options) -> Router {
-    let Options { probe_stats, hub, udp, clients, events, more } = options;
+    let Options { probe_stats, hub, udp, clients, events, access, more } = options;
     let metrics =
         Arc::new(Metrics::new(registry.clone(), hub.clone(), clients.clone(), events.clone(), probe_stats, more));
-    let app = App { registry, metrics, hub, udp, clients, events };
+    let app = App { registry, metrics, hub, udp, clients, events, access };
     Router::new()
         .merge(nacos::routes())
         .merge(nacos_admin::routes())
+        .merge(nacos_auth::routes())
         .merge(nacos_catalog::routes())
         .merge(nacos_ops::routes())
         .merge(nacos_v2::routes())
@@ -92,6 +99,7 @@ pub fn router(registry: Registry, options: Options) -> Router {
         .route("/metrics", axum::routing::get(metrics::scrape))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(app.clone(), access::enter))
         .layer(tower_http::limit::RequestBodyLimitLayer::new(BODY_BYTES_MAX))
         .layer(middleware::from_fn(guard))
         .layer(middleware::from_fn(limit_time))
@@ -101,7 +109,7 @@ pub fn router(registry: Registry, options: Options) -> Router {
 
 /// An answer other than "done": a status and a sentence. v1 says the sentence alone, as text, which is what Nacos' clients
 /// log; v2 and v3 put it into an [`envelope`] with a code.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Sorry {
     status: StatusCode,
     code: u32,
@@ -140,6 +148,7 @@ impl From<Refusal> for Sorry {
             Refusal::ServiceExists { .. } => bad(code::SERVICE_EXISTS),
             Refusal::NotEmpty { .. } => bad(code::SERVICE_DELETE),
             Refusal::StillChecked { .. } => bad(code::CHECK_STILL_RUNNING),
+            Refusal::Denied { .. } => (StatusCode::FORBIDDEN, code::ACCESS_DENIED),
             Refusal::NoInstance { .. } => (StatusCode::NOT_FOUND, code::INSTANCE_NOT_FOUND),
             Refusal::OfAgent { .. } | Refusal::StaleSession { .. } => (StatusCode::CONFLICT, code::RESOURCE_CONFLICT),
             Refusal::TooMany { .. } => (StatusCode::INSUFFICIENT_STORAGE, code::SERVER),
@@ -169,7 +178,7 @@ async fn no_such_path(uri: Uri) -> Response {
             nacos("Nacos' configuration management")
         }
         _ if path.starts_with("/nacos/") && path.split('/').any(|part| part == "auth") => {
-            nacos("the administration of accounts (there are none yet)")
+            nacos("this part of Nacos' administration of accounts")
         }
         _ => Sorry::new(StatusCode::NOT_FOUND, format!("no such path: {path}. See docs/registry.md")),
     };

@@ -8,6 +8,7 @@
 //! Arrows point one way: `http`, `prober` → `service` → `table`, `store`, `snapshot` → `health` → `model`.
 //! The page for users is docs/registry.md.
 
+pub mod access;
 pub mod checker;
 pub mod cluster;
 pub mod events;

@@ -15,6 +15,7 @@ mod clustered;
 mod tests;
 mod writer;
 
+use crate::access;
 use crate::cluster::etcd::{Op, Txn};
 use crate::cluster::{Options as ClusterOptions, Shares};
 use crate::model::{Name, cluster_name};
@@ -149,8 +150,18 @@ impl Registry {
     /// same.
     ///
     /// # Errors
-    /// A [`Refusal`]; nothing has changed then.
+    /// A [`Refusal`]; nothing has changed then. [`Refusal::Denied`] if whoever has the request in hand (the
+    /// [`Actor`](crate::access::Actor) that this is called by) may not write in the command's namespace.
     pub async fn submit(&self, command: Command) -> Result<Arc<Changes>, Refusal> {
+        let noted = access::guarded(&command)?;
+        let outcome = self.carry_out(command).await;
+        if let Some(noted) = noted {
+            noted.end(&outcome);
+        }
+        outcome
+    }
+
+    async fn carry_out(&self, command: Command) -> Result<Arc<Changes>, Refusal> {
         let queue = if command.is_volatile() { &self.inner.volatile } else { &self.inner.records };
         let (reply, answer) = oneshot::channel();
         let message = Message { command, reply };

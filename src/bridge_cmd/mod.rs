@@ -5,6 +5,7 @@
 //! ```
 //! [`BridgeServer`] is all of it without flags and signals; `ringspan demo` runs the same one.
 
+pub(crate) mod access;
 mod bind;
 mod hooks;
 mod leases;

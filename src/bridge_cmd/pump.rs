@@ -13,11 +13,12 @@ use super::listening::Listening;
 use super::scouts::{Sightings, WatchOrder};
 use super::sessions::{Order, Sessions};
 use crate::keyring::Keyring;
-use crate::office::{Floor, unix_now};
-use crate::registry_cmd;
+use crate::office::{Answer, Floor, Request, unix_now};
+use crate::{registry_cmd, user_cmd};
 use ringspan_engine::health::Health;
 use ringspan_engine::mailbox::Wake;
 use ringspan_registry::Registry;
+use ringspan_registry::access::Access;
 use ringspan_registry::table::Refusal as RegistryRefusal;
 use ringspan_registry::transfer::Counts;
 use ringspan_tunnel::bridge::{BridgeEvent, BridgeEvents, BridgeHandle, LinkId};
@@ -56,6 +57,7 @@ pub(super) struct Hall {
     pub(super) handle: BridgeHandle,
     pub(super) keyring: Arc<Keyring>,
     pub(super) registry: Registry,
+    pub(super) access: Access,
     pub(super) sessions: Mutex<Sessions>,
     pub(super) listening: Listening,
     pub(super) software: String,
@@ -157,6 +159,10 @@ impl Floor for Hall {
 
     fn export(&self, to: &Path) -> Result<Counts, String> {
         registry_cmd::export_to(&self.registry, to)
+    }
+
+    fn accounts(&self, request: Request) -> Answer {
+        self.runtime.block_on(user_cmd::answer(&self.access, request))
     }
 
     fn import(&self, from: &Path) -> Result<Counts, String> {

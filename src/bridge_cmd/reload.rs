@@ -65,8 +65,8 @@ impl BridgeServer {
             sessions.set_policies(policies);
             sessions.set_rules(agents);
         });
-        let Config { data_dir, http_listen, grpc_listen, link, engine, .. } = self.config.clone();
-        self.config = Config { data_dir, http_listen, grpc_listen, link, engine, ..config };
+        let Config { data_dir, http_listen, grpc_listen, access, link, engine, .. } = self.config.clone();
+        self.config = Config { data_dir, http_listen, grpc_listen, access, link, engine, ..config };
         Ok(told)
     }
 
@@ -151,6 +151,8 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     look("[http] listen", address(&old.http_listen), address(&new.http_listen));
     let grpc = |config: &Config| config.grpc_listen.as_ref().map_or("\"off\"".to_owned(), address);
     look("[http] grpc_listen", grpc(old), grpc(new));
+    let access = |config: &Config| format!("{:?}", config.access);
+    look("[registry] auth, session, rate limits, audit, [http] cert, key", access(old), access(new));
     look("[link] listen", address(&link.listen), address(&new_link.listen));
     look("[link] public", public(link), public(new_link));
     look("[link] tls", tls(&link.tls), tls(&new_link.tls));

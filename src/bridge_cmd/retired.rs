@@ -63,9 +63,10 @@ impl BridgeServer {
             task.abort();
             let _ = task.await;
         }
-        let (registry, keyring) = (self.registry, self.hall.keyring.clone());
+        let (registry, keyring, access) = (self.registry, self.hall.keyring.clone(), self.hall.access.clone());
         let _ = tokio::task::spawn_blocking(move || {
             registry.stop();
+            access.stop();
             keyring.close();
         })
         .await;

@@ -4,6 +4,7 @@
 //! workers (pinned): prober + bridge's data path        control plane (tokio): http, registry prober, pump, admin
 //! ```
 
+use super::access;
 use super::bind::{bind_error, cannot_listen, wait_for_ports};
 use super::hooks::Hooks;
 use super::listeners;
@@ -17,6 +18,7 @@ use crate::config::bridge::Bridge as Config;
 use crate::doors::Doors;
 use crate::doors::secret::listener::House;
 use crate::http_server::{self, HttpServer};
+use crate::http_tls::Front;
 use crate::keyring::Keyring;
 use crate::office::{Floor, Office};
 use crate::token_cmd::{protection, public_address};
@@ -93,13 +95,18 @@ impl BridgeServer {
         let (tls, trust) = protection(config)?;
         let registry = Registry::open(&registry_options(config)).map_err(|e| run(e.to_string()))?;
         wait_for_ports(config);
-        let http_server = HttpServer::bind(config.http_listen)
+        let access = access::open(config)?;
+        let front = config.access.tls.as_ref().map(Front::start).transpose();
+        let front = front.map_err(|e| run(format!("[http] cert, key: {e}")))?;
+        let http_server = HttpServer::bind(config.http_listen, front.clone())
             .map_err(|e| run(cannot_listen("[http] listen", config.http_listen, &e)))?;
         let http_address = http_server.address().map_err(|e| run(e.to_string()))?;
         let grpc_listener = config.grpc_listen.map(|address| {
             http_server::listener(address).map_err(|e| run(cannot_listen("[http] grpc_listen", address, &e)))
         });
-        let grpc_server = grpc_listener.transpose()?.map(GrpcServer::on);
+        let grpc_server = grpc_listener.transpose()?.map(|listener| {
+            GrpcServer::on(listener).with_access(access.clone()).with_tls(front.as_ref().map(Front::wrap))
+        });
         let grpc_address = grpc_server.as_ref().map(GrpcServer::address).transpose().map_err(|e| run(e.to_string()))?;
         let admin = admin::Admin::listen(&config.data_dir)
             .map_err(|e| run(format!("{}: {e}", config.data_dir.join(admin::SOCKET).display())))?;
@@ -138,6 +145,7 @@ impl BridgeServer {
             handle: handle.clone(),
             keyring: keyring.clone(),
             registry: registry.clone(),
+            access: access.clone(),
             listening: Listening::new(handle.clone(), doors.hosts(), config.listeners.clone()),
             sessions: Mutex::new(sessions),
             software,
@@ -167,6 +175,7 @@ impl BridgeServer {
                 hub: hub.clone(),
                 udp: Some(udp.clone()),
                 clients: clients.clone(),
+                access: access.clone(),
                 events: happenings.clone(),
                 more: Some(metrics::of(handle.clone(), doors.tally(), doors.http_stats())),
             },
@@ -255,9 +264,7 @@ impl BridgeServer {
             let service = config.listeners.iter().find(|l| l.name == name).map(|l| l.service.as_str());
             tracing::info!(name, %address, service, "listener");
         }
-        if !self.http_address.ip().is_loopback() {
-            tracing::warn!(http = %self.http_address, "the registry has no accounts: whoever reaches it may change it");
-        }
+        access::tell(config);
         let tls = self.office.trust != ringspan_tunnel::fingerprint::Trust::Plain;
         let grpc = self.grpc_address.map(tracing::field::display);
         tracing::info!(http = %self.http_address, grpc, %link, tls, %data_dir, io = %self.capabilities, "bridge is up");
@@ -339,12 +346,17 @@ impl BridgeServer {
             let _ = grpc.await;
         }
         let (engine, registry, tasks) = (self.engine, self.registry, self.tasks);
+        let access = self.hall.access.clone();
         let _ = tokio::task::spawn_blocking(move || engine.lock().unwrap_or_else(PoisonError::into_inner).stop()).await;
         for task in tasks.into_iter().chain([self.pump]) {
             task.abort();
             let _ = task.await;
         }
-        let _ = tokio::task::spawn_blocking(move || registry.stop()).await;
+        let _ = tokio::task::spawn_blocking(move || {
+            registry.stop();
+            access.stop();
+        })
+        .await;
         tracing::info!("bridge has stopped");
     }
 }

@@ -1,5 +1,6 @@
 //! bridge.toml: its keys, their ranges and defaults. The table for people is docs/configuration.md.
 
+use super::access::{self, Access};
 use super::affinity::{RawCores, affinity};
 use super::agent_limits::{AgentRules, RawAgent, check_agents};
 use super::balance::{Policies, RawService, check_services};
@@ -42,6 +43,8 @@ pub(crate) struct Bridge {
     pub(crate) data_dir: PathBuf,
     /// Registry APIs and metrics.
     pub(crate) http_listen: SocketAddr,
+    /// Who may use the registry.
+    pub(crate) access: Access,
     /// The registry's gRPC; `None`: off.
     pub(crate) grpc_listen: Option<SocketAddr>,
     /// Where agents connect.
@@ -154,6 +157,7 @@ impl Default for Bridge {
         Bridge {
             data_dir: DATA_DIR_DEFAULT.into(),
             http_listen: HTTP_LISTEN_DEFAULT,
+            access: Access::default(),
             grpc_listen: grpc::beside(HTTP_LISTEN_DEFAULT),
             link: Link { listen: LINK_LISTEN_DEFAULT, public: None, tls: Tls::Auto, ktls: true },
             listeners: Vec::new(),
@@ -200,6 +204,8 @@ struct Raw {
 struct RawHttp {
     listen: Option<Spanned<String>>,
     grpc_listen: Option<Spanned<String>>,
+    cert: Option<Spanned<String>>,
+    key: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -256,6 +262,18 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
     };
     let mut bridge = Bridge { data_dir, ..Bridge::default() };
     let mut taken = Taken { doc, by: Vec::new() };
+    let (http_cert, http_key) = raw.http.as_ref().map_or((None, None), |http| (http.cert.as_ref(), http.key.as_ref()));
+    let registry = raw.registry.as_ref().map(Spanned::get_ref);
+    let said = access::Raw {
+        auth: registry.and_then(|r| r.auth.as_ref()),
+        session: registry.and_then(|r| r.session.as_ref()),
+        rate_limit: registry.and_then(|r| r.rate_limit.as_ref()),
+        rate_limit_user: registry.and_then(|r| r.rate_limit_user.as_ref()),
+        audit: registry.and_then(|r| r.audit.as_ref()),
+        cert: http_cert,
+        key: http_key,
+    };
+    bridge.access = access::check(doc, &said)?;
     let (http_at, grpc_at) = raw.http.map_or((None, None), |http| (http.listen, http.grpc_listen));
     if let Some(listen) = &http_at {
         bridge.http_listen = doc.value(listen, unit::address, "\"127.0.0.1:8848\"")?;

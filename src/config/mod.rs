@@ -5,7 +5,8 @@
 //! text ──toml + serde──► raw (strings with their place) ──check──► Bridge | Agent (addresses, durations, enums)
 //! ```
 
-pub(crate) mod affinity;
+pub(crate) mod access;
+mod affinity;
 pub(crate) mod agent;
 pub(crate) mod agent_limits;
 pub(crate) mod agent_link;

@@ -28,6 +28,11 @@ pub(super) struct RawRegistry {
     /// See `webhook`.
     #[serde(default)]
     pub(super) webhook: Vec<Spanned<super::webhook::RawWebhook>>,
+    pub(super) auth: Option<Spanned<String>>,
+    pub(super) session: Option<Spanned<String>>,
+    pub(super) rate_limit: Option<Spanned<i64>>,
+    pub(super) rate_limit_user: Option<Spanned<i64>>,
+    pub(super) audit: Option<Spanned<String>>,
 }
 
 /// Checks it; `None`: the embedded store.

@@ -12,6 +12,7 @@ mod visitors;
 
 use crate::agent_cmd::AgentServer;
 use crate::bridge_cmd::BridgeServer;
+use crate::config::access::Access;
 use crate::config::agent::{Agent as AgentConfig, Secret};
 use crate::config::agent_link::AgentLink;
 use crate::config::bridge::{Bridge as BridgeConfig, Engine as EngineConfig, Link, Listener, Tls};
@@ -148,6 +149,7 @@ impl Demo {
         let folder = Folder(path);
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let config = BridgeConfig {
+            access: Access::default(),
             data_dir: folder.0.join("bridge"),
             http_listen: loopback,
             grpc_listen: Some(loopback),

@@ -207,7 +207,7 @@ fn buckets(mut to: MetricEncoder<'_>, of: &Histogram) -> fmt::Result {
 
 /// Binds, and serves until `stop` says so. What is asked comes out of the receiver.
 pub(super) fn serve(address: SocketAddr, stop: watch::Receiver<bool>) -> std::io::Result<mpsc::Receiver<Ask>> {
-    let server = HttpServer::bind(address)?;
+    let server = HttpServer::bind(address, None)?;
     let (asks, asked) = mpsc::channel(ASKS_MAX);
     let bound = server.address()?;
     if !bound.ip().is_loopback() {

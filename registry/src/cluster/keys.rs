@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `s/NAMESPACE.GROUP.SERVICE` | a service's settings |
 //! | `i/NAMESPACE.GROUP.SERVICE.CLUSTER.HOST.PORT` | an instance's record, its kind, and which member has it |
+//! | `a/...` | accounts, which `access` keeps and follows by itself |
 //! | `m/MEMBER` | a member that lives; goes with its lease |
 //! | `b/MEMBER` | nothing: its event tells that member that it has seen all before it |
 //! | `h/MEMBER/SHARD` | what that member believes of the instances of one shard that it judged last |
@@ -26,8 +27,12 @@ pub(crate) enum Key<'a> {
     Service(&'a [u8]),
     Instance(&'a [u8]),
     Member(&'a str),
-    Health { member: &'a str },
+    Health {
+        member: &'a str,
+    },
     Barrier,
+    /// Accounts: not the table's to read.
+    Access,
 }
 
 impl<'a> Key<'a> {
@@ -40,10 +45,14 @@ impl<'a> Key<'a> {
             b"m/" => Some(Key::Member(text()?)),
             b"h/" => Some(Key::Health { member: text()?.split_once('/')?.0 }),
             b"b/" => Some(Key::Barrier),
+            ACCESS => Some(Key::Access),
             _ => None,
         }
     }
 }
+
+/// What the keys of accounts begin with.
+pub(crate) const ACCESS: &[u8] = b"a/";
 
 pub(crate) fn barrier_key(member: &str) -> Vec<u8> {
     format!("b/{member}").into_bytes()

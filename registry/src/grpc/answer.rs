@@ -4,6 +4,7 @@
 use super::client::Client;
 use super::payload::Payload;
 use super::words::{Asked, Sorry, bad, code, good};
+use crate::access::{Action, Actor, Principal};
 use crate::model::{GROUP_DEFAULT, NAMESPACE_DEFAULT};
 use crate::push::Update;
 use crate::table::Command;
@@ -21,15 +22,15 @@ const _: () = assert!(ANSWER_TIME_MAX.as_millis() > crate::service::SUBMIT_WAIT_
 /// The kind of a good answer, and its members beyond those that all have.
 type Good = (&'static str, String);
 
-pub(super) async fn answer(client: &Arc<Client>, asked: &Payload) -> Payload {
+pub(super) async fn answer(client: &Arc<Client>, payload: &Payload) -> Payload {
     client.on_heard(Instant::now());
-    let kind = asked.kind();
-    let (request_id, answered) = match Asked::read(asked.json()) {
+    let kind = payload.kind();
+    let (request_id, answered) = match Asked::read(payload.json()) {
         Err(sorry) => (None, Err(sorry)),
         Ok(mut asked) => {
             let id = asked.request_id.take();
             let timeout = || Sorry::new(code::SERVER, "no answer in time; whether it was done is not known");
-            let answered = tokio::time::timeout(ANSWER_TIME_MAX, decide(client, kind, &asked)).await;
+            let answered = tokio::time::timeout(ANSWER_TIME_MAX, admit(client, kind, payload, &asked)).await;
             (id, answered.unwrap_or_else(|_elapsed| Err(timeout())))
         }
     };
@@ -41,6 +42,51 @@ pub(super) async fn answer(client: &Arc<Client>, asked: &Payload) -> Payload {
             Payload::new("ErrorResponse", bad(request_id.as_ref(), &sorry))
         }
     }
+}
+
+/// Asks who asks, and whether he may look where he wants to; whether he may change something, the registry itself asks.
+/// What is not named here takes the right to read everything.
+async fn admit(client: &Arc<Client>, kind: &str, payload: &Payload, asked: &Asked) -> Result<Good, Sorry> {
+    let (access, peer, via) = (&client.house.access, Some(client.peer), "grpc");
+    let limited = |wait: Duration| {
+        let text = format!("too many requests; try again in {} s", wait.as_secs() + 1);
+        Sorry::new(code::OVER_THRESHOLD, text)
+    };
+    access.admit_address(client.peer.ip()).map_err(limited)?;
+    // Whether we are there, and whether the connection is: no client brings a token to these.
+    if matches!(kind, "ServerCheckRequest" | "HealthCheckRequest") {
+        return decide(client, kind, asked).await;
+    }
+    let denied = |principal: Option<&Principal>, text: String, why: &str| {
+        access.note_denied(principal, peer, via, kind, why);
+        Err(Sorry::new(code::NO_RIGHT, text))
+    };
+    let principal = match access.principal(payload.token()) {
+        Ok(principal) => principal,
+        Err(unknown) => return denied(None, unknown.to_string(), unknown.as_str()),
+    };
+    access.admit_principal(&principal).map_err(limited)?;
+    if access.is_required() {
+        let namespace = Some(asked.namespace()).filter(|n| !n.is_empty()).unwrap_or(NAMESPACE_DEFAULT);
+        let may = match kind {
+            "ServiceQueryRequest" | "ServiceListRequest" | "SubscribeServiceRequest" => {
+                principal.may(namespace, Action::Read)
+            }
+            "InstanceRequest" | "PersistentInstanceRequest" | "BatchInstanceRequest" => {
+                principal.may(namespace, Action::Write)
+            }
+            _ => principal.may_everywhere(Action::Read),
+        };
+        if !may {
+            let text = format!("authorization failed! No permission for {kind:.100} in namespace {namespace:?}");
+            return denied(Some(&principal), text, "no permission");
+        }
+        client.on_principal(&principal);
+    } else if access.audit().is_none() {
+        return decide(client, kind, asked).await;
+    }
+    let actor = Actor { access: access.clone(), principal, peer, via };
+    actor.scope(decide(client, kind, asked)).await
 }
 
 async fn decide(client: &Arc<Client>, kind: &str, asked: &Asked) -> Result<Good, Sorry> {

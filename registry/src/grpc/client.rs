@@ -12,6 +12,7 @@ use super::outbox::{Outbox, Topic};
 use super::payload::Payload;
 use super::stats::{End, GrpcStats};
 use super::words::{Sorry, code};
+use crate::access::{Access, Action, Principal};
 use crate::model::{Name, ServiceKey};
 use crate::push::{Hub, Subscriber, SubscriptionId, Update};
 use crate::service::Registry;
@@ -31,6 +32,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// What all clients of a server share.
 pub(super) struct House {
     pub(super) registry: Registry,
+    pub(super) access: Access,
     pub(super) hub: Hub,
     pub(super) limits: Limits,
     pub(super) clients: Clients,
@@ -110,6 +112,8 @@ struct Desk {
     /// `None`: it has ended.
     subscriptions: Option<HashMap<Arc<Topic>, SubscriptionId>>,
     heard: Instant,
+    /// Who asked last, and in which state of the accounts that was looked at last.
+    principal: Option<(Principal, usize)>,
     /// It was asked whether it is there, and has said nothing since.
     asked: Option<Instant>,
 }
@@ -132,6 +136,7 @@ impl Client {
             version: None,
             subscriptions: Some(HashMap::new()),
             heard: Instant::now(),
+            principal: None,
             asked: None,
         };
         let client = Arc::new(Client {
@@ -172,6 +177,28 @@ impl Client {
     pub(super) fn on_heard(&self, now: Instant) {
         let mut desk = self.desk();
         (desk.heard, desk.asked) = (now, None);
+    }
+
+    /// Somebody has asked for something on it.
+    pub(super) fn on_principal(&self, principal: &Principal) {
+        self.desk().principal = Some((principal.clone(), self.house.access.version()));
+    }
+
+    /// Whether it subscribes to what it may not read any more, since accounts have changed.
+    fn is_shut_out(&self) -> bool {
+        let access = &self.house.access;
+        if !access.is_required() {
+            return false;
+        }
+        let mut desk = self.desk();
+        let version = access.version();
+        let Some((principal, seen)) = &mut desk.principal else { return false };
+        if std::mem::replace(seen, version) == version {
+            return false;
+        }
+        let again = access.again(principal);
+        let may = |topic: &Arc<Topic>| again.as_ref().is_some_and(|p| p.may(topic.0.namespace(), Action::Read));
+        again.is_none() || desk.subscriptions.as_ref().is_some_and(|s| !s.keys().all(may))
     }
 
     /// Claims its one stream; `false`: it has one.
@@ -245,6 +272,9 @@ impl Client {
     /// Looks whether it still reads and answers, and asks it if it has long been silent.
     pub(super) fn look(&self, now: Instant) -> Look {
         let limits = &self.house.limits;
+        if self.is_shut_out() {
+            return Look::End(End::Denied);
+        }
         let since = |then: Instant| now.saturating_duration_since(then);
         let waiting = self.outbox.waiting_since();
         if waiting.is_some_and(|then| since(then) >= limits.stall_max) {

@@ -57,6 +57,14 @@ impl Payload {
         self.metadata.as_ref().map_or("", |m| &m.kind)
     }
 
+    /// The token that it brings: Nacos' clients say `accessToken`, others the header of HTTP.
+    pub(super) fn token(&self) -> Option<&str> {
+        let headers = &self.metadata.as_ref()?.headers;
+        let bearer =
+            || ["Authorization", "authorization"].iter().find_map(|h| headers.get(*h)?.strip_prefix("Bearer "));
+        headers.get("accessToken").map(String::as_str).or_else(bearer)
+    }
+
     /// Its JSON; empty if it has none.
     pub(super) fn json(&self) -> &[u8] {
         self.body.as_ref().map_or(&[], |b| &b.value)

@@ -10,6 +10,7 @@ use super::outbox::Out;
 use super::payload::{Payload, REQUEST_PATH, STREAM_PATH};
 use super::stats::End;
 use super::words::Asked;
+use crate::access::Access;
 use crate::push::Hub;
 use crate::service::Registry;
 use hyper::body::Incoming;
@@ -25,6 +26,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_stream::{Stream, StreamExt};
@@ -56,12 +58,35 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A bound server.
 pub struct GrpcServer {
     listener: TcpListener,
+    access: Access,
+    wrap: Option<Wrap>,
 }
+
+/// A connection's bytes, whatever they go through.
+pub trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
+
+/// Speaks TLS with whoever has connected, within a time of its own; `None`: it came to nothing, and was told.
+pub type Wrap = Arc<dyn Fn(TcpStream, SocketAddr) -> Wrapping + Send + Sync>;
+/// What a [`Wrap`] comes to.
+pub type Wrapping = Pin<Box<dyn Future<Output = Option<Box<dyn Bytes>>> + Send>>;
 
 impl GrpcServer {
     /// On a socket that listens.
     pub fn on(listener: TcpListener) -> GrpcServer {
-        GrpcServer { listener }
+        GrpcServer { listener, access: Access::default(), wrap: None }
+    }
+
+    /// Asks clients who they are; without this, everybody may do everything.
+    #[must_use]
+    pub fn with_access(self, access: Access) -> GrpcServer {
+        GrpcServer { access, ..self }
+    }
+
+    /// Speaks TLS; without this, in the clear.
+    #[must_use]
+    pub fn with_tls(self, wrap: Option<Wrap>) -> GrpcServer {
+        GrpcServer { wrap, ..self }
     }
 
     /// Where it listens, with the real port if 0 was asked for.
@@ -83,7 +108,8 @@ impl GrpcServer {
     ) {
         let max = limits.connections_max;
         let places = Arc::new(Semaphore::new(max));
-        let house = Arc::new(House { registry, hub, limits, clients, bytes: Budget::new(ALL_BYTES_MAX) });
+        let access = self.access;
+        let house = Arc::new(House { registry, access, hub, limits, clients, bytes: Budget::new(ALL_BYTES_MAX) });
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
@@ -103,8 +129,16 @@ impl GrpcServer {
                 tracing::debug!(%peer, max, "grpc: a connection too many");
                 continue;
             };
-            let (house, stop) = (house.clone(), stop.clone());
+            let (house, stop, wrap) = (house.clone(), stop.clone(), self.wrap.clone());
             tokio::spawn(async move {
+                let _ = stream.set_nodelay(true);
+                let stream: Box<dyn Bytes> = match wrap {
+                    None => Box::new(stream),
+                    Some(wrap) => match wrap(stream, peer).await {
+                        Some(stream) => stream,
+                        None => return,
+                    },
+                };
                 let client = Client::enter(&house, peer);
                 let end = converse(stream, &client, stop).await;
                 client.leave(end).await;
@@ -122,8 +156,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn converse(stream: TcpStream, client: &Arc<Client>, mut stop: watch::Receiver<bool>) -> End {
-    let _ = stream.set_nodelay(true);
+async fn converse(stream: Box<dyn Bytes>, client: &Arc<Client>, mut stop: watch::Receiver<bool>) -> End {
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)

@@ -13,18 +13,21 @@ pub(super) enum End {
     Silent,
     /// It did not take what was to be pushed.
     Stalled,
+    /// Its account has gone, or may not read any more what it subscribes to.
+    Denied,
     /// The server stopped.
     Stopped,
 }
 
 impl End {
-    const ALL: [End; 4] = [End::Closed, End::Silent, End::Stalled, End::Stopped];
+    const ALL: [End; 5] = [End::Closed, End::Silent, End::Stalled, End::Denied, End::Stopped];
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             End::Closed => "closed",
             End::Silent => "silent",
             End::Stalled => "stalled",
+            End::Denied => "denied",
             End::Stopped => "stopped",
         }
     }

@@ -14,6 +14,8 @@ pub(super) mod code {
     pub(crate) const UNREGISTERED: u16 = 301;
     pub(crate) const NO_HANDLER: u16 = 302;
     pub(crate) const INVALID_PARAM: u16 = 400;
+    /// Clients log in again.
+    pub(crate) const NO_RIGHT: u16 = 403;
     pub(crate) const NOT_FOUND: u16 = 404;
     pub(crate) const CONFLICT: u16 = 409;
     pub(crate) const SERVER: u16 = 500;
@@ -36,6 +38,7 @@ impl Sorry {
 impl From<Refusal> for Sorry {
     fn from(refusal: Refusal) -> Sorry {
         let code = match &refusal {
+            Refusal::Denied { .. } => code::NO_RIGHT,
             Refusal::NoInstance { .. } | Refusal::NoService { .. } => code::NOT_FOUND,
             Refusal::OfAgent { .. } | Refusal::StaleSession { .. } => code::CONFLICT,
             Refusal::Store(_) | Refusal::Stopped => code::SERVER,

@@ -19,6 +19,8 @@ pub(super) mod code {
     pub(crate) const PARAMETER_VALIDATE: u32 = 20_002;
     pub(crate) const RESOURCE_NOT_FOUND: u32 = 20_004;
     pub(crate) const RESOURCE_CONFLICT: u32 = 20_005;
+    /// Ours: Nacos has none.
+    pub(crate) const OVER_LIMIT: u32 = 429;
     pub(crate) const SERVICE_NAME: u32 = 21_000;
     pub(crate) const WEIGHT: u32 = 21_001;
     pub(crate) const INSTANCE_NOT_FOUND: u32 = 21_003;
@@ -39,6 +41,7 @@ fn message(code: u32) -> &'static str {
         code::PARAMETER_VALIDATE => "parameter validate error",
         code::RESOURCE_NOT_FOUND => "resource not found",
         code::RESOURCE_CONFLICT => "resource conflict",
+        code::OVER_LIMIT => "too many requests",
         code::SERVICE_NAME => "service name error",
         code::WEIGHT => "weight error",
         code::INSTANCE_NOT_FOUND => "instance not found",
@@ -58,6 +61,7 @@ pub(super) fn code_of(status: StatusCode) -> u32 {
         StatusCode::BAD_REQUEST => code::PARAMETER_VALIDATE,
         StatusCode::NOT_FOUND => code::RESOURCE_NOT_FOUND,
         StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => code::ACCESS_DENIED,
+        StatusCode::TOO_MANY_REQUESTS => code::OVER_LIMIT,
         StatusCode::CONFLICT => code::RESOURCE_CONFLICT,
         _ => code::SERVER,
     }

@@ -231,7 +231,9 @@ async fn batch(app: &App, params: &Params, change: fn(Metadata, Metadata) -> Met
 /// Namespaces exist by being named: the default one, and those that have services.
 pub(super) async fn namespaces(State(app): State<App>) -> Json<Value> {
     let mut seen: std::collections::BTreeMap<String, usize> = [(NAMESPACE_DEFAULT.to_owned(), 0)].into();
-    for view in app.registry.snapshot().services() {
+    let actor = crate::access::Actor::current();
+    let may = |namespace: &str| actor.as_ref().is_none_or(|a| a.principal.may(namespace, crate::access::Action::Read));
+    for view in app.registry.snapshot().services().into_iter().filter(|v| may(v.key.namespace())) {
         *seen.entry(view.key.namespace().to_string()).or_default() += 1;
     }
     let show = |(name, count): (&String, &usize)| {

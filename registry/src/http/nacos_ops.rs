@@ -1,6 +1,5 @@
-//! Nacos, what operators and newer clients ask beside naming: login, the cluster's nodes, the switches.
-//! Promise: what is answered is true. There are no accounts, so a login is told what Nacos says with its authentication
-//! off; the one node is this one; a switch that would switch nothing says so.
+//! Nacos, what operators and newer clients ask beside naming: the cluster's nodes, the switches.
+//! Promise: what is answered is true: the one node is this one; a switch that would switch nothing says so.
 
 use super::envelope::enveloped;
 use super::params::Params;
@@ -8,23 +7,15 @@ use super::{App, Sorry, nacos_admin};
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::convert::Infallible;
-
-/// What Nacos hands out while its authentication is off.
-const NO_TOKEN: &str = "AUTH_DISABLED";
-/// Nacos' default. Seconds.
-const TOKEN_TTL: u32 = 18_000;
 
 pub(super) fn routes() -> Router<App> {
     let switches = get(switches).put(set_switch);
     let enveloped_switches = get(enveloped(switches_of)).put(enveloped(set_switch));
     let mut routes = Router::new();
-    for path in ["/nacos/v1/auth/login", "/nacos/v1/auth/users/login", "/nacos/v3/auth/user/login"] {
-        routes = routes.route(path, post(login));
-    }
     for path in ["/nacos/v1/ns/operator/switches", "/nacos/v1/ns/ops/switches"] {
         routes = routes.route(path, switches.clone());
     }
@@ -54,18 +45,6 @@ async fn ok(_: State<App>, _: Params) -> Result<&'static str, Sorry> {
 
 async fn up(_: State<App>, _: Params) -> Result<&'static str, Sorry> {
     Ok("UP")
-}
-
-/// The same body in all versions, without an envelope.
-async fn login(params: Params) -> Result<Json<Value>, Sorry> {
-    let username = params.required("username")?;
-    Ok(Json(json!({
-        "accessToken": NO_TOKEN,
-        "tokenTtl": TOKEN_TTL,
-        // True as far as it goes: whoever reaches the port may do everything.
-        "globalAdmin": true,
-        "username": username,
-    })))
 }
 
 /// This node as its caller reached it: by the request's Host.

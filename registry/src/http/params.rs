@@ -7,7 +7,7 @@ use crate::model::{CLUSTER_DEFAULT, InstanceId, Invalid, Metadata, ServiceKey};
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -37,6 +37,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 }
 
 /// The parameters of one request.
+#[derive(Default)]
 pub(super) struct Params(HashMap<String, String>);
 
 impl FromRequest<App> for Params {
@@ -44,19 +45,17 @@ impl FromRequest<App> for Params {
 
     async fn from_request(request: Request, app: &App) -> Result<Params, Sorry> {
         let query = request.uri().query().unwrap_or_default().to_owned();
-        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
-        // A body without a type is taken for a form: some clients send none with PUT and DELETE.
-        let is_form = content_type.is_none_or(|t| t.starts_with("application/x-www-form-urlencoded"));
+        let is_form = is_form(request.headers());
         let body = Bytes::from_request(request, app).await;
         let body = body.map_err(|e| Sorry::new(e.status(), format!("the body cannot be read: {}", e.body_text())))?;
-        let mut params = parse(query.as_bytes())?;
-        if is_form {
-            params.extend(parse(&body)?);
-        }
-        // The first of several wins.
-        let params = params.into_iter().rev().collect();
-        Ok(Params(params))
+        Params::read(&query, if is_form { &body } else { &[] })
     }
+}
+
+/// A body without a type is taken for a form: some clients send none with PUT and DELETE.
+pub(super) fn is_form(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    content_type.is_none_or(|t| t.starts_with("application/x-www-form-urlencoded"))
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<(String, String)>, Sorry> {
@@ -65,6 +64,14 @@ fn parse(bytes: &[u8]) -> Result<Vec<(String, String)>, Sorry> {
 }
 
 impl Params {
+    /// Reads a query and a form.
+    pub(super) fn read(query: &str, form: &[u8]) -> Result<Params, Sorry> {
+        let mut params = parse(query.as_bytes())?;
+        params.extend(parse(form)?);
+        // The first of several wins.
+        Ok(Params(params.into_iter().rev().collect()))
+    }
+
     /// A parameter that is there and not empty, trimmed.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(|v| v.trim()).filter(|v| !v.is_empty())

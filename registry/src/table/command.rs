@@ -408,6 +408,12 @@ pub enum Refusal {
         /// Of which kind it is.
         ephemeral: bool,
     },
+    /// Whoever asked may not change this.
+    #[error("authorization failed! No permission to write in namespace {namespace}")]
+    Denied {
+        /// Where.
+        namespace: Name,
+    },
     /// The instance is an agent's.
     #[error("the instance belongs to agent {agent}; change what that agent exposes instead")]
     OfAgent {

@@ -33,9 +33,9 @@ const STILL: Duration = Duration::from_millis(300);
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// A greeting that has come whole.
-pub(super) struct Greeting {
+pub(crate) struct Greeting {
     /// Where the handshake goes on.
-    pub(super) accepted: Accepted,
+    pub(crate) accepted: Accepted,
     /// All that was read: the greeting, and perhaps more.
     pub(super) bytes: Vec<u8>,
 }
@@ -47,7 +47,7 @@ impl Greeting {
     }
 
     /// Reads one. `Err`: what to send before closing; empty: nothing.
-    pub(super) async fn read(from: &mut (impl AsyncRead + Unpin)) -> Result<Greeting, Vec<u8>> {
+    pub(crate) async fn read(from: &mut (impl AsyncRead + Unpin)) -> Result<Greeting, Vec<u8>> {
         let mut reader = Reader::default();
         let mut chunk = [0; 4096];
         loop {
@@ -109,9 +109,9 @@ pub(crate) fn fuzz_greeting(data: &[u8]) {
 }
 
 /// Certificates that are replaced while they are used.
-pub(super) struct Keeper {
+pub(crate) struct Keeper {
     /// For [`tokio_rustls`]: HTTP/2 and HTTP/1.1, TLS 1.2 and 1.3.
-    pub(super) config: Arc<rustls::ServerConfig>,
+    pub(crate) config: Arc<rustls::ServerConfig>,
     watch: JoinHandle<()>,
 }
 
@@ -123,7 +123,7 @@ impl Drop for Keeper {
 
 impl Keeper {
     /// Reads the files, and again whenever they change. Needs a runtime.
-    pub(super) fn start(listener: &str, files: &[CertFiles]) -> Result<Keeper, String> {
+    pub(crate) fn start(listener: &str, files: &[CertFiles]) -> Result<Keeper, String> {
         let shelf = Arc::new(Shelf(ArcSwap::from_pointee(read(files)?)));
         let mut config = rustls::ServerConfig::builder_with_provider(default_provider().into())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])

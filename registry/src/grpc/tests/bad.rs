@@ -11,7 +11,14 @@ use prost::Message;
 /// An introduced client without a socket.
 fn client(registry: &Registry) -> std::sync::Arc<Client> {
     let (hub, clients, bytes) = (Hub::default(), Clients::default(), Budget::new(1 << 20));
-    let house = House { registry: registry.clone(), hub, limits: Limits::default(), clients, bytes };
+    let house = House {
+        registry: registry.clone(),
+        access: Default::default(),
+        hub,
+        limits: Limits::default(),
+        clients,
+        bytes,
+    };
     let client = Client::enter(&std::sync::Arc::new(house), SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
     client.introduce("fuzz");
     client
