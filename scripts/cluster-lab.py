@@ -5,6 +5,7 @@ and for bridges n1..n3 (10.77.0.21..23). A cut is a blackhole route in one names
 effect, since answers do not come. Every wait is bounded; every process dies with this one.
 """
 
+import glob
 import http.client
 import json
 import os
@@ -29,6 +30,8 @@ LOOK = 2.0  # four intervals of the targets' checker
 ETCD = {f"e{i}": f"10.77.0.{10 + i}" for i in (1, 2, 3)}
 NODES = {f"n{i}": f"10.77.0.{20 + i}" for i in (1, 2, 3)}
 FOLDER = tempfile.mkdtemp(prefix="ringspan-lab-")
+FAKETIME = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), "")
+OUTAGE = 60.0  # etcd is away altogether for as long, in a run that is long enough for it
 START = time.monotonic()
 PROBLEMS = []
 
@@ -68,8 +71,23 @@ class Place:
 
     def start(self):
         log = open(f"{FOLDER}/{self.name}.log", "ab")
-        args = etcd_args(self) if self.name in ETCD else bridge_args(self)
-        self.process = subprocess.Popen(self.command(*args), stdout=log, stderr=log, cwd=FOLDER)
+        environment = dict(os.environ)
+        if self.name in ETCD:
+            args = etcd_args(self)
+        else:
+            args = bridge_args(self)
+            # Its wall clock is what this file says, as long as the process lives; its monotonic one is the kernel's.
+            with open(f"{FOLDER}/{self.name}.clock", "w") as file:
+                file.write("+0")
+            environment |= {
+                "LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": f"{FOLDER}/{self.name}.clock",
+                "FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1",
+            }  # fmt: skip
+        self.process = subprocess.Popen(self.command(*args), stdout=log, stderr=log, cwd=FOLDER, env=environment)
+
+    def jump(self, offset):
+        with open(f"{FOLDER}/{self.name}.clock", "w") as file:
+            file.write(offset)
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
@@ -282,10 +300,48 @@ def look_at_health(places):
         time.sleep(0.1)
 
 
+KINDS = [
+    "kill bridge", "stop bridge", "freeze bridge", "cut bridge", "clock",
+    "kill etcd", "kill leader", "cut etcd", "cut leader", "all etcd", "etcd away",
+]  # fmt: skip
+DECK = []
+
+
+def leader():
+    """The etcd that leads, by its own word."""
+    for name, address in ETCD.items():
+        connection = http.client.HTTPConnection(address, 2379, timeout=2)
+        try:
+            connection.request("POST", "/v3/maintenance/status", "{}")
+            status = json.loads(connection.getresponse().read())
+            if status["leader"] == status["header"]["member_id"]:
+                return name
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
+            pass
+        finally:
+            connection.close()
+    return None
+
+
 def trouble(places):
-    """One piece of trouble: what it is called, which bridges are connected to etcd meanwhile, and how it ends."""
-    kind = CHANCE.choice(["kill bridge", "stop bridge", "kill etcd", "cut bridge", "cut etcd", "freeze bridge", "all etcd"])
+    """One piece of trouble: what it is called, which bridges are connected to etcd meanwhile, and how it ends. Each kind comes
+    once before any comes again."""
+    if not DECK:
+        DECK.extend(KINDS if SECONDS >= 5 * OUTAGE else KINDS[:-1])
+        CHANCE.shuffle(DECK)
+    kind = DECK.pop()
     all_nodes = set(NODES)
+    if kind == "clock":
+        name, offset = CHANCE.choice(list(NODES)), CHANCE.choice(["+1h", "-1h", "+400d", "-400d"])
+        places[name].jump(offset)
+        return f"the clock of {name} jumps by {offset}", all_nodes, lambda: places[name].jump("+0")
+    if kind in ("kill leader", "cut leader"):
+        name = until("a leader", leader)
+        if kind == "kill leader":
+            places[name].kill()
+            return f"{kind} {name}", all_nodes, places[name].start
+        places[name].cut({address for other, address in ETCD.items() if other != name})
+        return f"{kind} {name} from the others", all_nodes, places[name].heal
     if kind in ("kill bridge", "stop bridge"):
         name = CHANCE.choice(list(NODES))
         if kind == "kill bridge":
@@ -314,11 +370,15 @@ def trouble(places):
         return f"{kind} {name}", all_nodes - {name}, lambda: process.send_signal(signal.SIGCONT)
     for name in ETCD:
         places[name].kill()
-    return "all etcd are killed", set(), lambda: [places[name].start() for name in ETCD]
+    if kind == "etcd away":
+        time.sleep(OUTAGE)
+    return f"all etcd are killed ({kind})", set(), lambda: [places[name].start() for name in ETCD]
 
 
 def main():
     self_check()
+    if not FAKETIME:
+        sys.exit("libfaketime is missing: scripts/setup")
     say(f"seed {SEED}, {SECONDS} s, logs in {FOLDER}")
     run("ip", "link", "set", "lo", "up")
     run("ip", "link", "add", "lab0", "type", "bridge")
@@ -359,6 +419,18 @@ def main():
     STOP.set()
     for thread in threads:
         thread.join()
+    # What is there at the end is what every history must end with.
+    for key in range(KEYS):
+        for node in NODES:
+            start = time.monotonic()
+            path = f"/api/v1/services/public/DEFAULT_GROUP/key-{key}"
+            answer = until("a last read", lambda n=node, p=path: call(n, "GET", p, [("fresh", "true")]))
+            instances = json.loads(answer[1])["instances"] if answer[0] == 200 else []
+            value = int(instances[0]["weight"]) if instances else None
+            if answer[0] in (200, 404):
+                HISTORY[key].append((start, time.monotonic(), "read", value))
+            else:
+                problem(f"the last read of key {key} at {node}: {answer}")
     answered = unanswered = 0
     for key, history in enumerate(HISTORY):
         answered += sum(end is not None for _, end, _, _ in history)

@@ -32,11 +32,15 @@ fn summary(doc: &Document) -> Result<String, Error> {
     let mut lines = Vec::new();
     match kind(doc)? {
         Kind::Bridge => {
-            let Bridge { data_dir, http_listen, grpc_listen, link, listeners, .. } = bridge::check(doc)?;
+            let Bridge { data_dir, http_listen, grpc_listen, dns, link, listeners, .. } = bridge::check(doc)?;
             lines.push(format!("{}: a good bridge configuration", doc.path()));
             lines.push(format!("  data      {}", data_dir.display()));
             let grpc = grpc_listen.map_or("no gRPC".to_owned(), |address| format!("gRPC {address}"));
             lines.push(format!("  registry  http://{http_listen}, {grpc}"));
+            if let Some(dns) = dns {
+                let listen: Vec<String> = dns.listen.iter().map(ToString::to_string).collect();
+                lines.push(format!("  dns       {} at {}", dns.options.zone, listen.join(", ")));
+            }
             let tls = match link.tls {
                 Tls::Auto => "TLS 1.3, self-signed, pinned by the token".to_owned(),
                 Tls::Files { cert, key } => {

@@ -10,6 +10,7 @@ mod check_config;
 mod cli;
 mod config;
 mod demo;
+mod dns_sockets;
 mod doctor;
 mod doors;
 pub mod fuzz;

@@ -30,6 +30,8 @@ struct Ledger {
     under_way: Option<(u16, Option<u32>)>,
     number: u32,
     acknowledged: usize,
+    /// Things beyond [`PORTS`] that there may be now; those above are removed.
+    more: u16,
 }
 
 struct Dice(u64);
@@ -113,9 +115,16 @@ fn write(
         let (thing, number, is_new) = {
             let mut ledger = ledger.lock().expect("no panic");
             ledger.number += 1;
-            let thing = if ledger.there.contains_key(&0) { dice.below(PORTS.into()) as u16 } else { 0 };
+            let most = PORTS + ledger.more;
+            let beyond = ledger.there.range(most..).next_back().map(|(thing, _)| *thing);
+            let thing = match beyond {
+                Some(thing) => thing,
+                None if ledger.there.contains_key(&0) => dice.below(most.into()) as u16,
+                None => 0,
+            };
             let is_new = !ledger.there.contains_key(&thing);
-            let number = if thing > 0 && dice.below(3) == 0 { None } else { Some(ledger.number) };
+            let goes = beyond.is_some() || (thing > 0 && dice.below(3) == 0);
+            let number = if goes { None } else { Some(ledger.number) };
             ledger.under_way = Some((thing, number));
             (thing, number, is_new)
         };
@@ -213,13 +222,29 @@ fn write_until(
 ) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also when `until` panics: the scope waits for the writers.
+        let stopping = Stop(&stop);
         for (writer, ledger) in ledgers.iter().enumerate() {
             let (mut dice, stop) = (Dice(dice.below(1 << 30) as u64), &stop);
             scope.spawn(move || write(at, writer, ledger, &mut dice, stop, refused));
         }
         until();
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
     });
+}
+
+/// Tells the writers when it goes.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// How many things each writer may have beyond [`PORTS`].
+fn allow_more(ledgers: &[Mutex<Ledger>], more: u16) {
+    ledgers.iter().for_each(|l| l.lock().expect("no panic").more = more);
 }
 
 fn acknowledged(ledgers: &[Mutex<Ledger>]) -> usize {
@@ -390,8 +415,14 @@ fn a_full_disk_loses_nothing() {
         write_until(at, &ledgers, &mut dice, &refused, || {
             until("changes", || (acknowledged(&ledgers) > acked + 50).then_some(()));
             let mut file = std::fs::File::create(&fill).expect("a file");
-            while file.write_all(&[1; PAGE]).is_ok() {}
-            until("refusals", || (refused.load(Ordering::Relaxed) > had + 20).then_some(()));
+            let mut more = 0;
+            until("refusals", || {
+                // The store gives room back and has some of its own: what it frees is filled, and it is made to grow.
+                while file.write_all(&[1; PAGE]).is_ok() {}
+                more = (more + 5).min(1000);
+                allow_more(&ledgers, more);
+                (refused.load(Ordering::Relaxed) > had + 20).then_some(())
+            });
         });
         check(at, &ledgers, &when("full"));
         let killed = dice.below(2) == 0;
@@ -409,6 +440,7 @@ fn a_full_disk_loses_nothing() {
             std::fs::remove_file(&fill).expect("it goes");
         }
         let at = up_or_refused(&mut bridge).unwrap_or_else(|text| panic!("{}", when(&text)));
+        allow_more(&ledgers, 0);
         let acked = acknowledged(&ledgers);
         write_until(at, &ledgers, &mut dice, &refused, || {
             until("changes", || (acknowledged(&ledgers) > acked + 50).then_some(()));

@@ -11,6 +11,7 @@
 pub mod access;
 pub mod checker;
 pub mod cluster;
+pub mod dns;
 pub mod events;
 pub mod grpc;
 pub mod health;

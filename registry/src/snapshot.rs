@@ -4,6 +4,9 @@
 //! a cell: 10 000 flips copy no list.
 //! Uses `table`'s changes. No socket, no clock.
 
+mod alike;
+
+use self::alike::Alike;
 use crate::checker::{Asked, Checker};
 use crate::health::{Health, HealthRecord};
 use crate::model::{Instance, InstanceId, Name, ServiceKey, ServiceMeta, Vantage};
@@ -127,6 +130,7 @@ pub struct Snapshot {
 #[derive(Debug, Default)]
 struct Inner {
     services: BTreeMap<ServiceKey, Arc<ServiceView>>,
+    alike: Alike,
     agents: BTreeMap<Name, AgentView>,
     instance_count: usize,
 }
@@ -139,6 +143,7 @@ impl Snapshot {
             let instances: Vec<_> = entries.map(InstanceView::new).collect();
             inner.instance_count += instances.len();
             let view = ServiceView { key: key.clone(), meta: meta.cloned(), instances };
+            inner.alike.insert(key);
             inner.services.insert(key.clone(), Arc::new(view));
         }
         for (name, session, connected, _) in table.agents() {
@@ -150,6 +155,23 @@ impl Snapshot {
     /// A service, if it is there.
     pub fn service(&self, key: &ServiceKey) -> Option<Arc<ServiceView>> {
         self.read().services.get(key).cloned()
+    }
+
+    /// The service whose names differ from these in the case of letters alone; `None`: there is none, or more than one.
+    pub fn service_alike(&self, key: &ServiceKey) -> Option<Arc<ServiceView>> {
+        let inner = self.read();
+        match inner.alike.of(key) {
+            [one] => inner.services.get(one).cloned(),
+            _ => None,
+        }
+    }
+
+    /// Whether a namespace, or a group of it, has any service.
+    pub fn has(&self, namespace: &str, group: Option<&str>) -> bool {
+        let first = ServiceKey::first_of(Name::from(namespace), Name::from(group.unwrap_or_default()));
+        let inner = self.read();
+        let next = inner.services.range(first..).next();
+        next.is_some_and(|(k, _)| **k.namespace() == *namespace && group.is_none_or(|g| **k.group() == *g))
     }
 
     /// One page of the services of a namespace and group, in order, and how many there are in all.
@@ -215,7 +237,11 @@ impl Snapshot {
             inner.instance_count = inner.instance_count + view.instances.len() - had;
             if view.meta.is_none() && view.instances.is_empty() {
                 inner.services.remove(key);
+                inner.alike.remove(key);
             } else {
+                if had == 0 {
+                    inner.alike.insert(key);
+                }
                 inner.services.insert(key.clone(), Arc::new(view));
             }
         } else if let Some(old) = old {

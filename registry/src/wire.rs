@@ -127,7 +127,7 @@ pub(crate) fn service_info(
 
 /// Whether there is a way to it at all. To the backends of an agent that is gone there is none, whatever a threshold
 /// says; and of what agents alone were asked to look at nobody else knows whether there is one.
-fn is_reachable(instance: &InstanceView) -> bool {
+pub(crate) fn is_reachable(instance: &InstanceView) -> bool {
     let of_agents = match (&instance.record.vantage, instance.ballot()) {
         (Vantage::Agent(_), _) => true,
         (Vantage::Registry, None) => false,

@@ -19,7 +19,8 @@ const PORTS_LOOK: Duration = Duration::from_millis(10);
 pub(super) fn wait_for_ports(config: &Config) {
     let until = Instant::now() + PORTS_MAX;
     let fixed = [Some(config.http_listen), config.grpc_listen, Some(config.link.listen)];
-    for address in fixed.into_iter().flatten().chain(config.listeners.iter().map(|l| l.listen)) {
+    let dns = config.dns.iter().flat_map(|dns| dns.listen.iter().copied());
+    for address in fixed.into_iter().flatten().chain(dns).chain(config.listeners.iter().map(|l| l.listen)) {
         while !inherit::has(address) && is_taken(address) && Instant::now() < until {
             std::thread::sleep(PORTS_LOOK);
         }

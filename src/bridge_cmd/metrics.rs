@@ -15,9 +15,17 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Asked at each scrape.
-pub(super) fn of(handle: BridgeHandle, doors: Arc<Tally>, http: HttpStats) -> MoreSeries {
+pub(super) fn of(
+    handle: BridgeHandle,
+    doors: Arc<Tally>,
+    http: HttpStats,
+    dns: Option<Arc<ringspan_registry::dns::Stats>>,
+) -> MoreSeries {
     Arc::new(move |mut encoder| {
         http.write(&mut encoder)?;
+        if let Some(dns) = &dns {
+            dns.write(&mut encoder)?;
+        }
         write(encoder, &handle.stats(), &doors)
     })
 }

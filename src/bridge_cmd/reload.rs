@@ -65,8 +65,8 @@ impl BridgeServer {
             sessions.set_policies(policies);
             sessions.set_rules(agents);
         });
-        let Config { data_dir, http_listen, grpc_listen, access, link, engine, .. } = self.config.clone();
-        self.config = Config { data_dir, http_listen, grpc_listen, access, link, engine, ..config };
+        let Config { data_dir, http_listen, grpc_listen, access, dns, link, engine, .. } = self.config.clone();
+        self.config = Config { data_dir, http_listen, grpc_listen, access, dns, link, engine, ..config };
         Ok(told)
     }
 
@@ -153,6 +153,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
     look("[http] grpc_listen", grpc(old), grpc(new));
     let access = |config: &Config| format!("{:?}", config.access);
     look("[registry] auth, session, rate limits, audit, [http] cert, key", access(old), access(new));
+    look("[dns]", dns(old), dns(new));
     look("[link] listen", address(&link.listen), address(&new_link.listen));
     look("[link] public", public(link), public(new_link));
     look("[link] tls", tls(&link.tls), tls(&new_link.tls));
@@ -163,6 +164,21 @@ fn fixed(old: &Config, new: &Config) -> Vec<String> {
         |config: &Config| config.engine.affinity.as_ref().map_or("unsaid".to_owned(), |cores| format!("\"{cores}\""));
     look("[engine] affinity", affinity(old), affinity(new));
     sentences
+}
+
+fn dns(config: &Config) -> String {
+    let Some(dns) = &config.dns else { return "off".into() };
+    let (listen, options) = (dns.listen.iter().map(|a| format!("{:?}", a.to_string())), &dns.options);
+    let listen = listen.collect::<Vec<_>>().join(", ");
+    let or_all = |list: Option<String>| list.unwrap_or_else(|| "all".into());
+    let allow = or_all(options.allow.as_ref().map(|all| format!("{all:?}")));
+    let namespaces = or_all(options.namespaces.as_ref().map(|all| format!("{all:?}")));
+    let (zone, ttl, answers) = (&options.zone, options.ttl, options.answers_max);
+    let (rate, connections) = (options.rate, options.connections_max);
+    format!(
+        "{{ listen = [{listen}], zone = \"{zone}\", ttl = {ttl:?}, answers_max = {answers}, rate_limit = {rate}, \
+         connections_max = {connections}, allow = {allow}, namespaces = {namespaces} }}"
+    )
 }
 
 fn tls(tls: &Tls) -> String {
@@ -213,11 +229,12 @@ mod tests {
         let old = config("drain = \"1s\"\n");
         let new = config(
             "data_dir = \"/other\"\n[http]\nlisten = \"127.0.0.1:1\"\n[link]\nlisten = \"127.0.0.1:2\"\n\
-             public = \"a.example:2\"\ntls = \"off\"\nktls = \"off\"\n[engine]\nworkers = 3\nbackend = \"epoll\"\n",
+             public = \"a.example:2\"\ntls = \"off\"\nktls = \"off\"\n[engine]\nworkers = 3\nbackend = \"epoll\"\n\
+             [dns]\nlisten = \"127.0.0.1:3\"\n",
         );
         let sentences = fixed(&old, &new);
         let keys = ["data_dir", "[http] listen", "[link] listen", "[link] public", "[link] tls", "[link] ktls"];
-        for key in keys.into_iter().chain(["[http] grpc_listen", "[engine] workers", "[engine] backend"]) {
+        for key in keys.into_iter().chain(["[dns]", "[http] grpc_listen", "[engine] workers", "[engine] backend"]) {
             let sentence = sentences.iter().find(|s| s.starts_with(key)).unwrap_or_else(|| panic!("{key}"));
             assert!(sentence.contains("Try: restart"), "{sentence}");
         }
@@ -227,6 +244,6 @@ mod tests {
             "[link] listen = \"127.0.0.1:2\" cannot be had by a running bridge: it stays \"127.0.0.1:8024\", and all \
              else holds. Try: restart (or --takeover)"
         );
-        assert_eq!((sentences.len(), fixed(&old, &old).len()), (9, 0));
+        assert_eq!((sentences.len(), fixed(&old, &old).len()), (10, 0));
     }
 }

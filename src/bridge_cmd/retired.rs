@@ -50,14 +50,15 @@ impl BridgeServer {
             .chain(doors)
             .chain([self.http_address, self.link_address()])
             .chain(self.grpc_address)
+            .chain(self.dns_addresses.iter().copied())
             .collect();
         // Copies: whatever happens, they do not go with us.
         let sockets = takeover::sockets(&addresses).and_then(|sockets| Ok((sockets, self.doors.paths()?)));
         listeners::closed(&self.handle.leave_listeners(false)).await;
         let _ = self.stop.send(true);
         let _ = self.http.await;
-        if let Some(grpc) = self.grpc {
-            let _ = grpc.await;
+        for server in [self.grpc, self.dns].into_iter().flatten() {
+            let _ = server.await;
         }
         for task in self.tasks {
             task.abort();

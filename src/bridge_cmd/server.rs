@@ -27,6 +27,7 @@ use ringspan_engine::engine::Engine;
 use ringspan_engine::health::Health;
 use ringspan_engine::kernel::{Capabilities, Socket};
 use ringspan_engine::worker::Workers;
+use ringspan_registry::dns;
 use ringspan_registry::events::Events;
 use ringspan_registry::grpc::{self, GrpcServer};
 use ringspan_registry::prober;
@@ -65,9 +66,12 @@ pub(crate) struct BridgeServer {
     pub(super) http_address: SocketAddr,
     /// `None`: off.
     pub(super) grpc_address: Option<SocketAddr>,
+    /// Empty: off.
+    pub(super) dns_addresses: Vec<SocketAddr>,
     pub(super) stop: watch::Sender<bool>,
     pub(super) http: JoinHandle<()>,
     pub(super) grpc: Option<JoinHandle<()>>,
+    pub(super) dns: Option<JoinHandle<()>>,
     pub(super) pump: JoinHandle<()>,
     pub(super) tasks: Vec<JoinHandle<()>>,
     /// Who is told of events.
@@ -108,6 +112,11 @@ impl BridgeServer {
             GrpcServer::on(listener).with_access(access.clone()).with_tls(front.as_ref().map(Front::wrap))
         });
         let grpc_address = grpc_server.as_ref().map(GrpcServer::address).transpose().map_err(|e| run(e.to_string()))?;
+        let dns_sockets = config.dns.iter().flat_map(|dns| &dns.listen).map(|&address| {
+            crate::dns_sockets::bind(address).map_err(|e| run(cannot_listen("[dns] listen", address, &e)))
+        });
+        let dns_server = dns::Server::on(dns_sockets.collect::<Result<_, _>>()?);
+        let dns_addresses = dns_server.addresses().map_err(|e| run(e.to_string()))?;
         let admin = admin::Admin::listen(&config.data_dir)
             .map_err(|e| run(format!("{}: {e}", config.data_dir.join(admin::SOCKET).display())))?;
 
@@ -165,6 +174,7 @@ impl BridgeServer {
         let asked = engine.clone();
         let probe_stats: http::ProbeStats =
             Arc::new(move || asked.lock().unwrap_or_else(PoisonError::into_inner).stats());
+        let dns_stats = Arc::new(dns::Stats::default());
         let (hub, clients) = (Hub::default(), grpc::Clients::default());
         let happenings = Events::default();
         let udp = UdpPusher::bind(http_address, hub.clone()).map_err(|e| run(format!("udp pushes: {e}")))?;
@@ -177,14 +187,23 @@ impl BridgeServer {
                 clients: clients.clone(),
                 access: access.clone(),
                 events: happenings.clone(),
-                more: Some(metrics::of(handle.clone(), doors.tally(), doors.http_stats())),
+                more: Some(metrics::of(
+                    handle.clone(),
+                    doors.tally(),
+                    doors.http_stats(),
+                    config.dns.is_some().then(|| dns_stats.clone()),
+                )),
             },
         );
         let http = tokio::spawn(http_server.serve(router, stopping.clone()));
         let grpc = grpc_server.map(|server| {
             let limits = grpc::Limits::default();
-            tokio::spawn(server.serve(registry.clone(), hub.clone(), clients, limits, stopping))
+            tokio::spawn(server.serve(registry.clone(), hub.clone(), clients, limits, stopping.clone()))
         });
+        let dns = config
+            .dns
+            .as_ref()
+            .map(|dns| tokio::spawn(dns_server.serve(registry.clone(), dns.options.clone(), dns_stats, stopping)));
         let (asked, successors) = mpsc::channel(1);
         let (scouts, watches, sightings) = scouts::scouts(probe_bell.clone());
         let pump = tokio::spawn(pump::run(hall.clone(), events, watches, sightings));
@@ -216,9 +235,11 @@ impl BridgeServer {
             office,
             http_address,
             grpc_address,
+            dns_addresses,
             stop,
             http,
             grpc,
+            dns,
             pump,
             tasks,
             hooks,
@@ -239,6 +260,9 @@ impl BridgeServer {
         let mut config = self.config.clone();
         (config.http_listen, config.link.listen) = (self.http_address, self.link_address());
         config.grpc_listen = self.grpc_address;
+        if let Some(dns) = &mut config.dns {
+            dns.listen = self.dns_addresses.clone();
+        }
         let doors = self.doors.addresses().map(|(name, address)| (name.to_owned(), address));
         for (name, address) in self.handle.addresses().into_iter().chain(doors) {
             if let Some(listener) = config.listeners.iter_mut().find(|l| l.name == name) {
@@ -265,6 +289,13 @@ impl BridgeServer {
             tracing::info!(name, %address, service, "listener");
         }
         access::tell(config);
+        for address in &self.dns_addresses {
+            let zone = config.dns.as_ref().map(|dns| tracing::field::display(&dns.options.zone));
+            tracing::info!(%address, zone, "dns");
+            if !address.ip().is_loopback() && config.dns.as_ref().is_some_and(|dns| dns.options.allow.is_none()) {
+                tracing::warn!(%address, "whoever reaches DNS may ask for every service. Try: [dns] allow, namespaces");
+            }
+        }
         let tls = self.office.trust != ringspan_tunnel::fingerprint::Trust::Plain;
         let grpc = self.grpc_address.map(tracing::field::display);
         tracing::info!(http = %self.http_address, grpc, %link, tls, %data_dir, io = %self.capabilities, "bridge is up");
@@ -342,8 +373,8 @@ impl BridgeServer {
         let _ = self.stop.send(true);
         self.doors.drain(tokio::time::Instant::now()).await;
         let _ = self.http.await;
-        if let Some(grpc) = self.grpc {
-            let _ = grpc.await;
+        for server in [self.grpc, self.dns].into_iter().flatten() {
+            let _ = server.await;
         }
         let (engine, registry, tasks) = (self.engine, self.registry, self.tasks);
         let access = self.hall.access.clone();

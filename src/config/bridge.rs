@@ -5,6 +5,7 @@ use super::affinity::{RawCores, affinity};
 use super::agent_limits::{AgentRules, RawAgent, check_agents};
 use super::balance::{Policies, RawService, check_services};
 use super::carrier::{self, CARRIER_DEFAULT};
+use super::dns::{Dns, RawDns, check_dns};
 use super::doors::{Door, Keys, check_door, fits, unix_path};
 use super::drain::{DRAIN_DEFAULT, DRAIN_TAKEOVER_DEFAULT, check_drain};
 use super::limits::{RawLimits, check_limits, networks};
@@ -47,6 +48,8 @@ pub(crate) struct Bridge {
     pub(crate) access: Access,
     /// The registry's gRPC; `None`: off.
     pub(crate) grpc_listen: Option<SocketAddr>,
+    /// Services as names; `None`: off.
+    pub(crate) dns: Option<Dns>,
     /// Where agents connect.
     pub(crate) link: Link,
     /// Where visitors connect.
@@ -159,6 +162,7 @@ impl Default for Bridge {
             http_listen: HTTP_LISTEN_DEFAULT,
             access: Access::default(),
             grpc_listen: grpc::beside(HTTP_LISTEN_DEFAULT),
+            dns: None,
             link: Link { listen: LINK_LISTEN_DEFAULT, public: None, tls: Tls::Auto, ktls: true },
             listeners: Vec::new(),
             policies: Policies::new(),
@@ -185,6 +189,7 @@ impl Bridge {
 struct Raw {
     data_dir: Option<Spanned<String>>,
     http: Option<RawHttp>,
+    dns: Option<Spanned<RawDns>>,
     link: Option<RawLink>,
     engine: Option<RawEngine>,
     memory: Option<RawMemory>,
@@ -288,6 +293,10 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
     } else {
         taken.take(Transport::Tcp, bridge.link.listen, "[link] listen", None)?;
     }
+    bridge.dns = check_dns(doc, raw.dns.as_ref(), |address, at| {
+        taken.take(Transport::Tcp, address, "[dns] listen", at)?;
+        taken.take(Transport::Udp, address, "[dns] listen", at)
+    })?;
     bridge.engine = check_engine(doc, raw.engine.as_ref())?;
     bridge.policies = check_services(doc, &raw.service)?;
     bridge.agents = check_agents(doc, &raw.agent)?;

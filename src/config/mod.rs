@@ -14,6 +14,7 @@ pub(crate) mod balance;
 pub(crate) mod bridge;
 pub(crate) mod carrier;
 pub(crate) mod check;
+pub(crate) mod dns;
 pub(crate) mod doors;
 pub(crate) mod drain;
 pub(crate) mod expose;

@@ -153,6 +153,7 @@ impl Demo {
             data_dir: folder.0.join("bridge"),
             http_listen: loopback,
             grpc_listen: Some(loopback),
+            dns: None,
             link: Link { listen: loopback, public: None, tls: Tls::Auto, ktls: true },
             policies: Default::default(),
             agents: Default::default(),

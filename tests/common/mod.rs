@@ -22,9 +22,10 @@ pub(crate) fn raise_nofile() {
     assert!(limit.soft >= 12_000, "the hard limit on open files is {}: ulimit -Hn", limit.soft);
 }
 
-/// The binary under test, ready for arguments.
+/// The binary under test, ready for arguments: `RINGSPAN`, if it is set, or the one that was built with the test.
 pub(crate) fn ringspan(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringspan"));
+    let built = || env!("CARGO_BIN_EXE_ringspan").into();
+    let mut command = Command::new(std::env::var_os("RINGSPAN").unwrap_or_else(built));
     command.args(args).env_remove("RINGSPAN_LOG").env_remove("RINGSPAN_IO_TIER");
     command
 }
