@@ -40,7 +40,7 @@ use login::Desk;
 use shelf::Shelf;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long a login holds: Nacos' `tokenTtl`.
@@ -181,6 +181,16 @@ impl Principal {
     }
 }
 
+/// One state of the accounts. It keeps the state's place in memory (not the state), so that no later one is taken for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Version(Weak<Book>);
+
+impl PartialEq for Version {
+    fn eq(&self, other: &Version) -> bool {
+        Weak::ptr_eq(&self.0, &other.0)
+    }
+}
+
 /// Why a token is no good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unknown {
@@ -271,9 +281,9 @@ impl Access {
         principal_of(&book, &session.user, Proof::Session { generation: session.generation })
     }
 
-    /// Another number whenever accounts have changed.
-    pub(crate) fn version(&self) -> usize {
-        Arc::as_ptr(&self.book()).addr()
+    /// Another one whenever accounts have changed.
+    pub(crate) fn version(&self) -> Version {
+        Version(Arc::downgrade(&self.book()))
     }
 
     /// The same one with the rights that he has now; `None`: he has been shut out since. That his session has expired

@@ -5,6 +5,7 @@
 
 mod api;
 pub(crate) mod checks;
+mod refused;
 pub(crate) mod subscribers;
 
 use crate::peers;
@@ -42,7 +43,7 @@ pub(crate) struct Args {
     /// The r-nacos to stand beside. Default: target/peers (scripts/peers rnacos), then the PATH.
     #[arg(long, value_name = "PATH")]
     rnacos: Option<PathBuf>,
-    /// Only this part: writes, memory, push.
+    /// Only this part: writes, memory, push, refused.
     #[arg(long, value_name = "PART")]
     part: Option<String>,
     /// One round of a second, 5,000 instances, 200 subscribers: does everything run?
@@ -110,7 +111,7 @@ impl Contender {
     }
 }
 
-/// All three parts.
+/// All parts.
 ///
 /// # Errors
 /// No scratch folder; a contender that breaks is a line of the report.
@@ -123,17 +124,19 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Vec<Section>, Failure>
     let wanted = |part: &str| args.part.as_ref().is_none_or(|only| only == part);
     let mut sections = Vec::new();
     type Part = fn(&Args, &Common, &[(&'static str, Contender)]) -> Section;
-    for (part, measure) in [("writes", requests as Part), ("memory", memory), ("push", push)] {
+    for (part, measure) in
+        [("writes", requests as Part), ("memory", memory), ("push", push), ("refused", refused::part)]
+    {
         if wanted(part) {
             let mut section = measure(args, common, &contenders);
-            if theirs.is_none() {
+            if theirs.is_none() && part != "refused" {
                 section.note("r-nacos is not there (scripts/peers rnacos)");
             }
             sections.push(section);
         }
     }
     if sections.is_empty() {
-        return Err("--part: there are writes, memory and push".into());
+        return Err("--part: there are writes, memory, push and refused".into());
     }
     Ok(sections)
 }

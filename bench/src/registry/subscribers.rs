@@ -168,16 +168,31 @@ async fn subscribe(plan: &Plan, current: &Arc<Current>) -> Result<Vec<u16>, Fail
                 let failed = |e: h2::Error| format!("gRPC subscriber {n} at {}: {e}", plan.grpc);
                 let stream = join(plan.grpc, n).await?;
                 let (mut send, incoming, outgoing) = stream;
-                let asked = ask(&mut send, plan.grpc, "SubscribeServiceRequest", &subscription(n)).await;
+                let asked = ask(&mut send, plan.grpc, "SubscribeServiceRequest", &subscription(n, "pushed")).await;
                 let answer = asked.map_err(failed)?;
                 if !contains(&answer, b"\"serviceInfo\"") {
                     return Err(format!("gRPC subscriber {n}: {}", String::from_utf8_lossy(&answer)));
                 }
-                tokio::spawn(hear_stream(send, incoming, outgoing, current.clone()));
+                let current = current.clone();
+                tokio::spawn(hear_stream(send, incoming, outgoing, move |push| {
+                    current.is_in(push);
+                }));
             }
         }
     }
     Ok(ports)
+}
+
+/// Subscribes to one service over gRPC, and hears each push of it until the connection ends.
+///
+/// # Errors
+/// The server refuses.
+pub(crate) async fn hear_service(to: SocketAddr, service: &str, hear: impl Fn(&[u8])) -> Result<(), Failure> {
+    let (mut send, incoming, outgoing) = join(to, 0).await?;
+    let asked = ask(&mut send, to, "SubscribeServiceRequest", &subscription(0, service)).await;
+    hear(&asked.map_err(|e| format!("subscription at {to}: {e}"))?);
+    hear_stream(send, incoming, outgoing, hear).await;
+    Ok(())
 }
 
 async fn hear_datagrams(socket: UdpSocket, current: Arc<Current>) {
@@ -237,9 +252,9 @@ async fn join(to: SocketAddr, n: usize) -> Result<(SendRequest<Bytes>, h2::RecvS
     Ok((send, incoming, outgoing))
 }
 
-fn subscription(n: usize) -> String {
+fn subscription(n: usize, service: &str) -> String {
     format!(
-        "{{\"headers\":{{}},\"requestId\":\"{}\",\"module\":\"naming\",\"namespace\":\"public\",\"serviceName\":\"pushed\",\
+        "{{\"headers\":{{}},\"requestId\":\"{}\",\"module\":\"naming\",\"namespace\":\"public\",\"serviceName\":\"{service}\",\
          \"groupName\":\"DEFAULT_GROUP\",\"subscribe\":true,\"clusters\":\"\"}}",
         n + 3
     )
@@ -272,7 +287,7 @@ async fn hear_stream(
     send: SendRequest<Bytes>,
     mut incoming: h2::RecvStream,
     mut outgoing: Outgoing,
-    current: Arc<Current>,
+    hear: impl Fn(&[u8]),
 ) {
     // Dropped, it would end the connection.
     let _send = send;
@@ -284,7 +299,7 @@ async fn hear_stream(
             if !contains(&message, b"NotifySubscriberRequest") {
                 continue;
             }
-            current.is_in(&message);
+            hear(&message);
             let id = digits_after(&message, "\"requestId\":").unwrap_or_default();
             let answer = format!("{{\"resultCode\":200,\"errorCode\":0,\"success\":true,\"requestId\":\"{id}\"}}");
             if outgoing.send_data(self::message("NotifySubscriberResponse", &answer), false).is_err() {

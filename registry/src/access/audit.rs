@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -125,11 +125,8 @@ impl Writer {
     fn run(mut self, lines: &Receiver<Vec<u8>>) {
         while let Ok(line) = lines.recv() {
             self.take(&line);
-            loop {
-                match lines.try_recv() {
-                    Ok(line) => self.take(&line),
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-                }
+            while let Ok(line) = lines.try_recv() {
+                self.take(&line);
             }
             if let Some((file, _)) = &mut self.file
                 && let Err(error) = file.flush()

@@ -12,7 +12,7 @@ use super::outbox::{Outbox, Topic};
 use super::payload::Payload;
 use super::stats::{End, GrpcStats};
 use super::words::{Sorry, code};
-use crate::access::{Access, Action, Principal};
+use crate::access::{Access, Action, Principal, Version};
 use crate::model::{Name, ServiceKey};
 use crate::push::{Hub, Subscriber, SubscriptionId, Update};
 use crate::service::Registry;
@@ -113,7 +113,7 @@ struct Desk {
     subscriptions: Option<HashMap<Arc<Topic>, SubscriptionId>>,
     heard: Instant,
     /// Who asked last, and in which state of the accounts that was looked at last.
-    principal: Option<(Principal, usize)>,
+    principal: Option<(Principal, Version)>,
     /// It was asked whether it is there, and has said nothing since.
     asked: Option<Instant>,
 }
@@ -193,7 +193,9 @@ impl Client {
         let mut desk = self.desk();
         let version = access.version();
         let Some((principal, seen)) = &mut desk.principal else { return false };
-        if std::mem::replace(seen, version) == version {
+        let is_same = *seen == version;
+        *seen = version;
+        if is_same {
             return false;
         }
         let again = access.again(principal);
