@@ -7,9 +7,10 @@ use common::origin::{Origin, ask, head, noise, talk, value};
 use common::site::{certificate, curl, digest_of, free, site, status};
 use common::world::{Nginx, World};
 use std::io::{BufReader, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 /// Each name has its certificate; new files are used at once and cost nobody a connection; http is sent to https.
 #[test]
@@ -175,4 +176,61 @@ fn http2_visitors() {
     for gone in ["x-hop", "keep-alive", "connection:"] {
         assert!(!text.to_lowercase().contains(gone), "{gone} in {text}");
     }
+}
+
+/// A WebSocket inside TLS: the visitor says its last word and closes its half; what the backend says then arrives whole.
+#[test]
+fn a_websocket_in_tls_closes_by_halves() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // A client that verifies takes no authority's certificate for a server's: openssl's would be one.
+    let made = rcgen::generate_simple_self_signed(vec!["one.example".to_owned()]).expect("a certificate");
+    std::fs::write(folder.path().join("one.pem"), made.cert.pem()).expect("written");
+    std::fs::write(folder.path().join("one.key"), made.signing_key.serialize_pem()).expect("written");
+    let at = folder.path().display();
+    let world = World::start_with(&format!(
+        "[[listener]]\nname = \"tls\"\ntype = \"https\"\nlisten = \"127.0.0.1:0\"\nservice = \"late\"\n\
+         tls = [{{ cert = \"{at}/one.pem\", key = \"{at}/one.key\" }}]\n"
+    ));
+    // Speaks only when the visitor has ended.
+    let (words, sum) = noise(3 << 20);
+    let origin = Origin::start(move |mut from, _| {
+        let Some(_) = head(&mut from) else { return };
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        from.get_mut().write_all(answer.as_bytes()).expect("it is open");
+        let mut said = Vec::new();
+        from.read_to_end(&mut said).expect("the visitor's half ends");
+        assert_eq!(said, b"last word");
+        from.get_mut().write_all(&words).expect("the other half is open");
+    });
+    let _agent = world.agent_of(&[("late", origin.address)]);
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).expect("it is good");
+    let config = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()
+        .expect("it has them")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = "one.example".try_into().expect("a name");
+    let session = rustls::ClientConnection::new(Arc::new(config), name).expect("a session");
+    let socket = TcpStream::connect(world.listener("tls")).expect("it listens");
+    socket.set_read_timeout(Some(common::PATIENCE)).expect("a live socket");
+    let mut stream = rustls::StreamOwned::new(session, socket);
+    let request = "GET /chat HTTP/1.1\r\nHost: one.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("it is open");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("a head");
+        answer.push(byte[0]);
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&answer));
+    stream.write_all(b"last word").expect("it is open");
+    stream.conn.send_close_notify();
+    stream.flush().expect("it is open");
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).expect("a clean end, with close_notify");
+    let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+    digest.update(&heard);
+    assert_eq!((heard.len(), common::origin::hex(digest)), (3 << 20, sum));
 }

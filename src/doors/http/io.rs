@@ -24,6 +24,8 @@ pub(super) struct Patient<T: Ends> {
     timeout: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
     torn: Torn,
+    /// Nothing more is written: whether the other side is closed or has ended its half cannot be told apart any more.
+    is_shut: bool,
     /// From the peer and to it, where its bytes are counted.
     gauges: Option<Box<(Gauge, Gauge)>>,
 }
@@ -61,7 +63,7 @@ impl Ends for UnixStream {
 impl<T: Ends> Patient<T> {
     /// Writes that wait for `timeout` fail.
     pub(super) fn new(inner: T, timeout: Duration, torn: Torn) -> Patient<T> {
-        Patient { inner, timeout, waiting: None, torn, gauges: None }
+        Patient { inner, timeout, waiting: None, torn, is_shut: false, gauges: None }
     }
 
     /// Its bytes are counted and wait for their time.
@@ -108,7 +110,9 @@ impl<T: Ends + AsyncRead + Unpin> AsyncRead for Patient<T> {
             }
         };
         match poll {
-            Poll::Ready(Ok(())) if room > 0 && buf.filled().len() == before && self.inner.is_torn() => {
+            Poll::Ready(Ok(()))
+                if room > 0 && buf.filled().len() == before && !self.is_shut && self.inner.is_torn() =>
+            {
                 Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
             }
             poll => poll,
@@ -159,7 +163,9 @@ impl<T: Ends + AsyncWrite + Unpin> AsyncWrite for Patient<T> {
         if self.torn.load(Ordering::Relaxed) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        let poll = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.is_shut |= matches!(poll, Poll::Ready(Ok(())));
+        poll
     }
 }
 
@@ -191,6 +197,15 @@ mod tests {
         let mut read = Vec::new();
         let error = ours.read_to_end(&mut read).await.unwrap_err();
         assert_eq!((read.as_slice(), error.kind()), (&b"part"[..], io::ErrorKind::ConnectionReset));
+
+        // Who has ended first is answered, and then both have ended.
+        let (theirs, mut ours) = pair();
+        ours.shutdown().await.unwrap();
+        theirs.send(b"answer", false).unwrap();
+        drop(theirs);
+        let mut read = Vec::new();
+        ours.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, b"answer");
     }
 
     /// A peer that takes nothing is given up; one that takes something is waited for anew.
