@@ -95,7 +95,7 @@ fn summary(doc: &Document) -> Result<String, Error> {
                 ));
             }
             for v in visits {
-                lines.push(format!("  visit     {} of another agent at {}, through {}", v.service, v.listen, v.via));
+                lines.push(format!("  visit     {} of another agent at {}, through {}", v.service, v.listen, v.way()));
             }
         }
         Kind::Probe => {

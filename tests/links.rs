@@ -186,30 +186,91 @@ fn a_proxy_that_refuses() {
     until("the visitor to be answered", || get(place.listener("web"), "/").ok());
 }
 
-/// A visit of a secret service goes through the proxy, too.
-#[test]
-fn visits_go_through_a_proxy() {
+/// The key of a secret service, as `db.key`.
+fn secret(folder: &Path) {
     use std::os::unix::fs::PermissionsExt;
-    let nginx = Nginx::start("secret words");
-    let key = |folder: &Path| {
-        let path = folder.join("db.key");
-        std::fs::write(&path, "k".repeat(44)).expect("written");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
-    };
+    let path = folder.join("db.key");
+    std::fs::write(&path, "k".repeat(44)).expect("written");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
+}
+
+/// A backend that answers with what it was told, when it has been told everything.
+fn late() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let mut told = Vec::new();
+                // One that was cut off is not answered.
+                if stream.read_to_end(&mut told).is_ok() {
+                    let _ = stream.write_all(&told);
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Visits of a secret service go through each kind of proxy, and in a WebSocket where nothing else passes, with and
+/// without a proxy and a TLS of its own before it: every byte, and each half to its own end.
+#[test]
+fn visits_go_the_ways_of_links() {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).expect("a certificate");
+    let edge = tempfile::tempdir().expect("a folder");
+    std::fs::write(edge.path().join("edge.pem"), made.cert.pem()).expect("written");
+    std::fs::write(edge.path().join("edge.key"), made.signing_key.serialize_pem()).expect("written");
+    let at = edge.path().display();
     let place = Place::start_with(
-        "[[listener]]\nname = \"db\"\ntype = \"visit\"\nlisten = \"127.0.0.1:0\"\nservice = \"db\"\n",
-        &format!("[[expose]]\nservice = \"db\"\naddress = \"{}\"\nsecret_file = \"db.key\"\n", nginx.address),
-        key,
+        &format!(
+            "[[listener]]\nname = \"db\"\ntype = \"visit\"\nlisten = \"127.0.0.1:0\"\nservice = \"db\"\n\
+             [[listener]]\nname = \"plain\"\ntype = \"http\"\nlisten = \"127.0.0.1:0\"\n[listener.http]\nagents = \"/link\"\n\
+             [[listener]]\nname = \"edge\"\ntype = \"https\"\nlisten = \"127.0.0.1:0\"\n\
+             tls = [{{ cert = \"{at}/edge.pem\", key = \"{at}/edge.key\" }}]\n[listener.http]\nagents = \"/link\"\n"
+        ),
+        &format!("[[expose]]\nservice = \"db\"\naddress = \"{}\"\nsecret_file = \"db.key\"\n", late()),
+        secret,
     );
-    let (proxy, via) = (Server::tinyproxy(place.folder.path(), ""), place.listener("db"));
-    let visit =
-        format!("[[visit]]\nservice = \"db\"\nlisten = \"127.0.0.1:0\"\nvia = \"{via}\"\nsecret_file = \"db.key\"\n");
-    let visitor = agent(&place, "visitor", &format!("proxy = \"http://{}\"", proxy.address), &visit);
-    let port = address_in(&visitor.wait_line(&["visiting a secret service"]), "address");
-    visitor.wait_line(&["link up"]);
-    assert_eq!(get(port, "/").expect("it is reached"), (200, "secret words".into()));
+    let (tinyproxy, microsocks) = (Server::tinyproxy(place.folder.path(), ""), Server::microsocks(&[]));
+    let (via, plain, tls) = (place.listener("db"), place.listener("plain"), place.listener("edge"));
+    let (http, socks) =
+        (format!("proxy = \"http://{}\"", tinyproxy.address), format!("socks5://{}", microsocks.address));
+    let (ws, wss) = (format!("websocket = \"ws://{plain}/link\""), format!("websocket = \"wss://{tls}/link\""));
+    let (ca, socks) = (format!("websocket_ca = \"{at}/edge.pem\""), format!("proxy = \"{socks}\""));
+    let via_line = format!("via = \"{via}\"");
+    for (name, link, via) in [
+        ("http", http.clone(), via_line.as_str()),
+        ("socks", socks.clone(), &via_line),
+        ("ws", ws, ""),
+        ("wss", format!("{wss}\n{ca}"), ""),
+        ("wss-http", format!("{wss}\n{ca}\n{http}"), ""),
+        ("wss-socks", format!("{wss}\n{ca}\n{socks}"), ""),
+    ] {
+        let visit = format!("[[visit]]\nservice = \"db\"\nlisten = \"127.0.0.1:0\"\n{via}\nsecret_file = \"db.key\"\n");
+        let visitor = agent(&place, name, &link, &visit);
+        let port = address_in(&visitor.wait_line(&["visiting a secret service"]), "address");
+        visitor.wait_line(&["link up"]);
+        for bytes in [3, 4 << 20] {
+            let text: Vec<u8> = (0..bytes).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+            let mut stream = TcpStream::connect(port).expect("it listens");
+            stream.set_read_timeout(Some(common::PATIENCE)).expect("it has one");
+            stream.write_all(&text).expect("it is taken");
+            stream.shutdown(std::net::Shutdown::Write).expect("it is open");
+            let mut heard = Vec::new();
+            stream.read_to_end(&mut heard).expect("a clean end");
+            assert!(heard == text, "{name}: {} of {bytes} bytes", heard.len());
+        }
+        visitor.signal("TERM");
+    }
     let log = std::fs::read_to_string(place.folder.path().join("tinyproxy.log")).expect("it logs");
-    assert!(log.contains(&format!("CONNECT {via}")), "{log}");
+    assert!(log.contains(&format!("CONNECT {via}")) && log.contains(&format!("CONNECT {tls}")), "{log}");
+    // A service that has no listener for visitors is not visited through a WebSocket either.
+    let visit = "[[visit]]\nservice = \"web\"\nlisten = \"127.0.0.1:0\"\nsecret_file = \"db.key\"\n";
+    let nowhere = agent(&place, "nowhere", &format!("{wss}\n{ca}"), visit);
+    let port = address_in(&nowhere.wait_line(&["visiting a secret service"]), "address");
+    nowhere.wait_line(&["link up"]);
+    assert!(get(port, "/").is_err());
+    nowhere.wait_line(&["the secret service was not reached", "no listener of type visit for it"]);
 }
 
 /// A WebSocket behind a real nginx that ends the TLS, straight and through a proxy; nginx dies and comes back, and so does
@@ -356,17 +417,11 @@ fn listeners_opened_by_agents() {
 /// A token for visits lets visit, and nothing else.
 #[test]
 fn a_token_for_visits() {
-    use std::os::unix::fs::PermissionsExt;
     let nginx = Nginx::start("secret words");
-    let key = |folder: &Path| {
-        let path = folder.join("db.key");
-        std::fs::write(&path, "k".repeat(44)).expect("written");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
-    };
     let place = Place::start_with(
         "[[listener]]\nname = \"db\"\ntype = \"visit\"\nlisten = \"127.0.0.1:0\"\nservice = \"db\"\n",
         &format!("[[expose]]\nservice = \"db\"\naddress = \"{}\"\nsecret_file = \"db.key\"\n", nginx.address),
-        key,
+        secret,
     );
     let via = place.listener("db");
     let visit =

@@ -16,7 +16,7 @@ use super::sessions::Sessions;
 use super::takeover::Estate;
 use crate::config::bridge::Bridge as Config;
 use crate::doors::Doors;
-use crate::doors::secret::listener::House;
+use crate::doors::secret::listener::{Desks, House};
 use crate::http_server::{self, HttpServer};
 use crate::http_tls::Front;
 use crate::keyring::Keyring;
@@ -139,7 +139,8 @@ impl BridgeServer {
         let planned = seats.into_iter().zip(residents.into_iter().map(|resident| vec![resident])).collect();
         let (engine, feed) =
             Engine::start_on(&engine_options, Arc::new(probe_bell.clone()), planned).map_err(|e| run(e.to_string()))?;
-        let house = House { handle: handle.clone(), keyring: keyring.clone(), tls };
+        let desks = Desks::default();
+        let house = House { handle: handle.clone(), keyring: keyring.clone(), tls, desks };
         let mut doors = Doors::new(house);
         if !hold {
             doors.apply(&config.listeners)?;

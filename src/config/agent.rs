@@ -90,7 +90,8 @@ pub(crate) fn check(doc: &Document) -> Result<Agent, Error> {
         check_expose(doc, raw, &mut agent.exposes)?;
     }
     for raw in &raw.visit {
-        agent.visits.push(check_visit(doc, raw)?);
+        let has_websocket = agent.links[0].road.websocket.is_some();
+        agent.visits.push(check_visit(doc, raw, has_websocket)?);
     }
     if agent.exposes.is_empty() && agent.visits.is_empty() && agent.checks.is_empty() {
         let remedy = "add [[expose]] with service = \"web\" and address = \"127.0.0.1:8081\"";

@@ -14,8 +14,8 @@ pub(crate) struct Visit {
     pub(crate) service: String,
     /// Where our clients connect.
     pub(crate) listen: SocketAddr,
-    /// The bridge's listener of type `visit`.
-    pub(crate) via: Address,
+    /// The bridge's listener of type `visit`; `None`: the link's WebSocket leads to it.
+    pub(crate) via: Option<Address>,
     /// What the other agent holds, too.
     pub(crate) key: SecretKey,
 }
@@ -25,16 +25,28 @@ pub(crate) struct Visit {
 pub(super) struct RawVisit {
     service: Spanned<String>,
     listen: Spanned<String>,
-    via: Spanned<String>,
+    via: Option<Spanned<String>>,
     secret_file: Spanned<String>,
 }
 
-/// Checks one.
-pub(super) fn check_visit(doc: &Document, raw: &RawVisit) -> Result<Visit, Error> {
+impl Visit {
+    /// Where it leads, for people.
+    pub(crate) fn way(&self) -> String {
+        self.via.as_ref().map_or_else(|| "the link's websocket".to_owned(), Address::to_string)
+    }
+}
+
+/// Checks one. `has_websocket`: the first link's.
+pub(super) fn check_visit(doc: &Document, raw: &RawVisit, has_websocket: bool) -> Result<Visit, Error> {
+    if raw.via.is_none() && !has_websocket {
+        let problem = "via is missing, and [link] has no websocket that could lead there";
+        return Err(doc.wrong(raw.service.span(), problem, "via = \"bridge.example.com:8025\""));
+    }
+    let via = raw.via.as_ref().map(|via| doc.value(via, unit::host_port, "\"bridge.example.com:8025\""));
     Ok(Visit {
         service: doc.value(&raw.service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"db\"")?,
         listen: doc.value(&raw.listen, unit::address, "\"127.0.0.1:5432\"")?,
-        via: doc.value(&raw.via, unit::host_port, "\"bridge.example.com:8025\"")?,
+        via: via.transpose()?,
         key: secret(doc, &raw.secret_file)?,
     })
 }

@@ -68,7 +68,7 @@ enum Door {
 impl Doors {
     /// None is open yet.
     pub(crate) fn new(house: House) -> Doors {
-        let links = Links::new(house.handle.clone());
+        let links = Links::new(house.clone());
         Doors {
             house,
             tally: Arc::default(),

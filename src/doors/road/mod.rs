@@ -14,6 +14,7 @@ pub(crate) mod trust;
 mod websocket;
 
 use crate::config::agent::Secret;
+use pump::Purpose;
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::frame::Reason;
@@ -21,6 +22,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 pub(crate) use websocket::WebSocket;
@@ -119,6 +121,11 @@ impl RoadError {
     }
 }
 
+/// A connection, of whatever it is made.
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
 /// As the log has it.
 impl fmt::Display for Road {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -142,10 +149,33 @@ impl Road {
         let go = async {
             match &self.websocket {
                 None => self.tcp(bridge).await.and_then(|stream| own(stream, bridge)),
-                Some(websocket) => websocket.reach(self.tcp(websocket.address()).await?).await,
+                Some(websocket) => websocket.reach(self.tcp(websocket.address()).await?, Purpose::Link).await,
             }
         };
-        let late = |_| RoadError { reason: Reason::DialTimeout, text: "the bridge was not reached in time".into() };
+        timeout(ROAD_MAX, go).await.map_err(late)?
+    }
+
+    /// A connection on which a listener of visiting agents is about to be spoken to: the one at `via`, or, without that,
+    /// the bridge's for the service, in a WebSocket.
+    pub(crate) async fn visit(&self, via: Option<&Address>) -> Result<Box<dyn Wire>, RoadError> {
+        let go = async {
+            match (via, &self.websocket) {
+                (Some(via), _) => {
+                    let stream = self.tcp(via).await?;
+                    stream.set_nodelay(true).map_err(|error| RoadError::io(via, "connect", &error))?;
+                    Ok(Box::new(stream) as Box<dyn Wire>)
+                }
+                (None, Some(websocket)) => {
+                    let socket = websocket.reach(self.tcp(websocket.address()).await?, Purpose::Visit).await?;
+                    let stream = pump::end(socket).map_err(|error| RoadError::io(websocket, "connect", &error))?;
+                    Ok(Box::new(stream) as Box<dyn Wire>)
+                }
+                (None, None) => {
+                    let text = "[[visit]] without via, and [link] without websocket".to_owned();
+                    Err(RoadError { reason: Reason::LinkLost, text })
+                }
+            }
+        };
         timeout(ROAD_MAX, go).await.map_err(late)?
     }
 
@@ -169,6 +199,10 @@ impl Road {
         let late = |_| RoadError::io(&who, &format!("asked for {to}"), &ErrorKind::TimedOut.into());
         timeout(answer_max, asked).await.map_err(late)?
     }
+}
+
+fn late(_: tokio::time::error::Elapsed) -> RoadError {
+    RoadError { reason: Reason::DialTimeout, text: "the bridge was not reached in time".into() }
 }
 
 async fn connect(to: &Address) -> io::Result<TcpStream> {

@@ -1,4 +1,5 @@
-//! Carries one connection of a link in the messages of a WebSocket, the same at both ends.
+//! Carries one connection of a link, or one visit of a secret service, in the messages of a WebSocket, the same at both
+//! ends.
 //!
 //! ```text
 //! data path ══ pair ══ pump ── binary messages ── pump ══ pair ══ data path
@@ -21,8 +22,27 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
-/// The subprotocol (RFC 6455 §1.9): who does not speak it is not meant.
-pub(crate) const PROTOCOL: &str = "ringspan-link.1";
+/// What a WebSocket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A connection to the link port.
+    Link,
+    /// A connection to a listener of visiting agents: which one, its HELLO says.
+    Visit,
+}
+
+impl Purpose {
+    /// Both.
+    pub(crate) const ALL: [Purpose; 2] = [Purpose::Link, Purpose::Visit];
+
+    /// The subprotocol (RFC 6455 §1.9): who does not speak it is not meant.
+    pub(crate) const fn protocol(self) -> &'static str {
+        match self {
+            Purpose::Link => "ringspan-link.1",
+            Purpose::Visit => "ringspan-visit.1",
+        }
+    }
+}
 
 /// What one message of ours holds: a frame of the link, as it mostly comes.
 const SENT_BYTES_MAX: usize = 64 << 10;

@@ -1,7 +1,8 @@
-//! A link inside a WebSocket (RFC 6455), the agent's end: for networks that let nothing else out.
+//! A link, or a visit, inside a WebSocket (RFC 6455), the agent's end: for networks that let nothing else out.
 
+use super::RoadError;
+use super::pump::{self, Purpose};
 use super::trust::Trust;
-use super::{RoadError, pump};
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::address::Address;
 use rustls::ClientConfig;
@@ -50,17 +51,17 @@ impl WebSocket {
     }
 
     /// One end of a pair whose other end is carried in messages over `stream`.
-    pub(super) async fn reach(&self, stream: TcpStream) -> Result<Socket, RoadError> {
+    pub(super) async fn reach(&self, stream: TcpStream, purpose: Purpose) -> Result<Socket, RoadError> {
         let _ = stream.set_nodelay(true);
-        let Some((_, config)) = &self.tls else { return self.upgrade(stream).await };
+        let Some((_, config)) = &self.tls else { return self.upgrade(stream, purpose).await };
         let name = ServerName::try_from(self.address.host().trim_matches(['[', ']']).to_owned());
         let name = name.map_err(|error| RoadError::answered(self, "TLS", error))?;
         let connecting = TlsConnector::from(config.clone()).connect(name, stream);
         let done = timeout(TLS_MAX, connecting).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
-        self.upgrade(done.map_err(|error| RoadError::io(self, "TLS", &error))?).await
+        self.upgrade(done.map_err(|error| RoadError::io(self, "TLS", &error))?, purpose).await
     }
 
-    async fn upgrade<S>(&self, stream: S) -> Result<Socket, RoadError>
+    async fn upgrade<S>(&self, stream: S, purpose: Purpose) -> Result<Socket, RoadError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -68,7 +69,7 @@ impl WebSocket {
         let io = |error: &io::Error| RoadError::io(self, STEP, error);
         let mut request = self.url.as_str().into_client_request().map_err(|error| self.wrong(STEP, &error))?;
         let headers = request.headers_mut();
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(pump::PROTOCOL));
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(purpose.protocol()));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("ringspan/", env!("CARGO_PKG_VERSION"))));
         let shaking = client_async_with_config(request, stream, Some(pump::config()));
         let done = timeout(UPGRADE_MAX, shaking).await.map_err(|_| io(&ErrorKind::TimedOut.into()))?;
@@ -78,7 +79,7 @@ impl WebSocket {
         let who = self.to_string();
         tokio::spawn(async move {
             let end = pump::pump(stream, theirs, Some(pump::PING_EVERY)).await;
-            tracing::debug!(via = who, %end, "the link's WebSocket is over");
+            tracing::debug!(via = who, ?purpose, %end, "a WebSocket to the bridge is over");
         });
         Ok(ours)
     }

@@ -6,18 +6,17 @@ use ringspan_tunnel::frame::{CONTROL_BYTES_MAX, HEADER_BYTES, Header, Kind as Fr
 use ringspan_tunnel::hello::{Kind, Message};
 use ringspan_tunnel::tls::{Binding, Tls};
 use std::io::{self, ErrorKind};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// A connection in its handshake.
-pub(super) struct Greeting {
-    stream: TcpStream,
+pub(super) struct Greeting<S> {
+    stream: S,
     tls: Tls,
 }
 
-impl Greeting {
+impl<S: AsyncRead + AsyncWrite + Unpin> Greeting<S> {
     /// Does the TLS handshake, if there is one.
-    pub(super) async fn begin(stream: TcpStream, tls: Tls) -> io::Result<(Greeting, Binding)> {
+    pub(super) async fn begin(stream: S, tls: Tls) -> io::Result<(Greeting<S>, Binding)> {
         let mut greeting = Greeting { stream, tls };
         greeting.flush().await?;
         loop {
@@ -61,7 +60,7 @@ impl Greeting {
     ///
     /// # Errors
     /// Something came too early: it would be lost.
-    pub(super) fn end(self) -> io::Result<TcpStream> {
+    pub(super) fn end(self) -> io::Result<S> {
         if self.tls.plaintext().is_empty() {
             Ok(self.stream)
         } else {

@@ -14,6 +14,7 @@ use crate::doors::tally::Few;
 use crate::inherit;
 use arc_swap::ArcSwap;
 use ringspan_engine::kernel::{Socket, handover};
+use ringspan_tunnel::address::Address;
 use ringspan_tunnel::fingerprint::Trust;
 use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::hello::{AgentHello, AgentStep, Carrier, Expose, Introduction, SessionId, VERSIONS};
@@ -22,9 +23,11 @@ use ringspan_tunnel::tls::{ClientTls, Tls};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream as StdStream;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
@@ -86,7 +89,7 @@ impl Visits {
                 let (identity, tls, road) = (identity.clone(), TlsConnector::from(tls), self.road.clone());
                 let way = Way { visit: visit.clone(), identity, trust, tls, road };
                 let (close, closed) = oneshot::channel();
-                tracing::info!(service = visit.service, %address, via = %visit.via, "visiting a secret service");
+                tracing::info!(service = visit.service, %address, via = visit.way(), "visiting a secret service");
                 Ok((visit.clone(), Port { close, task: tokio::spawn(accept(listener, Arc::new(way), closed)) }))
             };
             match start() {
@@ -168,8 +171,8 @@ async fn accept(listener: TcpListener, way: Arc<Way>, mut closed: oneshot::Recei
                         Err(error) => {
                             let _ = socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO));
                             if let Some(unsaid) = few.one_more() {
-                                let (service, via) = (&way.visit.service, &way.visit.via);
-                                tracing::warn!(service, %via, %error, unsaid, "the secret service was not reached");
+                                let (service, via) = (&way.visit.service, way.visit.way());
+                                tracing::warn!(service, via, %error, unsaid, "the secret service was not reached");
                             }
                         }
                     }
@@ -186,14 +189,13 @@ async fn accept(listener: TcpListener, way: Arc<Way>, mut closed: oneshot::Recei
 impl Way {
     /// A connection to the other agent, which both ends have proved to be who they should be.
     async fn reach(&self) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
-        let via = &self.visit.via;
-        let stream = self.road.load_full().tcp(via).await.map_err(|error| io::Error::other(error.text))?;
-        stream.set_nodelay(true)?;
+        let via = self.visit.via.as_ref();
+        let stream = self.road.load_full().visit(via).await.map_err(|error| io::Error::other(error.text))?;
+        // Nobody looks at the name: the key is what counts.
+        let host = via.map_or_else(|| "bridge".to_owned(), Address::host);
         let tls = match self.trust {
             Trust::Plain => Tls::plain(),
-            Trust::Pinned(fingerprint) => {
-                ClientTls::pinned(fingerprint).connect(&via.host()).map_err(io::Error::other)?
-            }
+            Trust::Pinned(fingerprint) => ClientTls::pinned(fingerprint).connect(&host).map_err(io::Error::other)?,
         };
         let (mut greeting, binding) = Greeting::begin(stream, tls).await?;
         let service = self.visit.service.clone().try_into().map_err(io::Error::other)?;
@@ -215,7 +217,31 @@ impl Way {
                 AgentStep::Over => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
-        self.tls.connect(nobody(), greeting.end()?).await
+        self.tls.connect(nobody(), Whole(greeting.end()?)).await
+    }
+}
+
+/// A connection whose halves end inside of its TLS (close_notify, RFC 8446 §6.1) and not on the way: what stands there, a
+/// proxy, a WebSocket, may close both halves when it sees the end of one. It ends when it is dropped.
+struct Whole<S>(S);
+
+impl<S: AsyncRead + Unpin> AsyncRead for Whole<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Whole<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
     }
 }
 
@@ -242,7 +268,7 @@ pub(crate) fn take_in(
     let service = service.to_owned();
     let serve = async move {
         let meet = async {
-            let visitor = tls.accept(stream).await?;
+            let visitor = tls.accept(Whole(stream)).await?;
             let backend = TcpStream::connect(backend).await?;
             backend.set_nodelay(true)?;
             io::Result::Ok((visitor, backend))
