@@ -1,5 +1,5 @@
 //! Claim: a bridge takes another's place and no visitor notices: none is refused, none is cut, whatever is being carried
-//! comes whole; a new one that dies on the way leaves the old one in service, and an old one that dies leaves the place
+//! comes whole, at listeners of the file and at those that an agent has asked for; a new one that dies on the way leaves the old one in service, and an old one that dies leaves the place
 //! to the new. Method: real processes and nginx on loopback, visitors without a pause, one long transfer through it all.
 
 mod common;
@@ -12,6 +12,11 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 const TAKEOVER: &[&str] = &["bridge", "--config", "bridge.toml", "--takeover"];
+
+/// A port that was free a moment ago.
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+}
 
 /// A backend that echoes.
 fn echo() -> SocketAddr {
@@ -40,20 +45,31 @@ fn speak(stream: &mut TcpStream, n: u32) {
     assert!(heard == words, "round {n}: other bytes came back");
 }
 
-/// A world with nginx behind `web` and an echo behind `echo`; a visitor of the echo is there already.
-fn start() -> (World, Nginx, Running, TcpStream) {
+/// What [`start`] starts.
+struct Stage {
+    world: World,
+    /// A listener that the agent has asked for.
+    own: SocketAddr,
+    agent: Running,
+    long: TcpStream,
+    _nginx: Nginx,
+}
+
+/// A world with nginx behind `web`, at a listener of the agent's own, too, and an echo behind `echo`; a visitor of the
+/// echo is there already.
+fn start() -> Stage {
     let world = World::start();
     let nginx = Nginx::start("a");
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
+    let (free, own) = (free(), free());
     let path = world.folder.path().join("bridge.toml");
     let text = std::fs::read_to_string(&path).expect("it is there");
     let more = format!("[[listener]]\nname = \"echo\"\ntype = \"tcp\"\nlisten = \"{free}\"\nservice = \"echo\"\n");
     std::fs::write(&path, text + &more).expect("written");
     world.bridge.wait_line(&["listener \"echo\"", "is new"]);
     let text = format!(
-        "[link]\ntoken = \"{}\"\nstate_dir = \"agent\"\n[[expose]]\nservice = \"web\"\naddress = \"{}\"\n\
+        "[link]\ntoken = \"{}\"\nstate_dir = \"agent\"\n[[expose]]\nservice = \"web\"\naddress = \"{}\"\nlisten = \"{own}\"\n\
          check = {{ interval = \"100ms\" }}\n[[expose]]\nservice = \"echo\"\naddress = \"{}\"\ncheck = {{ interval = \"100ms\" }}\n",
-        world.token(&[]),
+        world.token(&["--listen", &own.to_string()]),
         nginx.address,
         echo()
     );
@@ -65,20 +81,23 @@ fn start() -> (World, Nginx, Running, TcpStream) {
         (stream.write_all(b"?").is_ok() && stream.read_exact(&mut [0]).is_ok()).then_some(stream)
     });
     speak(&mut long, 0);
-    (world, nginx, agent, long)
+    agent.wait_line(&["the bridge listens for us", &own.to_string()]);
+    Stage { world, own, agent, long, _nginx: nginx }
 }
 
 /// One bridge after the other under visitors, with one in the middle of a conversation; the old one ends with its last.
 #[test]
 fn bridges_follow_each_other() {
-    let (mut world, _nginx, agent, mut long) = start();
-    let load = Load::start(world.web);
+    let Stage { mut world, own, agent, mut long, _nginx } = start();
+    let (load, at_own) = (Load::start(world.web), Load::start(own));
     load.more(20);
+    at_own.more(20);
     let next = Running::start(&mut world.command(TAKEOVER));
     next.wait_line(&["taken over"]);
     let mut old = std::mem::replace(&mut world.bridge, next);
     old.wait_line(&["handed over"]);
     load.more(50);
+    at_own.more(50);
     speak(&mut long, 1);
     drop(long);
     assert_eq!(old.wait(), 0, "{}", old.text());
@@ -88,13 +107,14 @@ fn bridges_follow_each_other() {
     common::until("the registry to know", || (world.healthy().len() == 1).then_some(()));
     assert_eq!(agent.text().matches("link up").count(), 2, "{}", agent.text());
     load.end();
+    at_own.end();
 }
 
 /// The new one dies when it has the sockets, before it is ready or after: the old one starts over, and nobody notices.
 #[test]
 fn a_new_one_that_dies() {
-    let (mut world, _nginx, _agent, mut long) = start();
-    let load = Load::start(world.web);
+    let Stage { mut world, own, agent: _agent, mut long, _nginx } = start();
+    let (load, at_own) = (Load::start(world.web), Load::start(own));
     for round in 1..3 {
         let before = world.bridge.line_count();
         let mut client = UnixStream::connect(world.folder.path().join("data/admin.sock")).expect("it listens");
@@ -108,6 +128,7 @@ fn a_new_one_that_dies() {
         world.bridge.wait_line_from(before, &["starting over"]);
         world.bridge.wait_line_from(before, &["handed over"]);
         load.more(30);
+        at_own.more(30);
         speak(&mut long, round);
         assert_eq!(world.listing()["agents"][0]["connected"], true);
     }
@@ -116,16 +137,18 @@ fn a_new_one_that_dies() {
     next.wait_line(&["taken over"]);
     let mut old = std::mem::replace(&mut world.bridge, next);
     load.more(30);
+    at_own.more(30);
     speak(&mut long, 3);
     drop(long);
     assert_eq!(old.wait(), 0, "{}", old.text());
     load.end();
+    at_own.end();
 }
 
 /// The old one dies when it has given the sockets away: the new one serves.
 #[test]
 fn an_old_one_that_dies() {
-    let (mut world, _nginx, _agent, _long) = start();
+    let Stage { mut world, own, agent: _agent, long: _long, _nginx } = start();
     let next = Running::start(&mut world.command(TAKEOVER));
     world.bridge.wait_line(&["another process takes over"]);
     world.bridge.signal("KILL");
@@ -134,4 +157,5 @@ fn an_old_one_that_dies() {
     next.wait_line(&["bridge is up"]);
     world.bridge = next;
     world.wait_visits(5);
+    common::until("a visitor of the agent's listener", || common::world::get(own, "/").ok());
 }

@@ -3,11 +3,13 @@
 //! ```text
 //! free ──claim──▶ coming ──first carrier up──▶ held ──last one gone──▶ away ──grace──▶ free
 //!                    └────── COMING_MAX ──────▶ free          └──claim──▶ held
+//! the process before us: held ──inherit──▶ away
 //! ```
 //! Promises: a place has one service; whoever asked first has it until it is free; agents with the same service share it.
 //! Pure: `now` comes in.
 
 use ringspan_tunnel::identity::AgentId;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -19,7 +21,7 @@ const COMING_MAX: Duration = Duration::from_secs(10);
 pub(super) const GRACE: Duration = Duration::from_secs(60);
 
 /// What an agent may ask for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Place {
     /// A TCP listener.
     Listen(SocketAddr),
@@ -34,6 +36,17 @@ impl fmt::Display for Place {
             Place::Host(host) => f.write_str(host),
         }
     }
+}
+
+/// A place that goes from one process to the next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Leased {
+    /// What it is.
+    pub(super) place: Place,
+    /// Whose visitors come there.
+    pub(super) service: String,
+    /// Who has it.
+    pub(super) agents: Vec<AgentId>,
 }
 
 /// See the module.
@@ -151,6 +164,31 @@ impl Leases {
         self.0.remove(place).is_some()
     }
 
+    /// All of it, for the next process.
+    pub(super) fn estate(&self) -> Vec<Leased> {
+        let agents = |lease: &Lease| {
+            let mut agents: Vec<AgentId> = lease.holders.iter().map(|holder| holder.agent).collect();
+            agents.sort_unstable();
+            agents.dedup();
+            agents
+        };
+        let leased = |(place, lease): (&Place, &Lease)| Leased {
+            place: place.clone(),
+            service: lease.service.clone(),
+            agents: agents(lease),
+        };
+        self.0.iter().map(leased).collect()
+    }
+
+    /// What the process before had: its agents are away, and have [`GRACE`] to come over. Any session of theirs is newer.
+    pub(super) fn inherit(&mut self, Leased { place, service, agents }: Leased, now: Instant) {
+        let holder = |agent| Holder { agent, generation: 0, until: Some(now + GRACE) };
+        let holders: Vec<Holder> = agents.into_iter().map(holder).collect();
+        if !holders.is_empty() {
+            self.0.insert(place, Lease { service, next: None, holders });
+        }
+    }
+
     /// All places and their services.
     pub(super) fn all(&self) -> impl Iterator<Item = (&Place, &str)> {
         self.0.iter().map(|(place, lease)| (place, lease.service.as_str()))
@@ -207,6 +245,31 @@ mod tests {
         assert!(leases.expire(now + GRACE).is_empty(), "the other one is there");
         leases.on_gone(b, 2, now);
         assert_eq!(leases.expire(now + GRACE), [place]);
+    }
+
+    /// One process after the other: what an agent had it has again when it comes over, with what it shares it with; what it
+    /// does not ask for any more, and what nobody comes for, is free.
+    #[test]
+    fn from_one_process_to_the_next() {
+        let (mut old, a, b, now) = (Leases::default(), agent(), agent(), Instant::now());
+        let port = |port: u16| Place::Listen(([127, 0, 0, 1], port).into());
+        for (agent, generation, p) in [(a, 7, 1), (a, 7, 2), (b, 8, 1), (b, 8, 3)] {
+            old.claim(agent, generation, &port(p), "web", now).expect("it is free, or shared");
+        }
+        old.on_up(a, 7);
+        let text = serde_json::to_string(&old.estate()).expect("JSON");
+        let estate: Vec<Leased> = serde_json::from_str(&text).expect("JSON");
+        let mut new = Leases::default();
+        for leased in estate {
+            new.inherit(leased, now);
+        }
+        assert_eq!(services(&new), services(&old));
+        assert!(new.claim(agent(), 9, &port(2), "other", now).is_err(), "it is still another's");
+        assert_eq!(new.claim(a, 9, &port(1), "web", now), Ok(false));
+        assert!(new.on_up(a, 9), "it has not asked for the second");
+        assert_eq!(services(&new), ["127.0.0.1:1 web", "127.0.0.1:3 web"]);
+        assert_eq!(new.expire(now + GRACE), [port(3)], "the other agent has not come");
+        assert_eq!(services(&new), ["127.0.0.1:1 web"]);
     }
 
     /// A new configuration of the same agent: what it drops is free when the new session is up, what it gives another

@@ -1,9 +1,10 @@
 //! The bridge's TCP listeners and hosts: those of its file, and those that agents have asked for.
 //! Promises: the file goes first: what it has nobody else gets, and what it takes later an agent loses; an agent's
-//! listener that cannot be opened costs that agent this listener and nobody anything else.
+//! listener that cannot be opened costs that agent this listener and nobody anything else; one that another process had for
+//! an agent is open before the agent has come over.
 
 use super::bind::bind_error;
-use super::leases::{Leases, Place};
+use super::leases::{Leased, Leases, Place};
 use super::listeners::plain;
 use crate::Failure;
 use crate::config::bridge::{Listener as Wanted, collide};
@@ -23,24 +24,77 @@ use std::time::Instant;
 pub(super) struct Listening {
     handle: BridgeHandle,
     hosts: Hosts,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<Places>>,
 }
 
-#[derive(Default)]
-struct State {
+/// Who has what.
+pub(super) struct Places {
     file: Vec<Wanted>,
     leases: Leases,
     /// Gates are made once: what goes by them goes on.
     gates: HashMap<(SocketAddr, String), Arc<Gate>>,
 }
 
-impl Listening {
-    /// With the file's listeners, which are open.
-    pub(super) fn new(handle: BridgeHandle, hosts: Hosts, file: Vec<Wanted>) -> Listening {
-        Listening { handle, hosts, state: Arc::new(Mutex::new(State { file, ..State::default() })) }
+impl Places {
+    /// The file's, and of what agents had at the process before what the file leaves to them, and whose sockets have
+    /// come along.
+    pub(super) fn new(file: Vec<Wanted>, estate: &[Leased], has_come: impl Fn(SocketAddr) -> bool) -> Places {
+        let mut leases = Leases::default();
+        for leased in estate {
+            let is_here = match &leased.place {
+                Place::Listen(address) => has_come(*address),
+                Place::Host(_) => true,
+            };
+            if is_here && owner(&file, &leased.place).is_none() {
+                tracing::info!(place = %leased.place, service = leased.service, "an agent's listener is taken over");
+                leases.inherit(leased.clone(), Instant::now());
+            }
+        }
+        Places { file, leases, gates: HashMap::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    /// All listeners, and the hosts of agents with their services.
+    pub(super) fn wanted(&mut self) -> Result<(Vec<Listener>, HashMap<String, String>), Failure> {
+        let mut listeners = plain(&self.file)?;
+        let (mut hosts, mut gates) = (HashMap::new(), HashMap::new());
+        for (place, service) in self.leases.all() {
+            match place {
+                Place::Host(host) => {
+                    hosts.insert(host.clone(), service.to_owned());
+                }
+                Place::Listen(address) => {
+                    let key = (*address, service.to_owned());
+                    let gate = self.gates.get(&key).cloned().map_or_else(
+                        || {
+                            let name = service.to_owned().try_into();
+                            let name = name.map_err(|e| Failure::Run(format!("{address}: service {service:?}: {e}")));
+                            name.map(|name| Arc::new(Gate::new(format!("agents-{address}"), name)))
+                        },
+                        Ok,
+                    )?;
+                    listeners.push(Listener { address: *address, gate: gate.clone() });
+                    gates.insert(key, gate);
+                }
+            }
+        }
+        self.gates = gates;
+        Ok((listeners, hosts))
+    }
+}
+
+impl Listening {
+    /// With these, which are open.
+    pub(super) fn new(handle: BridgeHandle, hosts: Hosts, mut places: Places) -> Result<Listening, Failure> {
+        hosts.set(places.wanted()?.1);
+        Ok(Listening { handle, hosts, state: Arc::new(Mutex::new(places)) })
+    }
+
+    /// What agents have, for the next process.
+    pub(super) fn estate(&self) -> Vec<Leased> {
+        self.state().leases.estate()
+    }
+
+    fn state(&self) -> MutexGuard<'_, Places> {
         // Each change is one step.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,7 +143,7 @@ impl Listening {
 
     fn open(
         &self,
-        state: &mut State,
+        state: &mut Places,
         agent: AgentId,
         generation: u64,
         place: &Place,
@@ -154,34 +208,17 @@ impl Listening {
         }
     }
 
-    fn publish_or_tell(&self, state: &mut State) {
+    fn publish_or_tell(&self, state: &mut Places) {
         if let Err(error) = self.publish(state) {
             tracing::error!(%error, "listeners could not be changed");
         }
     }
 
-    fn publish(&self, state: &mut State) -> Result<Vec<Closing>, BridgeError> {
-        let mut listeners = plain(&state.file).expect("the configuration has checked the names of services");
-        let (mut hosts, mut gates) = (HashMap::new(), HashMap::new());
-        for (place, service) in state.leases.all() {
-            match place {
-                Place::Host(host) => {
-                    hosts.insert(host.clone(), service.to_owned());
-                }
-                Place::Listen(address) => {
-                    let key = (*address, service.to_owned());
-                    let gate = state.gates.get(&key).cloned().unwrap_or_else(|| {
-                        let name = service.to_owned().try_into().expect("it was a service's name already");
-                        Arc::new(Gate::new(format!("agents-{address}"), name))
-                    });
-                    listeners.push(Listener { address: *address, gate: gate.clone() });
-                    gates.insert(key, gate);
-                }
-            }
-        }
+    fn publish(&self, state: &mut Places) -> Result<Vec<Closing>, BridgeError> {
+        let (listeners, hosts) =
+            state.wanted().expect("configuration and handshake have checked the names of services");
         let closing = self.handle.set_listeners(&listeners)?;
         self.hosts.set(hosts);
-        state.gates = gates;
         Ok(closing)
     }
 }

@@ -52,7 +52,8 @@ pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
             false => None,
             true => tokio::task::spawn_blocking(move || Predecessor::ask(&folder)).await.map_err(panicked)??,
         };
-        let mut server = BridgeServer::start_with(&config, predecessor.is_some())?;
+        let mut server =
+            BridgeServer::start_with(&config, predecessor.as_ref().map(|predecessor| &predecessor.estate))?;
         if args.config.is_none() {
             tracing::info!(
                 data_dir = %config.data_dir.display(),
@@ -108,7 +109,7 @@ pub(crate) fn run(args: &cli::Bridge) -> Result<Ending, Failure> {
                     let (sockets, paths) = retired.sockets()?;
                     crate::inherit::put(sockets);
                     crate::inherit::put_paths(paths);
-                    server = BridgeServer::start_with(&now, true)?;
+                    server = BridgeServer::start_with(&now, Some(&estate))?;
                     successors = server.successors.take();
                     retired.handle.call_over("the bridge starts over");
                     takeover::agents_are_here(&server, &estate).await;

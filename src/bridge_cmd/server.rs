@@ -7,8 +7,7 @@
 use super::access;
 use super::bind::{bind_error, cannot_listen, wait_for_ports};
 use super::hooks::Hooks;
-use super::listeners;
-use super::listening::Listening;
+use super::listening::{Listening, Places};
 use super::metrics;
 use super::pump::{self, Bell, Hall};
 use super::scouts;
@@ -34,7 +33,7 @@ use ringspan_registry::prober;
 use ringspan_registry::push::Hub;
 use ringspan_registry::push::udp::UdpPusher;
 use ringspan_registry::{Options as RegistryOptions, Registry, http};
-use ringspan_tunnel::bridge::{Bridge, BridgeHandle, BridgeOptions, Inherited};
+use ringspan_tunnel::bridge::{Bridge, BridgeHandle, BridgeOptions, Inherited, Listener};
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -89,11 +88,12 @@ async fn close(events: Events, mut stop: watch::Receiver<bool>) {
 impl BridgeServer {
     /// Opens, binds and starts everything, or says what is in the way. Needs a runtime.
     pub(crate) fn start(config: &Config) -> Result<BridgeServer, Failure> {
-        BridgeServer::start_with(config, false)
+        BridgeServer::start_with(config, None)
     }
 
-    /// The same; with `hold`, visitors wait until [`let_in`](BridgeServer::let_in).
-    pub(super) fn start_with(config: &Config, hold: bool) -> Result<BridgeServer, Failure> {
+    /// The same, in the place of another one; then visitors wait until [`let_in`](BridgeServer::let_in).
+    pub(super) fn start_with(config: &Config, before: Option<&Estate>) -> Result<BridgeServer, Failure> {
+        let hold = before.is_some();
         let run = |text: String| Failure::Run(text);
         let keyring = Arc::new(Keyring::open(&config.data_dir).map_err(|e| run(e.to_string()))?);
         let (tls, trust) = protection(config)?;
@@ -124,7 +124,9 @@ impl BridgeServer {
         let software = format!("ringspan/{}", env!("CARGO_PKG_VERSION"));
         let (link_bell, probe_bell) = (Arc::new(Bell::default()), prober::Bell::default());
         let seats = Workers::plan(engine_options.workers).map_err(|e| run(format!("eventfd: {e}")))?;
-        let options = bridge_options(config, tls.clone(), &software)?;
+        let leases = before.map_or(&[][..], |estate| &estate.leases);
+        let mut places = Places::new(config.listeners.clone(), leases, crate::inherit::has);
+        let options = bridge_options(config, places.wanted()?.0, tls.clone(), &software);
         let mut inherited = Inherited::default();
         for address in options.listeners.iter().map(|l| l.address).chain([options.link]) {
             while let Some(fd) = crate::inherit::tcp(address) {
@@ -156,7 +158,7 @@ impl BridgeServer {
             keyring: keyring.clone(),
             registry: registry.clone(),
             access: access.clone(),
-            listening: Listening::new(handle.clone(), doors.hosts(), config.listeners.clone()),
+            listening: Listening::new(handle.clone(), doors.hosts(), places)?,
             sessions: Mutex::new(sessions),
             software,
             runtime: tokio::runtime::Handle::current(),
@@ -279,7 +281,7 @@ impl BridgeServer {
         let is_up = |b: &ringspan_tunnel::routes::Backend| b.health == Health::Up;
         let served = routes.services().filter(|(_, backends)| backends.iter().any(is_up));
         let services = served.map(|(name, _)| name.to_owned()).collect();
-        Estate { agents: self.hall.connected(), services, ..Estate::default() }
+        Estate { agents: self.hall.connected(), services, leases: self.hall.listening.estate(), ..Estate::default() }
     }
 
     fn tell(&self, config: &Config) {
@@ -395,19 +397,20 @@ impl BridgeServer {
 
 fn bridge_options(
     config: &Config,
+    listeners: Vec<Listener>,
     tls: Option<ringspan_tunnel::tls::ServerTls>,
     software: &str,
-) -> Result<BridgeOptions, Failure> {
-    Ok(BridgeOptions {
+) -> BridgeOptions {
+    BridgeOptions {
         link: config.link.listen,
         tls,
-        listeners: listeners::plain(&config.listeners)?,
+        listeners,
         handshakes_max: HANDSHAKES_MAX,
         streams_max: STREAMS_MAX,
         memory: config.memory,
         software: software.to_owned(),
         plane: machine::plane_options(),
-    })
+    }
 }
 
 /// Microseconds since 1970: above every session number of an earlier run, unless the clock was set back, and then only

@@ -16,6 +16,7 @@
 //! new one has the sockets already, or starts as if there had been nobody.
 
 use super::BridgeServer;
+use super::leases::Leased;
 use crate::inherit::AtPath;
 use crate::keyring::{Error, Keyring};
 use crate::{Failure, admin};
@@ -53,6 +54,9 @@ pub(super) struct Estate {
     pub(super) agents: Vec<AgentId>,
     /// Services that had a healthy backend.
     pub(super) services: Vec<String>,
+    /// What agents had asked for.
+    #[serde(default)]
+    pub(super) leases: Vec<Leased>,
 }
 
 /// The new one's end of the conversation.
