@@ -11,6 +11,7 @@
 //! commands go on. A full queue makes the submitter wait, up to [`SUBMIT_WAIT_MAX`], then it is refused as busy.
 
 mod clustered;
+mod news;
 #[cfg(test)]
 mod tests;
 mod writer;

@@ -408,6 +408,7 @@ impl Member {
 
     /// Instances whose time is over, and what is owed: commands of our own. While etcd does not answer nothing expires.
     fn on_tick(&mut self) {
+        self.writer.tell_rest();
         let now = self.writer.clock.now();
         if self.under_way.is_some() || Instant::now() < self.quiet_until {
             return;

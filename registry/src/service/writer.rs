@@ -1,7 +1,7 @@
 //! The thread that owns the table, and the one that waits for the disk.
 
+use super::news::HealthNews;
 use super::{Clock, Message};
-use crate::health::health_str;
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::table::{Change, Changes, Command, Refusal, Table};
@@ -34,6 +34,7 @@ pub(super) struct Writer {
     changes: broadcast::Sender<Arc<Changes>>,
     pub(super) clock: Clock,
     store: Option<Store>,
+    news: HealthNews,
 }
 
 impl Writer {
@@ -44,7 +45,7 @@ impl Writer {
         clock: Clock,
         store: Option<Store>,
     ) -> Writer {
-        Writer { table, snapshot, changes, clock, store }
+        Writer { table, snapshot, changes, clock, store, news: HealthNews::default() }
     }
 
     /// Starts the threads. They end when the other end of `stop` is dropped.
@@ -93,7 +94,7 @@ impl Writer {
                     }
                 }
                 // Nobody's time runs: no wake-ups, so that a registry at rest costs nothing.
-                _ = tick.tick(), if self.table.due().is_some() => self.expire(),
+                _ = tick.tick(), if self.table.due().is_some() || self.news.is_owing() => self.expire(),
             }
         }
         // Whoever still waits in a queue finds it closed, and is told that the registry is stopping.
@@ -161,30 +162,31 @@ impl Writer {
             let changes = self.table.apply(now, Command::Tick { max: TICK_LEN }).expect("time cannot be refused");
             self.publish([&Arc::new(changes)]);
         }
+        self.tell_rest();
     }
 
-    pub(super) fn publish<'a>(&self, changes: impl IntoIterator<Item = &'a Arc<Changes>> + Clone) {
+    /// Now and then: what the log has not said yet.
+    pub(super) fn tell_rest(&mut self) {
+        self.news.tell_rest(self.clock.now());
+    }
+
+    pub(super) fn publish<'a>(&mut self, changes: impl IntoIterator<Item = &'a Arc<Changes>> + Clone) {
         self.snapshot.publish(&self.table, changes.clone().into_iter().map(|c| &**c));
         for changes in changes.into_iter().filter(|c| !c.is_empty()) {
-            changes.list.iter().for_each(log);
+            let now = self.clock.now();
+            for change in &changes.list {
+                log(change);
+                self.news.tell(now, change);
+            }
             // Nobody listening is no trouble.
             let _nobody = self.changes.send(changes.clone());
         }
     }
 }
 
-/// Says what changed. One line for each change of mind; records at debug, since their submitters know.
+/// Says what was registered: at debug, since their submitters know.
 fn log(change: &Change) {
     match change {
-        Change::Health { service, id, before, after } if before.health != after.health => tracing::info!(
-            %service,
-            instance = %id,
-            was = health_str(before.health),
-            is = health_str(after.health),
-            reason = %after.reason,
-            rtt_us = after.rtt_ns / 1_000,
-            "health"
-        ),
         Change::Instance { service, id, before: None, .. } => {
             tracing::debug!(%service, instance = %id, "registered");
         }
