@@ -245,6 +245,6 @@ impl Lost {
 
     /// Its last stream has ended, and it takes no new ones.
     pub(super) fn drained() -> Lost {
-        Lost { reason: Reason::Disconnected, detail: super::DRAINED.into() }
+        Lost { reason: Reason::Disconnected, detail: super::ends::DRAINED.into() }
     }
 }

@@ -11,6 +11,7 @@
 mod carrier;
 mod direct;
 mod endpoint;
+mod ends;
 mod fare;
 mod offload;
 mod options;
@@ -20,14 +21,14 @@ mod rx;
 mod signs;
 mod spares;
 mod streams;
+mod tick;
 mod tx;
 mod unplaced;
 
 pub(crate) use carrier::Carrier;
+use carrier::Phase;
 #[cfg(test)]
 pub(crate) use carrier::unsent_bytes;
-use carrier::{Lost, Phase};
-use direct::Load;
 pub(crate) use endpoint::dial_reason;
 use endpoint::{Endpoint, Stage};
 pub(crate) use fare::Fare;
@@ -35,7 +36,7 @@ use fare::{LOOKS_MIN, Look};
 use options::Settled;
 pub use options::{CarrierMode, Mover, PlaneOptions};
 use pipes::Pipes;
-use signs::{Sign, Signs, silence};
+use signs::Signs;
 use unplaced::Unplaced;
 pub(crate) use unplaced::{Arrival, Bounced};
 
@@ -67,15 +68,9 @@ const OP_DIAL: u8 = 4;
 /// Operations below this are the plane's, from it on the role's.
 pub(crate) const OP_ROLE: u8 = 5;
 
-/// A handshake, TLS and HELLO together, takes at most this long.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Unsent bytes a carrier's socket may hold at first: later ones wait in the mux, where small streams overtake large
 /// ones. 128 KiB are 10 ms at 100 Mbit/s. [`Carrier::on_second`] makes it follow what the carrier really sends.
 const NOTSENT_BYTES: u32 = 128 << 10;
-/// A drained carrier is closed by the peer that was told so; one that does not, after this long.
-const PARTING_MAX: Duration = Duration::from_secs(3);
-/// What such a peer is told.
-const DRAINED: &str = "drained: the last stream has ended";
 /// How often silence, handshakes and dials are looked at.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// One read of a carrier and one batch of small frames are at most this long; four TLS records.
@@ -294,33 +289,6 @@ impl Plane {
         self.close_carrier(cx, key);
     }
 
-    /// The carrier is over, without a word: the peer said goodbye.
-    pub(crate) fn drop_carrier(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason, detail: String) {
-        self.lose(cx, key, Lost { reason, detail });
-    }
-
-    /// Bridge: the carrier takes no new streams, and ends within a [`TICK`] of its last one.
-    pub(crate) fn drain(&mut self, key: Key) {
-        if let Some(c) = self.carriers.get_mut(key) {
-            c.draining = true;
-        }
-    }
-
-    /// Tells the peer that no new streams are wanted; those that are on their way are taken.
-    pub(crate) fn say_draining(&mut self, key: Key, sentence: &str) {
-        self.send(key, Kind::Goaway, Reason::Draining as u16, sentence.as_bytes().to_vec());
-    }
-
-    /// Says goodbye with a reason and a sentence, as far as the socket takes it now, and closes.
-    pub(crate) fn dismiss(&mut self, cx: &mut Cx<'_>, key: Key, reason: Reason, sentence: &str) {
-        self.send(key, Kind::Goaway, reason as u16, sentence.as_bytes().to_vec());
-        self.tx(cx, key);
-        if let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.wants_tx() && !c.write_armed) {
-            c.say_goodbye();
-        }
-        self.lose(cx, key, Lost { reason, detail: sentence.into() });
-    }
-
     /// Gives a visitor a stream to the backend.
     ///
     /// # Errors
@@ -467,141 +435,6 @@ impl Plane {
     pub(crate) fn tick_at(&self) -> Instant {
         let look = self.looks.peek().map(|Reverse((at, ..))| *at);
         look.map_or(self.tick_at, |look| look.min(self.tick_at))
-    }
-
-    fn on_tick(&mut self, cx: &mut Cx<'_>) {
-        self.ask_for_signs(cx.now);
-        // A stream that has moved off waits for its link's signs of life all the same.
-        let mut streaming: Vec<Key> = self.carriers.iter().filter_map(|(_, c)| c.link_of_stream()).collect();
-        streaming.sort_unstable();
-        for key in self.carriers.keys() {
-            self.look_at_wear(key);
-            let Some(c) = self.carriers.get_mut(key) else { continue };
-            let busy = c.on_second();
-            match c.phase {
-                Phase::Hello if cx.now.since(c.since) >= HANDSHAKE_MAX => {
-                    let detail = format!("not done after {} s", HANDSHAKE_MAX.as_secs());
-                    self.lose(cx, key, Lost { reason: Reason::HandshakeSlow, detail });
-                }
-                Phase::Up if c.parted.is_some_and(|at| cx.now.since(at) >= PARTING_MAX) => {
-                    self.lose(cx, key, Lost::drained());
-                }
-                Phase::Up if c.parted.is_none() && c.draining && c.mux.streams() == 0 => {
-                    // Read on until the peer closes: a socket that is closed with bytes unread is reset, and a reset
-                    // may overtake the goodbye.
-                    c.parted = Some(cx.now);
-                    self.send(key, Kind::Goaway, Reason::Disconnected as u16, DRAINED.into());
-                }
-                Phase::Up if c.is_framed() => {
-                    match c.signs.look(cx.now, c.mux.streams() > 0 || streaming.binary_search(&key).is_ok()) {
-                        Sign::Dead => self.lose(cx, key, Lost { reason: Reason::Silent, detail: silence() }),
-                        Sign::Ask => self.ask(cx.now, key),
-                        Sign::Enough if busy => self.ask(cx.now, key),
-                        Sign::Enough => {}
-                    }
-                }
-                _ => {}
-            }
-            if self.side == Side::Opener {
-                self.tick_spares(cx, key);
-                if self.is_unanswered(key, cx.now) {
-                    let detail = "the agent does not answer on a direct carrier".to_owned();
-                    self.lose(cx, key, Lost { reason: Reason::DialTimeout, detail });
-                }
-            }
-        }
-        if self.side == Side::Accepter {
-            let late: Vec<Key> = self.endpoints.iter().filter(|(_, e)| e.is_late(cx.now)).map(|(key, _)| key).collect();
-            for key in late {
-                self.dial_failed(cx, key, Reason::DialTimeout);
-            }
-        }
-    }
-
-    /// Asks for a sign of life, and for the round trip.
-    fn ask(&mut self, now: Instant, key: Key) {
-        if let Some(c) = self.carriers.get_mut(key) {
-            c.signs.on_asked(now);
-            c.mux.ping(now);
-            self.queue(key);
-        }
-    }
-
-    /// What answers on the carrier's connection is a proxy on the way: only the far end's own words are signs of life.
-    pub(crate) fn is_relayed(&mut self, key: Key) {
-        if let Some(c) = self.carriers.get_mut(key) {
-            c.signs.on_relayed();
-        }
-    }
-
-    /// The carrier is over: its streams are reset, the role is told. One that ends behind a goodbye, the peer's or ours,
-    /// ends for that reason, whatever the socket says.
-    fn lose(&mut self, cx: &mut Cx<'_>, key: Key, lost: Lost) {
-        let empty = self.new_mux();
-        let said = self.events.iter().rev().find_map(|event| goodbye_of(event, key));
-        let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live()) else { return };
-        let lost = if c.parted.is_some() { Lost::drained() } else { said.unwrap_or(lost) };
-        c.phase = Phase::Closing;
-        let mux = std::mem::replace(&mut c.mux, empty);
-        if let Some((pipe, _)) = c.out_pipe.take() {
-            self.pipes.drop_waiting(pipe);
-        }
-        let load =
-            std::mem::replace(&mut c.load, Load::Ending { link: key, since: cx.now, said: true, answered: true });
-        // Before its visitors come back: they are not to be sent there again.
-        self.events.push(Event::Lost { carrier: key, reason: lost.reason, detail: lost.detail.clone() });
-        self.on_direct_lost(cx, key, &load, &lost);
-        for endpoint in mux.owners() {
-            self.stats.count(lost.reason);
-            self.turn_away(cx, endpoint, lost.reason);
-        }
-        if matches!(load, Load::Mux(_)) {
-            for companion in self.companions(key, lost.reason == Reason::Silent) {
-                self.lose(cx, companion, Lost { reason: lost.reason, detail: "its link was lost".into() });
-            }
-        }
-        self.close_carrier(cx, key);
-    }
-
-    fn close_carrier(&mut self, cx: &mut Cx<'_>, key: Key) {
-        let Some(c) = self.carriers.get(key) else { return };
-        for (armed, op) in [(c.read_armed, OP_CARRIER_READ), (c.write_armed, OP_CARRIER_WRITE)] {
-            if armed {
-                cx.io.cancel(cx.token(op, key.generation, key.index));
-            }
-        }
-        self.reap_carrier(key);
-    }
-
-    fn reap_carrier(&mut self, key: Key) {
-        let Some(c) = self.carriers.get(key).filter(|c| !c.read_armed && !c.write_armed) else { return };
-        let moving = c.phase == Phase::Moving;
-        let Some(body) = self.carriers.remove(key) else { return };
-        if moving && let Some(at) = self.moving.iter().position(|(k, _)| *k == key) {
-            let (_, to) = self.moving.swap_remove(at);
-            self.events.push(Event::Moved { carrier: key, body: Box::new(body), to });
-        }
-    }
-
-    /// Ends everything: each peer is told, each socket reset.
-    pub(crate) fn stop(&mut self, cx: &mut Cx<'_>) {
-        for key in self.carriers.keys() {
-            self.dismiss(cx, key, Reason::Stopping, Reason::Stopping.sentence());
-        }
-        for key in self.endpoints.keys() {
-            self.abort(cx, key, Reason::Stopping);
-        }
-    }
-}
-
-/// The goodbye of that carrier's peer, if the event is one that the role has not seen yet. Draining is none.
-fn goodbye_of(event: &Event, key: Key) -> Option<Lost> {
-    match event {
-        Event::Control { carrier, kind: Kind::Goaway, aux, payload } if *carrier == key => {
-            let reason = Reason::of(*aux);
-            (reason != Reason::Draining).then(|| Lost { reason, detail: tame(payload) })
-        }
-        _ => None,
     }
 }
 
