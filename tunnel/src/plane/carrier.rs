@@ -180,12 +180,28 @@ impl Carrier {
     pub(super) fn on_second(&mut self) -> bool {
         let (sent, received) = self.mux.take_traffic();
         self.bytes_last = sent + received;
+        if self.bytes_last == 0 {
+            self.release_idle();
+        }
         let want = unsent_bytes(sent);
         // Only for a change that matters, and an idle carrier keeps what it had: bulk often comes back.
         if sent > BUSY_BYTES && want.abs_diff(self.notsent) > self.notsent / 4 {
             self.set_unsent(want);
         }
         self.bytes_last > BUSY_BYTES
+    }
+
+    /// Gives back what nothing is in: of a thousand agents most say nothing most of the time, and their buffers, of tens of
+    /// KiB where this process encrypts, come back with the first byte.
+    fn release_idle(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.release_idle();
+        }
+        for buffer in [&mut self.out, &mut self.body, &mut self.stash] {
+            if buffer.is_empty() {
+                *buffer = Vec::new();
+            }
+        }
     }
 
     /// After a turn: what was sent in the second that runs is the least it can send in a whole one.
@@ -246,5 +262,39 @@ impl Lost {
     /// Its last stream has ended, and it takes no new ones.
     pub(super) fn drained() -> Lost {
         Lost { reason: Reason::Disconnected, detail: super::ends::DRAINED.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mux::{Limits, Side};
+
+    /// A second without payload, and the carrier holds no memory that nothing is in; what has half come stays, and one that
+    /// is at work keeps its buffers.
+    #[test]
+    fn an_idle_carrier_holds_no_buffers() {
+        let (socket, _far) = Socket::pair().expect("descriptors");
+        let mux = Mux::new(Side::Accepter, Limits::default());
+        let signs = Signs::new(Side::Accepter, false, Instant::ZERO);
+        let mut carrier = Carrier::new(socket, Tls::plain(), mux, signs, Instant::ZERO);
+        let tls = |carrier: &mut Carrier| carrier.tls.take().expect("nobody moves it");
+        let mut cipher = tls(&mut carrier);
+        assert!(cipher.receive_space().len() > 100);
+        cipher.on_received(100).expect("it is plain");
+        carrier.tls = Some(cipher);
+        carrier.body.reserve(1000);
+        carrier.on_second();
+        let mut cipher = tls(&mut carrier);
+        assert!(cipher.memory_bytes() > 0 && carrier.body.capacity() == 0, "a half frame waits, no payload does");
+        cipher.consume(100);
+        carrier.tls = Some(cipher);
+        let header = crate::frame::Header { len: 100, ..crate::frame::Header::new(Kind::Data, 7) };
+        // Of a stream that is over: payload all the same.
+        let _ = carrier.mux.on_header(&header);
+        carrier.on_second();
+        assert!(carrier.tls.as_ref().is_some_and(|tls| tls.memory_bytes() > 0), "it was at work");
+        carrier.on_second();
+        assert_eq!(carrier.tls.as_ref().map(Tls::memory_bytes), Some(0));
     }
 }

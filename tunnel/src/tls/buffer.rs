@@ -72,6 +72,12 @@ impl Buffer {
         }
     }
 
+    /// What it takes.
+    #[cfg(test)]
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Gives the memory back if nothing is filled.
     pub(super) fn release_if_empty(&mut self) {
         if self.filled.is_empty() {

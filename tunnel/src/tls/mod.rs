@@ -191,6 +191,12 @@ impl Tls {
         each!(&mut self.kind, _plain => {}, session => session.close(), ());
     }
 
+    /// What its buffers take.
+    #[cfg(test)]
+    pub(crate) fn memory_bytes(&self) -> usize {
+        each!(&self.kind, plain => plain.incoming.memory_bytes() + plain.outgoing.memory_bytes(), session => session.memory_bytes(), 0)
+    }
+
     /// Gives the memory of empty buffers back: for a link that has been idle for a while. They come back by
     /// themselves.
     pub fn release_idle(&mut self) {

@@ -325,6 +325,11 @@ impl<C: Connection> Session<C> {
         self.connection.into_secrets()
     }
 
+    #[cfg(test)]
+    pub(super) fn memory_bytes(&self) -> usize {
+        [&self.incoming, &self.plaintext, &self.outgoing].iter().map(|buffer| buffer.memory_bytes()).sum()
+    }
+
     pub(super) fn release_idle(&mut self) {
         self.incoming.release_if_empty();
         self.plaintext.release_if_empty();
