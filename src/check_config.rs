@@ -147,6 +147,9 @@ fn kind(doc: &Document) -> Result<Kind, Error> {
 }
 
 #[cfg(test)]
+mod docs;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
