@@ -23,10 +23,15 @@ pub(crate) fn raise_nofile() {
 }
 
 /// The binary under test, ready for arguments: `RINGSPAN`, if it is set, or the one that was built with the test.
+/// `RINGSPAN_TEST_IO_TIER` in the environment of the tests is its `RINGSPAN_IO_TIER`: all of them on an older kernel's
+/// interface.
 pub(crate) fn ringspan(args: &[&str]) -> Command {
     let built = || env!("CARGO_BIN_EXE_ringspan").into();
     let mut command = Command::new(std::env::var_os("RINGSPAN").unwrap_or_else(built));
     command.args(args).env_remove("RINGSPAN_LOG").env_remove("RINGSPAN_IO_TIER");
+    if let Some(tier) = std::env::var_os("RINGSPAN_TEST_IO_TIER") {
+        command.env("RINGSPAN_IO_TIER", tier);
+    }
     command
 }
 
