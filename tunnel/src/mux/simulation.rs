@@ -8,6 +8,7 @@
 //! TCP's own slow start is left out: the question is what the windows add to it.
 
 use super::*;
+use crate::credit::WINDOW_BYTES_INITIAL;
 use crate::memory::MemoryLimits;
 
 const MS: u64 = 1_000_000;
