@@ -28,7 +28,7 @@ pub(crate) struct Dns {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawDns {
-    listen: Option<Listen>,
+    listen: Option<Spanned<Listen>>,
     zone: Option<Spanned<String>>,
     ttl: Option<Spanned<String>>,
     answers_max: Option<Spanned<i64>>,
@@ -39,10 +39,10 @@ pub(super) struct RawDns {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected \"127.0.0.1:8600\" or [\"127.0.0.1:8600\", \"[::1]:8600\"]")]
 enum Listen {
-    One(Spanned<String>),
-    Several(Vec<Spanned<String>>),
+    One(String),
+    Several(Vec<String>),
 }
 
 /// Checks it; `take` is asked for each address, with where it stands.
@@ -53,24 +53,28 @@ pub(super) fn check_dns(
 ) -> Result<Option<Dns>, Error> {
     let Some(spanned) = raw else { return Ok(None) };
     let raw = spanned.get_ref();
-    let asked = match &raw.listen {
-        None => &[][..],
-        Some(Listen::One(one)) => std::slice::from_ref(one),
-        Some(Listen::Several(several)) if several.is_empty() || several.len() > LISTEN_MAX => {
-            let problem = format!("listen names 1 to {LISTEN_MAX} addresses");
-            return Err(doc.wrong_table(spanned.span(), problem, "[\"127.0.0.1:8600\", \"[::1]:8600\"]"));
-        }
-        Some(Listen::Several(several)) => several,
-    };
     let mut listen = Vec::new();
-    for raw in asked {
-        let address = doc.value(raw, unit::address, "\"127.0.0.1:8600\"")?;
-        take(address, Some(raw))?;
-        listen.push(address);
-    }
-    if listen.is_empty() {
-        take(LISTEN_DEFAULT, None)?;
-        listen.push(LISTEN_DEFAULT);
+    match &raw.listen {
+        None => {
+            take(LISTEN_DEFAULT, None)?;
+            listen.push(LISTEN_DEFAULT);
+        }
+        Some(asked) => {
+            let all = match asked.get_ref() {
+                Listen::One(one) => std::slice::from_ref(one),
+                Listen::Several(several) => several,
+            };
+            if all.is_empty() || all.len() > LISTEN_MAX {
+                let problem = format!("listen names 1 to {LISTEN_MAX} addresses");
+                return Err(doc.wrong_table(spanned.span(), problem, "[\"127.0.0.1:8600\", \"[::1]:8600\"]"));
+            }
+            for text in all {
+                let raw = Spanned::new(asked.span(), text.clone());
+                let address = doc.value(&raw, unit::address, "\"127.0.0.1:8600\"")?;
+                take(address, Some(&raw))?;
+                listen.push(address);
+            }
+        }
     }
     let mut options = Options::default();
     if let Some(zone) = doc.parsed::<ZoneName>(raw.zone.as_ref(), "\"ringspan.internal\"")? {
