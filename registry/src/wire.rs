@@ -109,8 +109,9 @@ pub(crate) fn service_info(
     // Strictly below, so that the default of 0 means never; Nacos' "at or below" shows a service whose every instance
     // is dead as healthy throughout.
     let protect = !all.is_empty() && (healthy as f64) < threshold * all.len() as f64;
-    let hosts = all.into_iter().filter(|(_, healthy)| *healthy || protect || !healthy_only);
-    let hosts = hosts.map(|(i, healthy)| host(key, &i.record, healthy || (protect && is_reachable(i))));
+    let all = all.into_iter().map(|(i, healthy)| (i, healthy || (protect && is_reachable(i))));
+    let hosts = all.filter(|(_, healthy)| *healthy || !healthy_only);
+    let hosts = hosts.map(|(i, healthy)| host(key, &i.record, healthy));
     ServiceInfo {
         name: key.grouped(),
         group_name: key.group().to_string(),
@@ -125,13 +126,12 @@ pub(crate) fn service_info(
     }
 }
 
-/// Whether there is a way to it at all. To the backends of an agent that is gone there is none, whatever a threshold
-/// says; and of what agents alone were asked to look at nobody else knows whether there is one.
+/// Whether there may be a way to it. To the backends of an agent that is gone there is none, whatever a threshold says;
+/// and of what agents were asked to look at, and is unknown, nobody says that there is one.
 pub(crate) fn is_reachable(instance: &InstanceView) -> bool {
-    let of_agents = match (&instance.record.vantage, instance.ballot()) {
-        (Vantage::Agent(_), _) => true,
-        (Vantage::Registry, None) => false,
-        (Vantage::Registry, Some(ballot)) => !ballot.has(&Vantage::Registry),
+    let of_agents = match instance.record.vantage {
+        Vantage::Agent(_) => true,
+        Vantage::Registry => instance.ballot().is_some_and(|ballot| ballot.agents().next().is_some()),
     };
     !of_agents || instance.health().health != Health::Unknown
 }

@@ -117,3 +117,43 @@ async fn readers_come_back() {
     running.abort();
     registry.stop();
 }
+
+/// A reader that does not read is told how many it missed, in their place: what it got and what it missed are all there
+/// were, in order.
+#[tokio::test]
+async fn slow_readers_are_told() {
+    let events = Events::default();
+    let options = http::Options { events: events.clone(), ..http::Options::default() };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let registry = Registry::open(&Options::default()).unwrap();
+    let router = http::router(registry.clone(), options);
+    let server = tokio::spawn(async move { axum::serve(listener, router).await });
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /api/v1/events HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut lines = BufReader::new(stream).lines();
+    while !lines.next_line().await.unwrap().unwrap().is_empty() {}
+    // More than the sockets between us hold, and in one step more than is kept.
+    let total = 40 * KEPT as u64;
+    for _ in 0..4 {
+        events.add((0..10 * KEPT).map(|_| plain(0)).collect());
+        tokio::task::yield_now().await;
+    }
+    let (mut at, mut got, mut missed) = (0, 0, 0);
+    while at < total {
+        let line = lines.next_line().await.unwrap().expect("the stream goes on");
+        if let Some(id) = line.strip_prefix("id: ") {
+            let number: u64 = id.split_once('-').unwrap().1.parse().unwrap();
+            assert!(number > at, "{number} comes behind {at}");
+            at = number;
+        } else if let Some(rest) = line.strip_prefix("data: {\"missed\":") {
+            missed += rest.split_once(',').unwrap().0.parse::<u64>().unwrap();
+        } else if line.starts_with("event: service") {
+            got += 1;
+        }
+    }
+    assert!(missed >= 9 * KEPT as u64 && got >= KEPT as u64, "{got} {missed}");
+    assert_eq!(got + missed, total);
+    server.abort();
+    registry.stop();
+}

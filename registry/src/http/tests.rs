@@ -264,6 +264,62 @@ async fn agents_backends() {
     assert_eq!((status, text.contains("agent edge")), (409, true), "{text}");
 }
 
+/// What an agent was asked to look at, and is unknown, is in no list of healthy ones, and no threshold makes it so, whoever
+/// else was asked.
+#[tokio::test]
+async fn what_agents_were_asked_to_look_at() {
+    let api = Api::new();
+    for (port, vantage) in [(1, "agent:edge"), (2, "registry,agent:edge")] {
+        let metadata = serde_urlencoded::to_string([("metadata", format!("{{\"preserved.vantage\":\"{vantage}\"}}"))]);
+        let id = format!("serviceName=web&ip=10.0.0.1&port={port}&ephemeral=false&{}", metadata.unwrap());
+        api.ok(&format!("POST {INSTANCE}?{id}")).await;
+    }
+    let of = |port| (ServiceKey::public("web").unwrap(), InstanceId::new("", "10.0.0.1", port).unwrap());
+    let up = |port| {
+        let ((service, id), reason) = (of(port), Reason::Probe { code: Code::L4Ok, errno: 0 });
+        Delta { service, id, health: Health::Up, reason, rtt_ns: 1_000, due: None }
+    };
+    api.ok("PUT /nacos/v1/ns/service?serviceName=web&protectThreshold=1").await;
+    let nobody = |lists: Vec<(u64, bool)>| assert_eq!(lists, [(1, false), (2, false)]);
+    nobody(api.list("serviceName=web").await);
+    api.registry.submit(Command::Heard { deltas: vec![up(2)] }).await.unwrap();
+    nobody(api.list("serviceName=web").await);
+    assert_eq!(api.list("serviceName=web&healthyOnly=true").await, [], "unreachable ones are no healthy ones");
+    api.registry.agent_up("edge", 1, vec![]).await.unwrap();
+    let witnessed = Command::Witnessed { agent: "edge".into(), session: 1, deltas: vec![up(1), up(2)] };
+    api.registry.submit(witnessed).await.unwrap();
+    assert_eq!(api.list("serviceName=web&healthyOnly=true").await, [(1, true), (2, true)]);
+    api.registry.agent_gone("edge", 1).await.unwrap();
+    nobody(api.list("serviceName=web").await);
+    for path in ["v1/ns/instance/list", "v2/ns/instance/list", "v3/client/ns/instance/list"] {
+        let all = api.call(&format!("GET /nacos/{path}?serviceName=web&healthyOnly=true")).await;
+        assert!(all.0 == 200 && !all.1.contains("\"healthy\":true"), "{path}: {all:?}");
+    }
+    let catalog = api.call("GET /nacos/v1/ns/catalog/instances?serviceName=web&pageNo=1&pageSize=9").await;
+    assert!(catalog.0 == 200 && !catalog.1.contains("\"healthy\":true"), "{catalog:?}");
+}
+
+/// A service's instances become of the other kind in one step, and nobody's list is empty meanwhile.
+#[tokio::test]
+async fn kinds_are_converted() {
+    let api = Api::new();
+    const KIND: &str = "/api/v1/services/public/DEFAULT_GROUP/web/kind";
+    assert_eq!(api.call(&format!("PUT {KIND}?kind=ephemeral")).await.0, 404);
+    api.web(&[(1, Health::Up), (2, Health::Down)]).await;
+    assert_eq!(api.json(&format!("GET {KIND}")).await["kind"], "persistent");
+    let (status, text) = api.call(&format!("POST {INSTANCE}?serviceName=web&ip=10.0.0.1&port=3")).await;
+    assert!(status == 400 && text.contains("/kind"), "{text}");
+    let answer = api.json(&format!("PUT {KIND}?kind=ephemeral")).await;
+    assert_eq!((&answer["kind"], &answer["converted"]), (&"ephemeral".into(), &2.into()));
+    assert_eq!(api.list("serviceName=web").await, [(1, true), (2, false)], "what is believed stays for now");
+    api.ok(&format!("POST {INSTANCE}?serviceName=web&ip=10.0.0.1&port=3")).await;
+    let answer = api.json(&format!("PUT {KIND}?kind=persistent")).await;
+    assert_eq!((&answer["kind"], &answer["converted"]), (&"persistent".into(), &3.into()));
+    assert_eq!(api.json(&format!("PUT {KIND}?kind=persistent")).await["converted"], 0);
+    assert_eq!(api.call(&format!("PUT {KIND}?kind=other")).await.0, 400);
+    assert_eq!(api.call(&format!("PUT {KIND}")).await.0, 400);
+}
+
 /// Services: made, listed in pages, configured, and removed when empty; checkers that are not served are refused.
 #[tokio::test]
 async fn services_and_clusters() {
@@ -411,5 +467,5 @@ async fn metrics() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
     }
-    assert!(!text.contains("10.0.0.1") && !text.contains("web"), "series name no instance");
+    assert!(!text.contains("10.0.0.1") && !text.contains("\"web\""), "series name no instance");
 }
