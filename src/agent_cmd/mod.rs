@@ -243,7 +243,6 @@ impl AgentServer {
 
     /// Whether bridges have to hear of it.
     async fn apply(&mut self, config: &Config) -> Result<bool, Failure> {
-        self.house.allowed.store(Arc::new(config.checks.clone()));
         let mut changed = false;
         // First what may fail.
         visit(&mut self.visits, config, &self.uplinks)?;
@@ -267,6 +266,8 @@ impl AgentServer {
             uplink.drain();
             self.leaving.push(uplink);
         }
+        self.house.allowed.store(Arc::new(config.checks.clone()));
+        self.uplinks.iter_mut().chain(&mut self.leaving).for_each(Uplink::reconsider);
         self.house.memory = config.memory;
         self.uplinks.iter().for_each(|uplink| uplink.set_memory(config.memory));
         Ok(changed)

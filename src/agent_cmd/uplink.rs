@@ -204,6 +204,13 @@ impl Uplink {
         self.all().for_each(|session| session.watches.on_transition(t));
     }
 
+    /// It may look elsewhere from now on.
+    pub(super) fn reconsider(&mut self) {
+        for session in [&mut self.current].into_iter().chain(&mut self.coming).chain(&mut self.leaving) {
+            session.watches.reconsider();
+        }
+    }
+
     /// Now and then.
     pub(super) fn tick(&mut self) {
         for session in &mut self.leaving {

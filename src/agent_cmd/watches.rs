@@ -34,6 +34,8 @@ pub(super) struct Watches {
     handle: AgentHandle,
     /// Engine's keys, to the bridge's.
     keys: HashMap<u64, u64>,
+    /// What the bridge asked for, whether anybody looks or not.
+    wanted: HashMap<u64, Watch>,
     /// The bridge's keys, to the engine's and its name for the target, once it has one.
     places: HashMap<u64, (u64, Option<TargetId>)>,
     /// What the engine had no room for.
@@ -44,36 +46,67 @@ pub(super) struct Watches {
 impl Watches {
     /// Of a session that looks at nothing yet.
     pub(super) fn new(probes: Probes, allowed: Allowed, handle: AgentHandle) -> Watches {
-        let (keys, places) = (HashMap::new(), HashMap::new());
-        Watches { probes, allowed, handle, keys, places, to_add: Vec::new(), to_remove: Vec::new() }
+        let (keys, wanted, places) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Watches { probes, allowed, handle, keys, wanted, places, to_add: Vec::new(), to_remove: Vec::new() }
     }
 
     /// Does what the bridge wants.
     pub(super) fn on_orders(&mut self, orders: Orders) {
         let Orders { reset, add, remove, .. } = orders;
-        let gone = if reset { self.places.keys().copied().collect() } else { remove };
+        let gone = if reset { self.wanted.keys().copied().collect() } else { remove };
         for key in gone {
+            self.wanted.remove(&key);
             self.forget(key);
         }
         for watch in add {
             let key = watch.key;
-            if let Err(blind) = self.look(watch) {
-                tracing::warn!(key, ?blind, "the bridge asks to look at a place: nobody does");
-                let health =
-                    BackendHealth { health: Health::Unknown, code: None, since: monotonic_now(), rtt_us: None };
-                self.handle.set_sight(Sight { key, health, blind: Some(blind) });
+            if self.wanted.len() >= WATCHES_MAX.into() || self.wanted.contains_key(&key) {
+                self.say(key, Blind::Unable);
+                continue;
+            }
+            self.wanted.insert(key, watch.clone());
+            self.try_look(watch);
+        }
+        self.press_on();
+    }
+
+    /// Other networks are allowed: looks where it may now, and no longer where it may not.
+    pub(super) fn reconsider(&mut self) {
+        for watch in self.wanted.values().cloned().collect::<Vec<_>>() {
+            match (self.places.contains_key(&watch.key), self.may_look(&watch)) {
+                (true, false) => {
+                    self.forget(watch.key);
+                    self.say(watch.key, Blind::Denied);
+                }
+                (false, true) => self.try_look(watch),
+                (true, true) | (false, false) => {}
             }
         }
         self.press_on();
     }
 
-    fn look(&mut self, watch: Watch) -> Result<(), Blind> {
+    fn may_look(&self, watch: &Watch) -> bool {
         let ip = watch.address.ip().to_canonical();
-        if !self.allowed.load().iter().any(|net| net.contains(&ip)) {
-            return Err(Blind::Denied);
+        self.allowed.load().iter().any(|net| net.contains(&ip))
+    }
+
+    fn try_look(&mut self, watch: Watch) {
+        let (key, address) = (watch.key, watch.address);
+        if let Err(blind) = self.look(watch) {
+            tracing::warn!(%address, ?blind, "the bridge asks to look at a place: nobody does");
+            self.say(key, blind);
         }
-        if self.places.len() >= WATCHES_MAX.into() || self.places.contains_key(&watch.key) {
-            return Err(Blind::Unable);
+    }
+
+    /// Tells the bridge that nobody looks there.
+    fn say(&self, key: u64, blind: Blind) {
+        let health = BackendHealth { health: Health::Unknown, code: None, since: monotonic_now(), rtt_us: None };
+        self.handle.set_sight(Sight { key, health, blind: Some(blind) });
+    }
+
+    fn look(&mut self, watch: Watch) -> Result<(), Blind> {
+        if !self.may_look(&watch) {
+            return Err(Blind::Denied);
         }
         let how: How = serde_json::from_value(watch.check).map_err(|_| Blind::Unable)?;
         let check = how.check().ok().filter(|check| !matches!(check, Check::None)).ok_or(Blind::Unable)?;

@@ -70,7 +70,7 @@ fn whole(block: &str) -> String {
     // Whatever the environment has.
     while let Some(from) = text.find("${") {
         let to = text[from..].find('}').expect("it is closed") + from;
-        text.replace_range(from..=to, "word-1234");
+        text.replace_range(from..=to, "word-1234-word-1234");
     }
     text
 }

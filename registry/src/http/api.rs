@@ -25,13 +25,14 @@ pub(super) fn routes() -> Router<App> {
         .route("/api/v1/services/{namespace}/{group}/{name}", get(service))
 }
 
-/// `?kinds=&namespace=&group=&service=`: lists with commas; `web-*` is every name that begins so.
+/// `?kinds=&namespace=&group=&service=`: lists with commas, but for the namespace, by which access is decided; `web-*` is
+/// every name that begins so.
 async fn events(State(app): State<App>, headers: HeaderMap, params: Params) -> Result<impl IntoResponse, Sorry> {
     let list = |name| {
         let words = params.text(name).unwrap_or_default().split(',').map(str::trim);
         words.filter(|word| !word.is_empty()).map(str::to_owned).collect()
     };
-    let (namespaces, groups) = (list("namespace"), list("group"));
+    let (namespaces, groups) = (params.text("namespace").map(str::to_owned).into_iter().collect(), list("group"));
     let filter = Filter { kinds: list("kinds"), namespaces, groups, services: list("service") };
     filter.check().map_err(|problem| Invalid::new("kinds", problem))?;
     // Browsers say it in the header when they come back; who cannot set one may say it in the query.
