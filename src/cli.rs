@@ -8,6 +8,7 @@ use std::num::{NonZeroU8, NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::catalog_cmd::args as catalog;
 use crate::config::unit;
 use ringspan_engine::check::{HttpSettings, Method, Pin, Statuses};
 
@@ -25,7 +26,8 @@ pub(crate) const STATE_DIR_DEFAULT: &str = "ringspan-agent";
         ringspan probe db-1:3306 [::1]:80 --count 10        are they alive, and how far away?\n  \
         ringspan bridge --config bridge.toml                the public side of the tunnel, and the registry\n  \
         ringspan token create --service web                 a token that lets one agent join\n  \
-        ringspan agent --token T --expose web=127.0.0.1:80  the side behind NAT\n\n\
+        ringspan agent --token T --expose web=127.0.0.1:80  the side behind NAT\n  \
+        ringspan health                                     what in the registry is unwell, and why\n\n\
         Exit codes: 0 good, 1 something is down or failed, 2 wrong usage or configuration.\n\
         Logs go to stderr; RINGSPAN_LOG=debug (or ringspan_tunnel=trace,info) says how much."
 )]
@@ -55,7 +57,8 @@ pub(crate) enum Command {
     Demo(Demo),
     /// Run the public side: listeners for visitors, the link port for agents, the registry.
     Bridge(Bridge),
-    /// Run the side behind NAT: checks its backends and carries visitors to them.
+    /// Run the side behind NAT: checks its backends and carries visitors to them. Or, with list and show: which agents
+    /// a registry knows.
     Agent(Agent),
     /// Create, list and revoke what lets agents join.
     #[command(subcommand)]
@@ -63,6 +66,17 @@ pub(crate) enum Command {
     /// Who may use the registry: users, roles, API tokens.
     #[command(subcommand)]
     User(User),
+    /// Services in a registry: look, configure, check.
+    #[command(subcommand)]
+    Service(catalog::Service),
+    /// Instances in a registry: look, register, change.
+    #[command(subcommand)]
+    Instance(catalog::Instance),
+    /// Namespaces in a registry.
+    #[command(subcommand)]
+    Namespace(catalog::Namespace),
+    /// What in a registry is unwell, why, since when, and seen from where.
+    Health(catalog::Health),
     /// The registry's records: out, in, and as a whole.
     #[command(subcommand)]
     Registry(Registry),
@@ -80,9 +94,14 @@ impl Command {
     /// The log level without RINGSPAN_LOG: servers tell of changes, one-shot commands only of trouble.
     pub(crate) fn log_level(&self) -> &'static str {
         match self {
+            Command::Agent(agent) if agent.query.is_some() => "warn",
             Command::Bridge(_) | Command::Agent(_) => "info",
             Command::Token(_)
             | Command::User(_)
+            | Command::Service(_)
+            | Command::Instance(_)
+            | Command::Namespace(_)
+            | Command::Health(_)
             | Command::Registry(_)
             | Command::Probe(_)
             | Command::Report(_)
@@ -121,11 +140,16 @@ pub(crate) struct Bridge {
 
 /// `ringspan agent`
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Examples:\n  \
     ringspan agent --config agent.toml\n  \
+    ringspan agent list                            who is connected, by the registry's word\n  \
     ringspan agent --token \"$TOKEN\" --expose web=127.0.0.1:8081 --expose web=127.0.0.1:8082\n  \
     ringspan agent --expose web=127.0.0.1:8081     after the first time: the identity is in ./ringspan-agent")]
 pub(crate) struct Agent {
+    /// Ask a registry which agents it knows, instead of running one.
+    #[command(subcommand)]
+    pub(crate) query: Option<catalog::AgentQuery>,
     /// The agent's configuration.
     #[arg(long, value_name = "F", conflicts_with_all = ["token", "expose", "state_dir"])]
     pub(crate) config: Option<PathBuf>,
@@ -641,12 +665,12 @@ pub(crate) struct CheckConfig {
     pub(crate) file: PathBuf,
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
+pub(crate) fn interval(text: &str) -> Result<Duration, String> {
     use ringspan_engine::target::{INTERVAL_MAX, INTERVAL_MIN};
     unit::duration_within(text, INTERVAL_MIN, INTERVAL_MAX)
 }
 
-fn timeout(text: &str) -> Result<Duration, String> {
+pub(crate) fn timeout(text: &str) -> Result<Duration, String> {
     use ringspan_engine::target::{TIMEOUT_MAX, TIMEOUT_MIN};
     unit::duration_within(text, TIMEOUT_MIN, TIMEOUT_MAX)
 }
@@ -684,6 +708,13 @@ mod tests {
             &["probe", "a:1", "--mode", "half-open", "--backend", "io_uring", "--format", "ndjson", "--hlog", "f"],
             &["probe", "--file", "-", "--count", "2", "--interval", "500ms", "--timeout", "1s", "--in-flight", "7"],
             &["doctor"],
+            &["agent", "--config", "f"],
+            &["agent", "list", "--server", "http://h:1", "--format", "json"],
+            &["agent", "show", "edge-7-0a1b2c3d"],
+            &["service", "list", "--namespace", "*", "--label", "a=b"],
+            &["instance", "register", "web", "[::1]:80", "--check", "tcp"],
+            &["health", "web", "--token", "t"],
+            &["namespace", "list"],
             &["check-config", "f"],
         ];
         for args in good {
@@ -695,6 +726,8 @@ mod tests {
             (&["agent", "--expose", "web"], "it must be NAME=ADDR"),
             (&["agent", "--config", "f", "--token", "t"], "cannot be used with"),
             (&["probe", "a:1", "--count", "0"], "invalid value '0'"),
+            (&["agent", "--token", "t", "list"], "cannot be used with"),
+            (&["instance", "list", "--size", "1001"], "1001 is not in 1..=1000"),
         ];
         for (args, say) in bad {
             let error = Cli::try_parse_from(std::iter::once(&"ringspan").chain(*args)).expect_err(say).to_string();

@@ -6,6 +6,7 @@
 mod admin;
 mod agent_cmd;
 mod bridge_cmd;
+mod catalog_cmd;
 mod check_config;
 mod cli;
 mod config;
@@ -83,7 +84,14 @@ pub fn main() -> ExitCode {
 
 fn run(command: cli::Command) -> Result<Ending, Failure> {
     match command {
-        cli::Command::Agent(args) => agent_cmd::run(&args),
+        cli::Command::Agent(args) => match &args.query {
+            Some(query) => catalog_cmd::agent(query),
+            None => agent_cmd::run(&args),
+        },
+        cli::Command::Service(command) => catalog_cmd::service(&command),
+        cli::Command::Instance(command) => catalog_cmd::instance(&command),
+        cli::Command::Namespace(command) => catalog_cmd::namespace(&command),
+        cli::Command::Health(args) => catalog_cmd::health(&args),
         cli::Command::Bridge(args) => bridge_cmd::run(&args),
         cli::Command::CheckConfig(args) => check_config::run(&args),
         cli::Command::Doctor(args) => doctor::run(&args),

@@ -8,7 +8,6 @@ mod access;
 mod api;
 mod checkers;
 mod envelope;
-mod kind;
 mod metrics;
 mod nacos;
 mod nacos_admin;
@@ -20,6 +19,7 @@ mod params;
 #[cfg(test)]
 mod tests;
 
+pub use api::{AgentLink, AgentLinks};
 pub use metrics::{MoreSeries, ProbeStats};
 pub(crate) use params::metadata_of;
 
@@ -57,6 +57,8 @@ pub struct Options {
     pub events: Events,
     /// Who may do what. Default: everybody everything.
     pub access: Access,
+    /// Links of agents that are connected, for /api/v1/agents; asked on a thread that may wait. `None`: nobody knows.
+    pub agents: Option<AgentLinks>,
     /// Writes the series of what else runs in this process; on the same thread. `None`: nothing else.
     pub more: Option<MoreSeries>,
 }
@@ -78,15 +80,16 @@ struct App {
     clients: Clients,
     events: Events,
     access: Access,
+    agents: Option<AgentLinks>,
 }
 
 /// All of the registry's HTTP. The root package may merge routes of its own into it (`Router::merge`), for instance
 /// /api/v1/agents.
 pub fn router(registry: Registry, options: Options) -> Router {
-    let Options { probe_stats, hub, udp, clients, events, access, more } = options;
+    let Options { probe_stats, hub, udp, clients, events, access, agents, more } = options;
     let metrics =
         Arc::new(Metrics::new(registry.clone(), hub.clone(), clients.clone(), events.clone(), probe_stats, more));
-    let app = App { registry, metrics, hub, udp, clients, events, access };
+    let app = App { registry, metrics, hub, udp, clients, events, access, agents };
     Router::new()
         .merge(nacos::routes())
         .merge(nacos_admin::routes())
@@ -95,7 +98,6 @@ pub fn router(registry: Registry, options: Options) -> Router {
         .merge(nacos_ops::routes())
         .merge(nacos_v2::routes())
         .merge(api::routes())
-        .merge(kind::routes())
         .route("/metrics", axum::routing::get(metrics::scrape))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
@@ -103,6 +105,7 @@ pub fn router(registry: Registry, options: Options) -> Router {
         .layer(tower_http::limit::RequestBodyLimitLayer::new(BODY_BYTES_MAX))
         .layer(middleware::from_fn(guard))
         .layer(middleware::from_fn(limit_time))
+        .layer(middleware::from_fn(api::everywhere))
         .layer(middleware::from_fn_with_state(app.clone(), count))
         .with_state(app)
 }

@@ -20,6 +20,7 @@ pub mod model;
 pub mod panel;
 pub mod prober;
 pub mod push;
+pub mod selector;
 pub mod service;
 pub mod snapshot;
 pub mod store;

@@ -11,6 +11,7 @@ mod agents;
 mod beats;
 mod clients;
 mod command;
+pub mod edits;
 mod elsewhere;
 mod settings;
 #[cfg(test)]
@@ -81,6 +82,8 @@ impl Table {
             }
             Command::DeleteService { service } => self.delete_service(&service),
             Command::PutCluster { service, cluster, settings } => self.put_cluster(now, &service, cluster, settings),
+            Command::EditService { service, onto, edit } => self.edit_service(now, &service, onto, edit),
+            Command::EditInstance { service, id, edit } => self.edit_instance(now, &service, &id, edit),
             Command::SetHealth { service, id, healthy } => self.set_health(now, &service, &id, healthy),
             Command::ClientPublish { client, service, instances, only } => {
                 self.client_publish(now, client, &service, instances, only)

@@ -83,6 +83,11 @@ impl Hall {
         self.sessions().is_connected(agent)
     }
 
+    /// Links of those who are here, by the names the registry knows them by.
+    pub(super) fn links(&self) -> std::collections::BTreeMap<String, ringspan_registry::http::AgentLink> {
+        self.sessions().links()
+    }
+
     /// Who is here.
     pub(super) fn connected(&self) -> Vec<AgentId> {
         self.sessions().connected()
@@ -262,6 +267,7 @@ fn on_change(sessions: &mut Sessions, event: BridgeEvent, tales: &mut Vec<Tale>)
     match event {
         BridgeEvent::AgentUp { agent, applicant, generation, peer } => {
             let order = sessions.on_up(&applicant, generation);
+            sessions.came(agent, peer, unix_now() * 1000);
             tales.push(Box::new(move || {
                 let Applicant { name, exposes, software, .. } = &*applicant;
                 let exposes = exposes.iter().map(|e| format!("{}={}", e.service, e.address)).collect::<Vec<_>>();
@@ -285,6 +291,7 @@ fn on_change(sessions: &mut Sessions, event: BridgeEvent, tales: &mut Vec<Tale>)
             Some(order)
         }
         BridgeEvent::Carriers { agent, count } => {
+            sessions.carriers(agent, count);
             tracing::debug!(%agent, count, "carriers");
             None
         }

@@ -181,6 +181,8 @@ impl BridgeServer {
         let (hub, clients) = (Hub::default(), grpc::Clients::default());
         let happenings = Events::default();
         let udp = UdpPusher::bind(http_address, hub.clone()).map_err(|e| run(format!("udp pushes: {e}")))?;
+        let known = hall.clone();
+        let links: http::AgentLinks = Arc::new(move || known.links());
         let router = http::router(
             registry.clone(),
             http::Options {
@@ -190,6 +192,7 @@ impl BridgeServer {
                 clients: clients.clone(),
                 access: access.clone(),
                 events: happenings.clone(),
+                agents: Some(links),
                 more: Some(metrics::of(
                     handle.clone(),
                     doors.tally(),

@@ -6,6 +6,7 @@ use crate::config::agent_limits::AgentRules;
 use crate::config::balance::Policies;
 use ringspan_engine::health::Health;
 use ringspan_registry::health::Reason;
+use ringspan_registry::http::AgentLink;
 use ringspan_registry::model::{Metadata, ServiceKey};
 use ringspan_registry::table::{Delta, Exposed};
 use ringspan_tunnel::health_feed::Change;
@@ -15,6 +16,7 @@ use ringspan_tunnel::limits::{Limiter, Rules};
 use ringspan_tunnel::routes::{Backend, Load, Routes};
 use ringspan_tunnel::token::TokenId;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Hex digits of an agent's id in its cluster's name: 32 bits tell apart what people call by one name.
@@ -84,6 +86,7 @@ struct Session {
     /// Visitors of each.
     loads: Vec<Load>,
     limiter: Option<Arc<Limiter>>,
+    link: AgentLink,
 }
 
 impl Sessions {
@@ -128,9 +131,36 @@ impl Sessions {
         let health = vec![Health::Unknown; exposes.len()];
         let loads = exposes.iter().map(|_| Load::default()).collect();
         let limiter = self.limiter_of(applicant.agent);
-        let session = Session { cluster: cluster.clone(), generation, exposes, health, loads, limiter };
+        let link = AgentLink {
+            id: applicant.agent.to_string(),
+            name: applicant.name.to_string(),
+            software: applicant.software.clone(),
+            peer: None,
+            since_ms: 0,
+            carriers: 1,
+        };
+        let session = Session { cluster: cluster.clone(), generation, exposes, health, loads, limiter, link };
         self.agents.insert(applicant.agent, session);
         Order::Up { cluster, generation, exposed }
+    }
+
+    /// From where an agent came, and when: for people.
+    pub(super) fn came(&mut self, agent: AgentId, peer: Option<SocketAddr>, at_ms: u64) {
+        if let Some(session) = self.agents.get_mut(&agent) {
+            (session.link.peer, session.link.since_ms) = (peer.map(|p| p.to_string()), at_ms);
+        }
+    }
+
+    /// An agent has so many carriers now.
+    pub(super) fn carriers(&mut self, agent: AgentId, count: u32) {
+        if let Some(session) = self.agents.get_mut(&agent) {
+            session.link.carriers = count;
+        }
+    }
+
+    /// Links of those that are connected, by their clusters.
+    pub(super) fn links(&self) -> BTreeMap<String, AgentLink> {
+        self.agents.values().map(|s| (s.cluster.clone(), s.link.clone())).collect()
     }
 
     /// The last carrier of a session is gone. `None`: a newer one is there.

@@ -62,6 +62,8 @@ fn subject(command: &Command) -> Option<(&'static str, &ServiceKey, Option<&Inst
         Command::Deregister { service, id, .. } => ("deregister", service, Some(id)),
         Command::Update { service, id, .. } => ("update", service, Some(id)),
         Command::PutService { service, .. } => ("service put", service, None),
+        Command::EditService { service, .. } => ("service edit", service, None),
+        Command::EditInstance { service, id, .. } => ("update", service, Some(id)),
         Command::DeleteService { service } => ("service delete", service, None),
         Command::PutCluster { service, .. } => ("cluster put", service, None),
         Command::SetHealth { service, id, .. } => ("health set", service, Some(id)),

@@ -1,9 +1,10 @@
 //! A checker as Nacos writes it (`healthChecker`), and what we add to it: `manner`, `intervalMs`, `timeoutMs`, `rise`,
 //! `fall`; and, where it comes with an instance's registration, `checkPort`.
 
-use super::{Checker, Kind, Manner, Pace};
+use super::{Checker, Codes, Kind, Manner, Pace};
 use crate::model::{Invalid, Metadata};
 use serde::Deserialize;
+use serde_json::json;
 use std::num::NonZeroU8;
 
 const PARAM: &str = "healthChecker";
@@ -20,7 +21,7 @@ struct Said {
     path: String,
     #[serde(default)]
     headers: String,
-    expected_response_code: Option<u16>,
+    expected_response_code: Option<Codes>,
     #[serde(default)]
     user: String,
     #[serde(default)]
@@ -58,13 +59,40 @@ pub fn read(text: &str, port: Option<u16>) -> Result<Checker, Invalid> {
         "HTTP" => Kind::Http {
             path: if said.path.starts_with('/') { said.path } else { format!("/{}", said.path) },
             headers: said.headers,
-            expected: said.expected_response_code.unwrap_or(200),
+            expected: said.expected_response_code.unwrap_or_default(),
         },
         "MYSQL" => Kind::Mysql { user: said.user, password: said.pwd, cmd: said.cmd },
         _ => return Err(Invalid::new(PARAM, "its type should be TCP, HTTP, MYSQL or NONE.")),
     };
     let port = if kind == Kind::None { None } else { port };
     Checker::new(kind, manner, port)
+}
+
+/// Writes what [`read`] reads, its secrets and its port among it.
+pub fn write(checker: &Checker) -> String {
+    let mut said = match &checker.how.kind {
+        Kind::Tcp => json!({ "type": "TCP" }),
+        Kind::None => json!({ "type": "NONE" }),
+        Kind::Http { path, headers, expected } => {
+            json!({ "type": "HTTP", "path": path, "headers": headers, "expectedResponseCode": expected })
+        }
+        Kind::Mysql { user, password, cmd } => json!({ "type": "MYSQL", "user": user, "pwd": password, "cmd": cmd }),
+    };
+    match checker.how.manner {
+        None => {}
+        Some(Manner::Nacos) => said["manner"] = "nacos".into(),
+        Some(Manner::Fixed(pace)) => {
+            said["manner"] = "fixed".into();
+            said["intervalMs"] = pace.interval_ms.into();
+            said["timeoutMs"] = pace.timeout_ms.into();
+            said["rise"] = pace.rise.get().into();
+            said["fall"] = pace.fall.get().into();
+        }
+    }
+    if let Some(port) = checker.port {
+        said["checkPort"] = port.into();
+    }
+    said.to_string()
 }
 
 fn manner(said: &Said) -> Result<Option<Manner>, Invalid> {

@@ -6,6 +6,7 @@
 //!
 //! [`Registry::submit`]: crate::service::Registry::submit
 
+use super::api::ALL;
 use super::params::{Params, is_form};
 use super::{App, BODY_BYTES_MAX, Sorry, envelope};
 use crate::access::{Action, Actor, Principal, Unknown};
@@ -87,7 +88,12 @@ pub(super) fn need(route: &str, method: &Method) -> Need {
             Need::In(Place::All, action)
         }
         "/api/v1/events" => Need::In(Place::OwnOrAll, action),
-        "/api/v1/services" => Need::In(Place::Own, action),
+        "/api/v1/services" | "/api/v1/instances" => Need::In(Place::Own, action),
+        // An agent's backends may be of any namespace.
+        "/api/v1/agents" | "/api/v1/agents/{agent}" => Need::In(Place::All, action),
+        "/api/v1/cluster" => account_or_admin,
+        // Those that the caller may read, and no others.
+        "/api/v1/namespaces" => account_or_admin,
         _ if route.contains("{namespace}") => Need::In(Place::Path, action),
         _ => match route.strip_prefix("/nacos/").and_then(|rest| rest.split_once('/')) {
             Some(("v1" | "v2", rest)) => nacos(rest, action, account_or_admin),
@@ -153,6 +159,9 @@ pub(super) async fn enter(State(app): State<App>, request: Request, next: Next) 
         Ok(both) => both,
         Err(sorry) => return answer(parts.uri.path(), &sorry, &[]),
     };
+    // Our own API takes its parameters from the query alone: what a form says beside it is not what will be done.
+    let is_own = parts.uri.path().starts_with("/api/v1/");
+    let form = if is_own { axum::body::Bytes::new() } else { form };
     // What cannot be read, the handler refuses.
     let params = Params::read(parts.uri.query().unwrap_or_default(), &form).unwrap_or_default();
     let token = token_of(&parts, &params);
@@ -205,7 +214,10 @@ fn judge(principal: &Principal, need: Need, params: &Params, path: Option<&str>)
                 None => everywhere(action),
                 some => within(some, action),
             },
-            Place::Own => within(params.text("namespace"), action),
+            Place::Own => match params.text("namespace") {
+                Some(ALL) => everywhere(action),
+                some => within(some, action),
+            },
             Place::OwnOrAll => match params.text("namespace") {
                 None => everywhere(action),
                 some => within(some, action),

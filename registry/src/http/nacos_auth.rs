@@ -25,7 +25,7 @@ const ROLE: &str = "role:";
 
 pub(super) fn routes() -> Router<App> {
     let mut routes = Router::new();
-    for path in ["/nacos/v1/auth/login", "/nacos/v1/auth/users/login", "/nacos/v3/auth/user/login", "/api/v1/login"] {
+    for path in ["/nacos/v1/auth/login", "/nacos/v1/auth/users/login", "/nacos/v3/auth/user/login"] {
         routes = routes.route(path, post(login));
     }
     let users = get(users).post(v1(add_user)).put(v1(set_password)).delete(v1(remove_user));
@@ -45,11 +45,10 @@ pub(super) fn routes() -> Router<App> {
         .route("/nacos/v3/auth/role/list", get(enveloped(roles_of)))
         .route("/nacos/v3/auth/permission", v3_permissions)
         .route("/nacos/v3/auth/permission/list", get(enveloped(permissions_of)))
-        .route("/api/v1/me", get(me))
 }
 
 /// Name and password in the query or a form; the same answer in all versions, without an envelope.
-async fn login(State(app): State<App>, caller: Caller, params: Params) -> Result<Response, Sorry> {
+pub(super) async fn login(State(app): State<App>, caller: Caller, params: Params) -> Result<Response, Sorry> {
     let (user, password) = (params.required("username")?, params.text("password").unwrap_or_default());
     let body = |token: &str, ttl_s: u64, is_admin: bool| {
         Json(json!({ "accessToken": token, "tokenTtl": ttl_s, "globalAdmin": is_admin, "username": user }))
@@ -76,7 +75,7 @@ async fn login(State(app): State<App>, caller: Caller, params: Params) -> Result
 }
 
 /// Who the caller is taken for.
-async fn me(State(app): State<App>) -> Json<Value> {
+pub(super) async fn me(State(app): State<App>) -> Json<Value> {
     let actor = Actor::current();
     let name = actor.as_ref().map_or("", |a| a.principal.name());
     let is_admin = actor.as_ref().is_none_or(|a| a.principal.is_admin());

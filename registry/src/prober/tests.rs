@@ -1,7 +1,7 @@
 //! The prober with an engine of paper, and with a real one on loopback.
 
 use super::*;
-use crate::checker::{Kind, Manner};
+use crate::checker::{Codes, Kind, Manner};
 use crate::health::HealthRecord;
 use crate::model::{Checker, Cluster, Instance, Name};
 use crate::service::Options;
@@ -190,7 +190,7 @@ async fn the_checker_decides_what_is_probed() {
 #[tokio::test]
 async fn two_questions_are_two_targets() {
     let mut world = World::new();
-    let http = || Kind::Http { path: "/health".into(), headers: String::new(), expected: 200 };
+    let http = || Kind::Http { path: "/health".into(), headers: String::new(), expected: Codes::default() };
     for (name, checker) in [
         ("a", Checker::default()),
         ("b", Checker::new(http(), None, None).unwrap()),
@@ -366,7 +366,11 @@ async fn a_real_engine_asks_http() {
             }
         }
     });
-    let kind = Kind::Http { path: "/up?now=1".into(), headers: "X-Asked-By: ringspan".into(), expected: 204 };
+    let kind = Kind::Http {
+        path: "/up?now=1".into(),
+        headers: "X-Asked-By: ringspan".into(),
+        expected: Codes::of(204).unwrap(),
+    };
     registry.submit(register("web", port, false)).await.unwrap();
     let mut changes = registry.subscribe();
     registry.submit(check("web", Checker::new(kind, None, None).unwrap())).await.unwrap();

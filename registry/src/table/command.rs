@@ -1,6 +1,7 @@
 //! What can be asked of the table, what comes of it, and why it may say no.
 
 use super::ClientId;
+use super::edits::{InstanceEdit, Onto, ServiceEdit};
 use crate::health::{Health, HealthRecord, Reason};
 use crate::model::{Cluster, Instance, InstanceId, Invalid, Metadata, Name, ServiceKey, ServiceMeta, Vantage};
 use crate::panel::Ballot;
@@ -59,6 +60,24 @@ pub enum Command {
         cluster: Name,
         /// Its settings, whole.
         settings: Cluster,
+    },
+    /// Change parts of a service's settings, its clusters among them.
+    EditService {
+        /// Which one.
+        service: ServiceKey,
+        /// Whether it must be there, and what becomes of what is not named.
+        onto: Onto,
+        /// What to change.
+        edit: ServiceEdit,
+    },
+    /// Change parts of an instance's record.
+    EditInstance {
+        /// Of which service.
+        service: ServiceKey,
+        /// Of which instance.
+        id: InstanceId,
+        /// What to change.
+        edit: InstanceEdit,
     },
     /// Set health by hand. Refused where a checker works.
     SetHealth {
@@ -178,6 +197,8 @@ impl Command {
             | Command::PutService { .. }
             | Command::DeleteService { .. }
             | Command::PutCluster { .. }
+            | Command::EditService { .. }
+            | Command::EditInstance { .. }
             | Command::ClientPublish { .. }
             | Command::ClientWithdraw { .. }
             | Command::ClientGone { .. }

@@ -52,7 +52,8 @@ impl Table {
         };
         let before = known.meta.clone();
         let mut meta = before.as_deref().cloned().unwrap_or_default();
-        meta.clusters.insert(cluster, settings);
+        let checker = settings.checker.with_secret_of(meta.clusters.get(&cluster).map(|c| &c.checker))?;
+        meta.clusters.insert(cluster, Cluster { checker, ..settings });
         self.change_meta(now, service, before, meta)
     }
 
@@ -85,6 +86,7 @@ impl Table {
         checker: Checker,
     ) -> Result<Changes, Refusal> {
         let known = self.meta(service).and_then(|m| m.clusters.get(cluster)).cloned();
+        let checker = checker.with_secret_of(known.as_ref().map(|k| &k.checker))?;
         let settings = Cluster { checker, ..known.clone().unwrap_or_default() };
         if known.unwrap_or_default() == settings {
             return Ok(Changes::default());
@@ -136,7 +138,7 @@ impl Table {
         Ok(changes)
     }
 
-    fn change_meta(
+    pub(super) fn change_meta(
         &mut self,
         now: Instant,
         service: &ServiceKey,

@@ -188,8 +188,11 @@ impl Naive {
                 }
                 found => found.is_some(),
             },
-            // Neither is generated.
-            Command::Witnessed { .. } | Command::Convert { .. } => false,
+            // None of these is generated.
+            Command::Witnessed { .. }
+            | Command::Convert { .. }
+            | Command::EditService { .. }
+            | Command::EditInstance { .. } => false,
             Command::Heard { deltas } => {
                 for d in deltas {
                     let checked = self.checker(&d.service, &d.id) != Checker::none();
