@@ -1,7 +1,13 @@
 """Installs SDKs, runs each through its script in scripts/conformance.d against a server of its own, prints a table.
 
-An SDK's script gets the server's address as its argument, prints `OK step` for each step, and `RESTART` when the server is to
-be killed and started again on the same data; a line on its standard input says that it is back. Exit code 0: it passed.
+An SDK's script gets the server's address as its last argument and prints a line for each thing that it has seen:
+
+    OK step[: what]    it works. A step may come more than once
+    NO step: why       the SDK cannot do that
+    RESTART            the server is to be killed and started again on the same data; a line on the script's standard input
+                       says that it is back
+
+Exit code 0, and all of STEPS said: it passed. What it and the server wrote is in target/conformance/NAME.log and NAME.server.log.
 """
 
 import argparse
@@ -20,9 +26,13 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts" / "conformance.d"
 WORK = ROOT / "target" / "conformance"
-# From its start to its end, installing aside; Java's and Go's clients wait up to 10 s before they connect anew.
+# Register, list, subscribe and be pushed, register a persistent instance; after the server was killed and is back: the client's
+# own instances are back, the persistent one has stayed, changes are pushed; and deregister.
+STEPS = ["register", "list", "push", "persist", "back", "kept", "push again", "deregister"]
+# From its start to its end, installing aside; Python's clients wait up to 30 s before they do again what was lost.
 PATIENCE_S = 180
-INSTALL_S = 1800
+INSTALL_S = 3600
+PORT = int(os.environ.get("PORT", "24000"))
 
 
 def run(*command, cwd=None):
@@ -61,6 +71,15 @@ def go():
     return ["go"], prepare
 
 
+def rust(crate, *arguments):
+    def prepare(folder):
+        folder = folder.parent / f"rust-{crate}"
+        shutil.copytree(SCRIPTS / f"rust-{crate}", folder, dirs_exist_ok=True)
+        run("cargo", "build", "--quiet", "--target-dir", folder / "target", cwd=folder)
+        return [folder / "target" / "debug" / "client", *arguments]
+    return ["cargo"], prepare
+
+
 def java():
     def prepare(folder):
         shutil.copytree(SCRIPTS / "java", folder, dirs_exist_ok=True)
@@ -74,7 +93,10 @@ SDKS = {
     "python-http-2.0.11": python("2.0.11", "python_http.py"),
     "python-grpc-2.0.11": python("2.0.11", "python_grpc.py"),
     "python-grpc-3.2.0": python("3.2.0", "python_grpc.py"),
-    "node-2.6.3": node("2.6.3"),
+    "node-http-2.6.3": node("2.6.3"),
+    "rust-nacos-sdk-0.8.3": rust("nacos-sdk"),
+    "rust-nacos_rust_client-0.3.3-grpc": rust("nacos_rust_client", "grpc"),
+    "rust-nacos_rust_client-0.3.3-http": rust("nacos_rust_client", "http"),
     "go-2.3.5": go(),
     "java-2.5.1": java(),
 }
@@ -82,7 +104,7 @@ SDKS = {
 
 def free_ports():
     """An HTTP port whose gRPC port is free too, and one for the link. Below the range that the kernel gives out."""
-    for port in range(24000, 24400, 4):
+    for port in range(PORT, PORT + 400, 4):
         try:
             for p in (port, port + 1000, port + 1):
                 with socket.socket() as s:
@@ -91,23 +113,23 @@ def free_ports():
             return port
         except OSError:
             continue
-    sys.exit("no free port from 24000 to 24400")
+    sys.exit(f"no free port from {PORT} to {PORT + 400}. Try: PORT=25000 scripts/conformance")
 
 
 class Server:
     """`BINARY bridge` on data of its own."""
 
-    def __init__(self, binary, folder):
-        self.binary, self.folder, self.port = binary, folder, free_ports()
+    def __init__(self, binary, folder, log):
+        self.binary, self.folder, self.log, self.port = binary, folder, log, free_ports()
         self.address = f"127.0.0.1:{self.port}"
         (folder / "bridge.toml").write_text(
             f'data_dir = "{folder}/data"\n[http]\nlisten = "{self.address}"\n[link]\nlisten = "127.0.0.1:{self.port + 1}"\n')
         self.process = None
 
     def start(self):
-        log = open(self.folder / "server.log", "a", encoding="utf-8")
-        self.process = subprocess.Popen([self.binary, "bridge", "--config", self.folder / "bridge.toml"],
-                                        stdout=log, stderr=log)
+        with open(self.log, "a", encoding="utf-8") as log:
+            self.process = subprocess.Popen([self.binary, "bridge", "--config", self.folder / "bridge.toml"],
+                                            stdout=log, stderr=log)
         deadline = time.monotonic() + 20
         while True:
             try:
@@ -115,7 +137,7 @@ class Server:
                     return
             except OSError:
                 if time.monotonic() > deadline or self.process.poll() is not None:
-                    raise RuntimeError(f"the server does not come up: {(self.folder / 'server.log').read_text()[-2000:]}")
+                    raise RuntimeError(f"the server does not come up: {self.log.read_text()[-2000:]}")
                 time.sleep(0.05)
 
     def kill(self):
@@ -123,24 +145,27 @@ class Server:
         self.process.wait()
 
 
-def converse(binary, command):
-    """Runs one SDK's script; the steps it passed, and what went wrong."""
+def converse(binary, name, command):
+    """Runs one SDK's script; what it said of each step, and what went wrong."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = pathlib.Path(scratch)
-        server = Server(binary, folder)
+        folder, log = pathlib.Path(scratch), WORK / f"{name}.log"
+        server_log = WORK / f"{name}.server.log"
+        server_log.write_text("")
+        server = Server(binary, folder, server_log)
         server.start()
-        steps = []
-        errors = open(folder / "errors", "w+", encoding="utf-8")
-        sdk = subprocess.Popen([str(c) for c in command] + [server.address], cwd=folder, text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+        said = {}
+        with open(log, "w", encoding="utf-8") as errors:
+            sdk = subprocess.Popen([str(c) for c in command] + [server.address], cwd=folder, text=True,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
         watchdog = threading.Timer(PATIENCE_S, sdk.kill)
         watchdog.start()
         try:
             for line in sdk.stdout:
-                if line.startswith("OK "):
-                    steps.append(line[3:].strip())
-                    print(f"      {steps[-1]}", flush=True)
-                elif line.startswith("RESTART"):
+                word, _, rest = line.strip().partition(" ")
+                if word in ("OK", "NO"):
+                    said.setdefault(rest.partition(":")[0], "ok" if word == "OK" else "-")
+                    print(f"      {'' if word == 'OK' else 'not served by the SDK: '}{rest}", flush=True)
+                elif word == "RESTART":
                     server.kill()
                     server.start()
                     sdk.stdin.write("back\n")
@@ -150,18 +175,29 @@ def converse(binary, command):
             watchdog.cancel()
             sdk.kill()
             server.kill()
-        errors.seek(0)
-        wrong = None if code == 0 else f"exit code {code} after {len(steps)} steps: {errors.read()[-1500:].strip()}"
-        if wrong:
-            wrong += f"\n--- server ---\n{(folder / 'server.log').read_text()[-1500:]}"
-        return steps, wrong
+        missing = [step for step in STEPS if step not in said]
+        if code == 0 and not missing:
+            return said, None
+        wrong = f"exit code {code}; not seen: {', '.join(missing) or 'nothing'}\n{log.read_text()[-1500:].strip()}"
+        return said, f"{wrong}\n--- server ({server_log}) ---\n{server_log.read_text()[-1500:]}"
+
+
+def binary_of(asked):
+    """The program to run: the one asked for, or a release build of this tree."""
+    if not asked:
+        run("cargo", "build", "--quiet", "--release", "--locked", "-p", "ringspan", cwd=ROOT)
+        asked = ROOT / "target" / "release" / "ringspan"
+    if not os.access(asked, os.X_OK):
+        sys.exit(f"{asked}: no such program. Try: scripts/conformance, which builds one")
+    return os.path.abspath(asked)
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--binary", default=str(ROOT / "target" / "release" / "ringspan"))
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("sdk", nargs="*")
+    parser = argparse.ArgumentParser(description="unmodified Nacos SDKs against `ringspan bridge`")
+    parser.add_argument("--binary", default=os.environ.get("RINGSPAN"),
+                        help="the ringspan to run (or RINGSPAN=PATH); without: target/release/ringspan, built")
+    parser.add_argument("--list", action="store_true", help="the SDKs' names")
+    parser.add_argument("sdk", nargs="*", help="all, if none is named")
     args = parser.parse_args()
     if args.list:
         print("\n".join(SDKS))
@@ -169,30 +205,31 @@ def main():
     unknown = [name for name in args.sdk if name not in SDKS]
     if unknown:
         sys.exit(f"no such SDK: {', '.join(unknown)}. Try: scripts/conformance --list")
-    binary = os.path.abspath(args.binary)
-    if not os.access(binary, os.X_OK):
-        sys.exit(f"{binary}: no such program. Try: cargo build --release, or --binary PATH")
-    table = []
+    binary = binary_of(args.binary)
+    WORK.mkdir(parents=True, exist_ok=True)
+    table, troubles = [], []
     for name in args.sdk or SDKS:
         tools, prepare = SDKS[name]
         print(f"{name}", flush=True)
         missing = [tool for tool in tools if not shutil.which(tool)]
-        if missing:
-            table.append((name, "skipped", f"no {', '.join(missing)} on this machine"))
-            continue
-        try:
-            WORK.mkdir(parents=True, exist_ok=True)
-            command = prepare(WORK / name)
-            steps, wrong = converse(binary, command)
-        except subprocess.CalledProcessError as error:
-            steps, wrong = [], f"cannot be installed: {(error.stderr or '')[-1500:]}"
-        except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
-            steps, wrong = [], str(error)
-        table.append((name, "FAILED" if wrong else "passed", wrong or f"{len(steps)} steps"))
+        said, wrong = {}, f"skipped: no {', '.join(missing)} on this machine"
+        if not missing:
+            try:
+                said, wrong = converse(binary, name, prepare(WORK / name))
+            except subprocess.CalledProcessError as error:
+                wrong = f"cannot be installed: {(error.stderr or '')[-1500:]}"
+            except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+                wrong = str(error)
+        result = "skipped" if missing else "FAILED" if wrong else "passed"
+        table.append([name, *(said.get(step, "") for step in STEPS), result])
+        if wrong:
+            troubles.append(f"{name}: {wrong}")
     print()
-    for name, result, remark in table:
-        print(f"{name:32} {result:8} {remark}")
-    sys.exit(any(result != "passed" for _, result, _ in table))
+    for row in [["SDK", *STEPS, ""], *table]:
+        print(f"{row[0]:35}" + "".join(f"{cell:11}" for cell in row[1:]))
+    for trouble in troubles:
+        print(f"\n{trouble}")
+    sys.exit(bool(troubles))
 
 
 if __name__ == "__main__":

@@ -86,38 +86,40 @@ func main() {
 	}
 	register(client, service, 1001, true)
 	ok("register")
-	list := func(service string) []uint64 {
-		all, err := other.SelectAllInstances(vo.SelectAllInstancesParam{ServiceName: service})
+	listBy := func(client naming_client.INamingClient, service string) []uint64 {
+		all, err := client.SelectAllInstances(vo.SelectAllInstancesParam{ServiceName: service})
 		if err != nil {
 			return nil
 		}
 		return ports(all)
 	}
-	until("list", func() bool { return slices.Equal(list(service), []uint64{1001}) })
+	list := func(service string) []uint64 { return listBy(other, service) }
 	subscription := &vo.SubscribeParam{ServiceName: service, SubscribeCallback: func(all []model.Instance, err error) {
 		lock.Lock()
 		defer lock.Unlock()
 		pushed = ports(all)
 	}}
 	must(other.Subscribe(subscription))
-	until("subscribe: told how it is", pushedIs(1001))
+	until("push: how it is", pushedIs(1001))
+	until("list", func() bool { return slices.Equal(list(service), []uint64{1001}) })
 	second := connect(os.Args[1])
 	register(second, service, 1002, true)
-	until("subscribe: pushed of another", pushedIs(1001, 1002))
+	until("push: of another", pushedIs(1001, 1002))
 	second.CloseClient()
-	until("gone with its connection, and pushed", pushedIs(1001))
+	until("push: it is gone with its connection", pushedIs(1001))
 	register(client, "go-kept", 1, false)
-	ok("register, persistent")
+	ok("persist")
 	fmt.Println("RESTART")
 	_, err := bufio.NewReader(os.Stdin).ReadString('\n')
 	must(err)
 	third := connect(os.Args[1])
 	register(third, service, 1003, true)
-	until("after a restart: registered anew by itself, once, and pushed", pushedIs(1001, 1003))
-	until("after a restart: the persistent one is there", func() bool { return slices.Equal(list("go-kept"), []uint64{1}) })
+	until("back: by itself, once", func() bool { return slices.Equal(listBy(third, service), []uint64{1001, 1003}) })
+	until("push again", pushedIs(1001, 1003))
+	until("kept", func() bool { return slices.Equal(list("go-kept"), []uint64{1}) })
 	deregister("go-kept", 1, false)
 	deregister(service, 1001, true)
-	until("deregister, and pushed", pushedIs(1003))
+	until("deregister", pushedIs(1003))
 	must(other.Unsubscribe(subscription))
-	ok("unsubscribe")
+	ok("deregister: the subscription")
 }

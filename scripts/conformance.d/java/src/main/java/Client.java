@@ -59,28 +59,29 @@ public class Client {
         ok("register");
         until("list", () -> ports(other.getAllInstances(SERVICE, false)).equals(List.of(1001)));
         other.subscribe(SERVICE, event -> pushed = ports(((NamingEvent) event).getInstances()));
-        until("subscribe: told how it is", () -> pushed.equals(List.of(1001)));
+        until("push: how it is", () -> pushed.equals(List.of(1001)));
         NamingService second = connect(args[0]);
         second.registerInstance(SERVICE, instance(1002, true));
-        until("subscribe: pushed of another", () -> pushed.equals(List.of(1001, 1002)));
+        until("push: of another", () -> pushed.equals(List.of(1001, 1002)));
         second.shutDown();
-        until("gone with its connection, and pushed", () -> pushed.equals(List.of(1001)));
+        until("push: it is gone with its connection", () -> pushed.equals(List.of(1001)));
         client.batchRegisterInstance("java-batch", "DEFAULT_GROUP", List.of(instance(2001, true), instance(2002, true)));
-        until("a batch", () -> ports(other.getAllInstances("java-batch", false)).equals(List.of(2001, 2002)));
+        until("list: a batch", () -> ports(other.getAllInstances("java-batch", false)).equals(List.of(2001, 2002)));
         client.registerInstance("java-kept", instance(1, false));
-        ok("register, persistent");
+        ok("persist");
         System.out.println("RESTART");
         System.out.flush();
         System.in.read();
         NamingService third = connect(args[0]);
         third.registerInstance(SERVICE, instance(1003, true));
-        until("after a restart: registered anew by itself, once, and pushed", () -> pushed.equals(List.of(1001, 1003)));
-        until("after a restart: the batch too", () -> ports(other.getAllInstances("java-batch", false)).equals(List.of(2001, 2002)));
-        until("after a restart: the persistent one is there",
+        until("back: by itself, once", () -> ports(third.getAllInstances(SERVICE, false)).equals(List.of(1001, 1003)));
+        until("push again", () -> pushed.equals(List.of(1001, 1003)));
+        until("back: the batch, too", () -> ports(third.getAllInstances("java-batch", false)).equals(List.of(2001, 2002)));
+        until("kept",
             () -> ports(other.getAllInstances("java-kept", false)).equals(List.of(1)));
         client.deregisterInstance("java-kept", instance(1, false));
         client.deregisterInstance(SERVICE, instance(1001, true));
-        until("deregister, and pushed", () -> pushed.equals(List.of(1003)));
+        until("deregister", () -> pushed.equals(List.of(1003)));
         System.exit(0);
     }
 }
