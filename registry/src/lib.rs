@@ -15,6 +15,8 @@ pub mod dns;
 pub mod events;
 pub mod grpc;
 pub mod health;
+#[cfg(test)]
+mod hostile;
 pub mod http;
 pub mod model;
 pub mod panel;

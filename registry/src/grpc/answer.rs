@@ -95,7 +95,11 @@ async fn decide(client: &Arc<Client>, kind: &str, asked: &Asked) -> Result<Good,
         return Ok(("ServerCheckResponse", format!(r#","connectionId":{id},"supportAbilityNegotiation":true"#)));
     }
     if !client.is_introduced() {
-        return Err(Sorry::new(code::UNREGISTERED, "Connection is unregistered."));
+        // A library that reconnects by itself asks this on a connection that its client has never introduced: its
+        // instances and subscriptions went with the one before. Python's and Go's clients take any 3xx to this question
+        // for "healthy, I am only starting" and would never come back.
+        let code = if kind == "HealthCheckRequest" { code::SERVER } else { code::UNREGISTERED };
+        return Err(Sorry::new(code, "Connection is unregistered."));
     }
     match kind {
         "HealthCheckRequest" => Ok(("HealthCheckResponse", String::new())),

@@ -1,6 +1,7 @@
 //! Over real sockets, with a real client (tonic's), and with some that are no clients at all.
 
 mod bad;
+mod hostile;
 
 use super::payload::{Payload, REQUEST_PATH, STREAM_PATH};
 use super::*;
@@ -207,8 +208,10 @@ async fn a_life() {
     let (one, two) = (world.peer().await, world.peer().await);
     let check = one.done("ServerCheckRequest", json!({})).await;
     assert_eq!(check["supportAbilityNegotiation"], true);
-    let (kind, sorry) = one.ask("HealthCheckRequest", json!({ "requestId": "1" })).await;
+    let (kind, sorry) = one.ask("ServiceListRequest", json!({ "requestId": "1" })).await;
     assert_eq!((&*kind, &sorry["errorCode"], &sorry["requestId"]), ("ErrorResponse", &301.into(), &"1".into()));
+    let (kind, sorry) = one.ask("HealthCheckRequest", json!({})).await;
+    assert_eq!((&*kind, &sorry["errorCode"]), ("ErrorResponse", &500.into()), "to a 3xx clients say: well, go on");
     let (_line_one, mut line) = (one.set_up().await, two.set_up().await);
     one.done("HealthCheckRequest", json!({})).await;
 

@@ -1,5 +1,6 @@
 //! The API as its clients meet it: requests to the router, no socket.
 
+mod hostile;
 mod ops;
 mod v2;
 
@@ -160,7 +161,7 @@ async fn bad_requests_are_told_why() {
         ("GET /nacos/v1/ns/service/list?pageNo=0&pageSize=1".into(), 400, "'pageNo'"),
         ("GET /nacos/v1/ns/service?serviceName=web".into(), 404, "service not found"),
         ("GET /nacos/v1/cs/configs?dataId=x".into(), 501, "configuration"),
-        ("GET /nacos/v1/auth/users".into(), 501, "accounts"),
+        ("GET /nacos/v1/auth/nothing".into(), 501, "accounts"),
         ("POST /nacos/v1/auth/login".into(), 400, "username"),
         ("GET /nacos/v2/cs/config".into(), 501, "configuration"),
         ("GET /nacos/v3/client/cs/config".into(), 501, "configuration"),
