@@ -205,6 +205,23 @@ impl Checker {
 /// It may be changed at any time.
 pub const MANNER_KEY: &str = "preserved.manner";
 
+/// Metadata key of a service or of one of its clusters, which goes before it: whether its instances are checked, `on`
+/// (default) or `off`. Off: nobody is asked, what was believed stands, and health may be set by hand. Beats are no checks.
+pub const CHECKS_KEY: &str = "preserved.checks";
+
+/// Whether metadata switches checks on or off; `None`: it does not say.
+///
+/// # Errors
+/// [`Invalid`] for anything but `on` and `off`.
+pub fn checks_of(metadata: &Metadata) -> Result<Option<bool>, Invalid> {
+    match metadata.get(CHECKS_KEY).map(|text| text.trim()) {
+        None => Ok(None),
+        Some("on") => Ok(Some(true)),
+        Some("off") => Ok(Some(false)),
+        Some(other) => Err(Invalid::new(CHECKS_KEY, format!("{other:?} is neither \"on\" nor \"off\"."))),
+    }
+}
+
 impl Manner {
     /// What a service's metadata asks for; `None`: the registry's own.
     ///

@@ -7,7 +7,7 @@
 //! ```
 
 pub use crate::checker::Checker;
-use crate::checker::Manner;
+use crate::checker::{Asked, Manner, checks_of};
 use crate::panel::Panel;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -372,8 +372,22 @@ impl ServiceMeta {
         let mut all = std::iter::once(&self.metadata).chain(self.clusters.values().map(|c| &c.metadata));
         all.try_for_each(|metadata| {
             check_metadata(metadata)?;
+            checks_of(metadata)?;
             Panel::of(metadata).map(drop)
         })
+    }
+
+    /// Whether instances of `cluster` are checked, if there is something that checks them.
+    pub fn has_checks_on(&self, cluster: &str) -> bool {
+        // What is stored has been checked.
+        let of = |metadata: &Metadata| checks_of(metadata).ok().flatten();
+        let of_cluster = self.clusters.get(cluster).and_then(|c| of(&c.metadata));
+        of_cluster.or_else(|| of(&self.metadata)).unwrap_or(true)
+    }
+
+    /// What an instance of this service is asked now, by whoever checks it; `None`: nothing.
+    pub fn asked(&self, id: &InstanceId) -> Option<Asked> {
+        self.checker(id.cluster()).asked(id).filter(|_| self.has_checks_on(id.cluster()))
     }
 
     /// How instances of `cluster` are checked; in the service's manner, if the cluster has none of its own.

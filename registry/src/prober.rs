@@ -143,8 +143,10 @@ pub async fn run_with(registry: Registry, engine: impl Probing, vantages: impl V
     // First subscribe, then look: what happens in between is seen twice, not never.
     let mut changes = registry.subscribe();
     let mut shares = registry.shares();
+    let mut checks = registry.checks();
     let mut prober = Prober::new(engine, vantages, policy);
     prober.shares = shares.borrow_and_update().clone();
+    prober.is_on = *checks.borrow_and_update();
     prober.look_at_all(&registry);
     loop {
         prober.press_on();
@@ -177,6 +179,10 @@ pub async fn run_with(registry: Registry, engine: impl Probing, vantages: impl V
             }
             Ok(()) = shares.changed() => {
                 prober.shares = shares.borrow_and_update().clone();
+                prober.look_at_all(&registry);
+            }
+            Ok(()) = checks.changed() => {
+                prober.is_on = *checks.borrow_and_update();
                 prober.look_at_all(&registry);
             }
             () = bell.rung.notified() => {}
@@ -256,6 +262,8 @@ struct Prober<E, V> {
     of_agents: HashSet<Key>,
     /// Which instances are ours to probe, in a cluster.
     shares: Arc<Shares>,
+    /// Whether anything is asked at all.
+    is_on: bool,
 }
 
 impl<E: Probing, V: Vantages> Prober<E, V> {
@@ -267,6 +275,7 @@ impl<E: Probing, V: Vantages> Prober<E, V> {
             posts: BTreeMap::new(),
             of_agents: HashSet::new(),
             shares: Arc::default(),
+            is_on: true,
         }
     }
 
@@ -372,7 +381,8 @@ impl<E: Probing, V: Vantages> Prober<E, V> {
         // Another member may have judged it before: its verdict stands until ours differs for long enough.
         let believed = ours.map(|(_, i)| i.health()).filter(|h| matches!(h.reason, Reason::Probe { .. }));
         let believed = believed.map(|h| Finding { health: h.health, reason: h.reason, rtt_ns: h.rtt_ns, due: None });
-        self.keeper.set(&key, ours.and_then(|(v, i)| v.probed(&i.record)), believed);
+        let probed = ours.filter(|_| self.is_on).and_then(|(v, i)| v.probed(&i.record));
+        self.keeper.set(&key, probed, believed);
         let panel = found.and_then(|(v, i)| v.panel(&i.record));
         let names = panel.iter().flat_map(|p| p.vantages()).filter_map(|vantage| match vantage {
             Vantage::Agent(name) => Some(name),
@@ -382,7 +392,7 @@ impl<E: Probing, V: Vantages> Prober<E, V> {
         let is_new = !names.is_empty() && self.of_agents.insert(key.clone());
         if is_new || self.of_agents.contains(&key) {
             let wanted: HashSet<Name> = names.iter().filter_map(|name| self.agent(name)).collect();
-            let asked = found.and_then(|(v, i)| v.asked(&i.record));
+            let asked = found.filter(|_| self.is_on).and_then(|(v, i)| v.asked(&i.record));
             for (agent, post) in &mut self.posts {
                 post.keeper.set(&key, asked.clone().filter(|_| wanted.contains(agent)), None);
             }

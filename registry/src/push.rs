@@ -186,6 +186,16 @@ impl Hub {
         labels
     }
 
+    /// What those subscribe to whose label is of this kind: sorted. Looks at every subscription.
+    pub fn subscribed(&self, is_meant: impl Fn(&str) -> bool) -> Vec<ServiceKey> {
+        let topics = self.topics();
+        let of = |t: &HashMap<SubscriptionId, Subscription>| t.values().any(|s| is_meant(&s.label));
+        let mut all: Vec<ServiceKey> =
+            topics.by_service.iter().filter(|(_, t)| of(t)).map(|(service, _)| service.clone()).collect();
+        all.sort();
+        all
+    }
+
     /// Whether changes are pushed. They are, unless [`Hub::switch`] says otherwise.
     pub fn is_on(&self) -> bool {
         !self.inner.off.load(Ordering::Relaxed)

@@ -62,6 +62,7 @@ struct Inner {
     store: Arc<StoreStats>,
     clock: Clock,
     membership: Option<clustered::Membership>,
+    checks: watch::Sender<bool>,
     running: Mutex<Option<Running>>,
 }
 
@@ -123,7 +124,8 @@ impl Registry {
         let clustered::Started { snapshot, membership, thread } = started;
         let running = Mutex::new(Some(Running { stop, thread }));
         let (store, membership) = (Arc::default(), Some(membership));
-        let inner = Inner { records, volatile, changes, snapshot, store, clock, membership, running };
+        let checks = watch::Sender::new(true);
+        let inner = Inner { records, volatile, changes, snapshot, store, clock, membership, checks, running };
         Ok(Registry { inner: Arc::new(inner) })
     }
 
@@ -142,7 +144,8 @@ impl Registry {
         let (stop, stopped) = oneshot::channel();
         let thread = writer.spawn(records_rx, volatile_rx, stopped).map_err(OpenError::Thread)?;
         let running = Mutex::new(Some(Running { stop, thread }));
-        let inner = Inner { records, volatile, changes, snapshot, store: stats, clock, membership: None, running };
+        let (store, membership, checks) = (stats, None, watch::Sender::new(true));
+        let inner = Inner { records, volatile, changes, snapshot, store, clock, membership, checks, running };
         Ok(Registry { inner: Arc::new(inner) })
     }
 
@@ -190,6 +193,16 @@ impl Registry {
             Some(membership) => membership.shares.clone(),
             None => watch::Sender::new(Arc::new(Shares::default())).subscribe(),
         }
+    }
+
+    /// Whether anything is checked at all, now and whenever that is switched.
+    pub fn checks(&self) -> watch::Receiver<bool> {
+        self.inner.checks.subscribe()
+    }
+
+    /// Switches all checks of this process: off, nobody is asked, and what is believed stands. They are on at first.
+    pub fn switch_checks(&self, on: bool) {
+        self.inner.checks.send_replace(on);
     }
 
     /// The members of the cluster that live: names, and where their HTTP APIs are. Empty without a cluster.

@@ -100,8 +100,10 @@ impl ServiceView {
 
     /// What is to be asked of it, whoever asks; `None`: nothing.
     pub fn asked(&self, record: &Instance) -> Option<Asked> {
-        let checker = self.meta.as_ref().map_or_else(Checker::default, |m| m.checker(record.id.cluster()));
-        checker.asked(&record.id)
+        match &self.meta {
+            Some(meta) => meta.asked(&record.id),
+            None => Checker::default().asked(&record.id),
+        }
     }
 
     /// Instances with this health.

@@ -84,6 +84,7 @@ impl Table {
             Command::PutCluster { service, cluster, settings } => self.put_cluster(now, &service, cluster, settings),
             Command::EditService { service, onto, edit } => self.edit_service(now, &service, onto, edit),
             Command::EditInstance { service, id, edit } => self.edit_instance(now, &service, &id, edit),
+            Command::Steer { service, cluster, key, value } => self.steer(now, &service, cluster, key, value),
             Command::SetHealth { service, id, healthy } => self.set_health(now, &service, &id, healthy),
             Command::ClientPublish { client, service, instances, only } => {
                 self.client_publish(now, client, &service, instances, only)

@@ -71,6 +71,7 @@ fn subject(command: &Command) -> Option<(&'static str, &ServiceKey, Option<&Inst
         Command::ClientWithdraw { service, id, .. } => ("deregister", service, Some(id)),
         Command::Beat { service, id } => ("beat", service, Some(id)),
         Command::Convert { service, .. } => ("service convert", service, None),
+        Command::Steer { service, .. } => ("service steer", service, None),
         Command::ClientGone { .. }
         | Command::Heard { .. }
         | Command::Witnessed { .. }

@@ -81,7 +81,11 @@ pub(super) fn need(route: &str, method: &Method) -> Need {
         | "/nacos/v1/auth/roles"
         | "/nacos/v1/auth/permissions" => Need::Admin,
         // Names of those that the caller may read, and no others.
-        "/nacos/v1/console/namespaces" => account_or_admin,
+        "/nacos/v1/console/namespaces" | "/nacos/v2/console/namespace/list" | "/nacos/v3/admin/core/namespace/list" => {
+            account_or_admin
+        }
+        // The handler asks: the namespace is within the path.
+        "/nacos/v2/ns/instance/statuses/{key}" => account_or_admin,
         "/nacos/v1/ns/service/names" => Need::In(Place::NacosOrAll, action),
         "/nacos/v1/ns/instance/statuses" => Need::In(Place::Key, action),
         "/nacos/v2/ns/client" | "/nacos/v2/ns/client/list" | "/nacos/v2/ns/client/publish/list" => {
@@ -184,6 +188,18 @@ pub(super) async fn enter(State(app): State<App>, request: Request, next: Next) 
     }
     let actor = Actor { access: access.clone(), principal, peer, via };
     actor.scope(next.run(Request::from_parts(parts, body))).await
+}
+
+/// Whether whoever asks may read this namespace, for handlers that know it better than the table.
+pub(super) fn check_read(namespace: &str) -> Result<(), Sorry> {
+    let namespace = if namespace.is_empty() { NAMESPACE_DEFAULT } else { namespace };
+    match Actor::current() {
+        Some(actor) if !actor.principal.may(namespace, Action::Read) => {
+            let text = format!("authorization failed! No permission to read in namespace {namespace:?}");
+            Err(Sorry::new(StatusCode::FORBIDDEN, text))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether he may; else what he lacks.

@@ -10,18 +10,32 @@ const PARAM: &str = "healthChecker";
 
 /// Reads `healthChecker`, `checkPort` and `useInstancePort4Check`.
 pub(super) fn read(params: &Params) -> Result<Checker, Invalid> {
-    let own_port = params.flag("useInstancePort4Check")?.unwrap_or(true);
-    let check_port: Option<u16> = params.parse("checkPort", "a port, 1 to 65535")?;
-    let port = match (own_port, check_port) {
-        (true, _) => None,
-        (false, Some(port)) if port != 0 => Some(port),
-        (false, _) => {
-            return Err(Invalid::new("checkPort", "it should be 1 to 65535 when useInstancePort4Check is false."));
-        }
-    };
+    let port = port(params)?;
     match params.text(PARAM) {
         Some(text) => checker::read(text, port),
         None => Ok(Checker::tcp(port)),
+    }
+}
+
+/// The same as one object, as it comes with a registration.
+pub(super) fn read_inline(params: &Params) -> Result<String, Invalid> {
+    let port = port(params)?;
+    let text = params.text(PARAM).unwrap_or(r#"{"type":"TCP"}"#);
+    checker::read(text, port)?;
+    let mut said: Value = serde_json::from_str(text).map_err(|e| Invalid::new(PARAM, format!("{e}.")))?;
+    if let (Some(port), Some(said)) = (port, said.as_object_mut()) {
+        said.entry("checkPort").or_insert(port.into());
+    }
+    Ok(said.to_string())
+}
+
+fn port(params: &Params) -> Result<Option<u16>, Invalid> {
+    let own_port = params.flag("useInstancePort4Check")?.unwrap_or(true);
+    let check_port: Option<u16> = params.parse("checkPort", "a port, 1 to 65535")?;
+    match (own_port, check_port) {
+        (true, _) => Ok(None),
+        (false, Some(port)) if port != 0 => Ok(Some(port)),
+        (false, _) => Err(Invalid::new("checkPort", "it should be 1 to 65535 when useInstancePort4Check is false.")),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Nacos v1, what clients call: instances, lists, beats.
 
 use super::params::{Caller, Params, cluster_or_default, metadata_of};
-use super::{App, Sorry};
+use super::{App, Sorry, checkers};
+use crate::checker::CHECKER_KEY;
 use crate::health::BeatTimes;
 use crate::model::{Instance, InstanceId, ServiceKey, WEIGHT_DEFAULT};
 use crate::push::udp::understands;
@@ -26,12 +27,17 @@ pub(super) fn routes() -> Router<App> {
 }
 
 pub(super) async fn register(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
+    let mut metadata = params.metadata("metadata")?.unwrap_or_default();
+    if params.text("healthChecker").is_some() {
+        // So the first probe is the one that was asked for.
+        metadata.insert(CHECKER_KEY.to_owned(), checkers::read_inline(&params)?);
+    }
     let instance = Instance {
         weight: params.parse("weight", "a number")?.unwrap_or(WEIGHT_DEFAULT),
         enabled: params.flag("enabled")?.or(params.flag("enable")?).unwrap_or(true),
         ephemeral: params.flag("ephemeral")?.unwrap_or(true),
         claims_healthy: params.flag("healthy")?.unwrap_or(true),
-        metadata: params.metadata("metadata")?.unwrap_or_default(),
+        metadata,
         ..Instance::new(params.instance()?)
     };
     app.registry.submit(Command::Register { service: params.service()?, instance }).await?;

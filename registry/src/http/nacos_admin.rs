@@ -96,8 +96,13 @@ async fn put_service(app: App, params: Params, create: bool) -> Result<&'static 
             return Err(Sorry::new(StatusCode::NOT_IMPLEMENTED, text));
         }
     }
+    let service = params.service()?;
+    // A kind belongs to what is there: a service that is being made has no instances yet, and takes either.
+    if let (Some(ephemeral), false) = (params.flag("ephemeral")?, create) {
+        app.registry.submit(Command::Convert { service: service.clone(), ephemeral }).await?;
+    }
     let command = Command::PutService {
-        service: params.service()?,
+        service,
         protect_threshold: params.parse("protectThreshold", "a number from 0 to 1")?,
         metadata: params.metadata("metadata")?,
         create,

@@ -151,11 +151,17 @@ async fn selector_types() -> Json<Value> {
 
 /// `key=namespace##group@@service`: addresses and health in few letters.
 async fn statuses(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
-    let key = params.required("key")?;
+    statuses_by(&app, params.required("key")?).map(Json)
+}
+
+/// `namespace##group@@service`: address and health of each instance.
+pub(super) fn statuses_by(app: &App, key: &str) -> Result<Value, Sorry> {
     let (namespace, name) = key.split_once("##").unwrap_or((NAMESPACE_DEFAULT, key));
-    let view = found(&app, ServiceKey::new(namespace, "", name)?)?;
+    let service = ServiceKey::new(namespace, "", name)?;
+    super::access::check_read(service.namespace())?;
+    let view = found(app, service)?;
     let show = |i: &InstanceView| format!("{}:{}_{}", i.record.id.host(), i.record.id.port(), view::is_healthy(i));
-    Ok(Json(json!({ "ips": view.instances.iter().map(show).collect::<Vec<_>>() })))
+    Ok(json!({ "ips": view.instances.iter().map(show).collect::<Vec<_>>() }))
 }
 
 /// One of `instances` in a batch.

@@ -1,9 +1,12 @@
 //! Nacos, what operators and newer clients ask beside naming: the cluster's nodes, the switches.
-//! Promise: what is answered is true: the one node is this one; a switch that would switch nothing says so.
+//! Promise: what is answered is true; a switch that would switch nothing says so.
 
 use super::envelope::enveloped;
 use super::params::Params;
 use super::{App, Sorry, nacos_admin};
+use crate::checker::{CHECKS_KEY, MANNER_KEY, Manner};
+use crate::model::cluster_name;
+use crate::table::{Command, Refusal};
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
@@ -13,8 +16,8 @@ use serde_json::{Value, json};
 use std::convert::Infallible;
 
 pub(super) fn routes() -> Router<App> {
+    let enveloped_switches = get(enveloped(switches)).put(enveloped(set_switch));
     let switches = get(switches).put(set_switch);
-    let enveloped_switches = get(enveloped(switches_of)).put(enveloped(set_switch));
     let mut routes = Router::new();
     for path in ["/nacos/v1/ns/operator/switches", "/nacos/v1/ns/ops/switches"] {
         routes = routes.route(path, switches.clone());
@@ -82,24 +85,42 @@ impl Node {
     }
 }
 
-async fn servers(node: Node) -> Json<Value> {
-    Json(json!({ "servers": [node.show()] }))
+/// The members of the cluster; without one, this node.
+fn all_nodes(app: &App, node: &Node) -> Value {
+    let members = app.registry.members();
+    if members.is_empty() {
+        return json!([node.show()]);
+    }
+    let show = |(name, url): &(String, String)| {
+        let authority = url.split("://").last().unwrap_or(url).trim_end_matches('/');
+        let (ip, port) = authority.rsplit_once(':').unwrap_or((authority, "80"));
+        let node = Node { ip: ip.trim_matches(['[', ']']).to_owned(), port: port.parse().unwrap_or(80) };
+        let mut shown = node.show();
+        shown["address"] = authority.into();
+        shown["extendInfo"]["name"] = name.as_str().into();
+        shown
+    };
+    members.iter().map(show).collect()
+}
+
+async fn servers(State(app): State<App>, node: Node) -> Json<Value> {
+    Json(json!({ "servers": all_nodes(&app, &node) }))
 }
 
 async fn responsible(node: Node) -> Json<Value> {
     Json(json!({ "responsibleServer": node.address() }))
 }
 
-async fn nodes_v1(node: Node) -> Json<Value> {
-    Json(json!({ "code": 200, "message": null, "data": [node.show()] }))
+async fn nodes_v1(State(app): State<App>, node: Node) -> Json<Value> {
+    Json(json!({ "code": 200, "message": null, "data": all_nodes(&app, &node) }))
 }
 
 async fn self_v1(node: Node) -> Json<Value> {
     Json(json!({ "code": 200, "message": null, "data": node.show() }))
 }
 
-async fn nodes(node: Node) -> axum::response::Response {
-    super::envelope::good(json!([node.show()]))
+async fn nodes(State(app): State<App>, node: Node) -> axum::response::Response {
+    super::envelope::good(all_nodes(&app, &node))
 }
 
 async fn this_node(node: Node) -> axum::response::Response {
@@ -133,11 +154,24 @@ const WITHOUT_EFFECT: [&str; 23] = [
     "batch",
 ];
 
-fn switch_domain(app: &App) -> Value {
-    json!({
+/// Of one service or cluster, if the request names one.
+fn switch_domain(app: &App, params: &Params) -> Result<Value, Sorry> {
+    let (mut checks, mut manner) = (*app.registry.checks().borrow(), None);
+    if params.text("serviceName").is_some() {
+        let service = params.service()?;
+        super::access::check_read(service.namespace())?;
+        let Some(view) = app.registry.snapshot().service(&service) else {
+            return Err(Refusal::NoService { service }.into());
+        };
+        let meta = view.meta.as_deref().cloned().unwrap_or_default();
+        checks &= meta.has_checks_on(params.cluster());
+        manner = meta.checker(params.cluster()).how.manner;
+    }
+    Ok(json!({
         "name": "00-00---000-NACOS_SWITCH_DOMAIN-000---00-00",
         "pushEnabled": app.hub.is_on(),
-        "healthCheckEnabled": true,
+        "healthCheckEnabled": checks,
+        "manner": if manner == Some(Manner::Nacos) { "nacos" } else { "own" },
         "lightBeatEnabled": true,
         "clientBeatInterval": 5_000,
         "defaultCacheMillis": 10_000,
@@ -145,18 +179,15 @@ fn switch_domain(app: &App) -> Value {
         "distroEnabled": false,
         "enableStandalone": true,
         "withoutEffect": WITHOUT_EFFECT,
-    })
+    }))
 }
 
-async fn switches(State(app): State<App>) -> Json<Value> {
-    Json(switch_domain(&app))
+async fn switches(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
+    Ok(Json(switch_domain(&app, &params)?))
 }
 
-async fn switches_of(State(app): State<App>, _: Params) -> Result<Json<Value>, Sorry> {
-    Ok(Json(switch_domain(&app)))
-}
-
-/// `pushEnabled` switches; what Nacos has besides is taken, and does nothing, as the list of switches says.
+/// `pushEnabled` and `check` switch this process; `check` and `manner` of a service or a cluster that is named are part of
+/// its settings. What Nacos has besides is taken, and does nothing, as the list of switches says.
 async fn set_switch(State(app): State<App>, params: Params) -> Result<&'static str, Sorry> {
     let (entry, value) = (params.required("entry")?, params.required("value")?);
     match entry {
@@ -167,12 +198,30 @@ async fn set_switch(State(app): State<App>, params: Params) -> Result<&'static s
             Ok("ok")
         }
         "check" | "healthCheckEnabled" => {
-            let text = "checks are not switched for all at once here; give a cluster the checker NONE instead";
-            Err(Sorry::new(StatusCode::NOT_IMPLEMENTED, text))
+            let Some(on) = params.flag("value")? else { return Err(bad_value(entry, value)) };
+            if params.text("serviceName").is_some() {
+                return steer(&app, &params, CHECKS_KEY, if on { "on" } else { "off" }).await;
+            }
+            app.registry.switch_checks(on);
+            tracing::info!(on, "checks are switched");
+            Ok("ok")
         }
+        "manner" => steer(&app, &params, MANNER_KEY, value).await,
         _ if WITHOUT_EFFECT.contains(&entry) => Ok("ok"),
         _ => Err(Sorry::new(StatusCode::BAD_REQUEST, format!("update entry {entry:?} is no switch that is known"))),
     }
+}
+
+/// Sets what steers a service, or a cluster of it.
+async fn steer(app: &App, params: &Params, key: &'static str, value: &str) -> Result<&'static str, Sorry> {
+    let cluster = params.text("clusterName").map(cluster_name).transpose()?;
+    if cluster.is_some() && key == MANNER_KEY {
+        let text = "a cluster's manner is its checker's: PUT cluster with healthChecker";
+        return Err(Sorry::new(StatusCode::BAD_REQUEST, text));
+    }
+    let command = Command::Steer { service: params.service()?, cluster, key, value: Some(value.to_owned()) };
+    app.registry.submit(command).await?;
+    Ok("ok")
 }
 
 fn bad_value(entry: &str, value: &str) -> Sorry {

@@ -6,14 +6,15 @@ use super::nacos::{beat, deregister, detail, list, register, update};
 use super::nacos_admin::{
     clusters, create_service, delete_service, operator_metrics, put_cluster, set_health, update_service,
 };
-use super::nacos_catalog::{delete_metadata, found, instances, put_metadata};
+use super::nacos_catalog::{delete_metadata, found, instances, put_metadata, statuses_by};
 use super::params::Params;
 use super::{App, Sorry, checkers, envelope};
 use crate::model::{CLUSTER_DEFAULT, GROUP_DEFAULT, Invalid, Metadata, NAMESPACE_DEFAULT, Vantage};
 use crate::snapshot::{InstanceView, ServiceView};
 use crate::table::{Command, Refusal};
 use crate::wire::{self as view, ServiceInfo};
-use axum::extract::State;
+use axum::extract::{Path, State};
+use axum::response::Response;
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
@@ -35,6 +36,9 @@ fn v2() -> Router<App> {
         .route("/nacos/v2/ns/instance/list", get(enveloped(v2_list)))
         .route("/nacos/v2/ns/instance/beat", put(enveloped(beat)))
         .route("/nacos/v2/ns/instance/metadata/batch", put(enveloped(put_metadata)).delete(enveloped(delete_metadata)))
+        .route("/nacos/v2/ns/instance/statuses/{key}", get(statuses_of))
+        .route("/nacos/v2/console/namespace/list", get(namespace_list))
+        .route("/nacos/v3/admin/core/namespace/list", get(namespace_list))
         .route("/nacos/v2/ns/service", service.get(enveloped(service_detail)))
         .route("/nacos/v2/ns/service/list", get(enveloped(service_names)))
         .route("/nacos/v2/ns/health", health.clone())
@@ -45,7 +49,9 @@ fn v2() -> Router<App> {
         .route("/nacos/v2/ns/client/list", get(enveloped(client_list)))
         .route("/nacos/v2/ns/client", get(enveloped(client)))
         .route("/nacos/v2/ns/client/publish/list", get(enveloped(client_publishes)))
+        .route("/nacos/v2/ns/client/subscribe/list", get(enveloped(client_subscribes)))
         .route("/nacos/v2/ns/client/service/publisher/list", get(enveloped(publishers)))
+        .route("/nacos/v2/ns/client/service/subscriber/list", get(enveloped(subscriber_list)))
 }
 
 fn v3_client() -> Router<App> {
@@ -67,6 +73,14 @@ fn v3_admin() -> Router<App> {
         )
         .route("/nacos/v3/admin/ns/service", service.get(enveloped(v3_service)))
         .route("/nacos/v3/admin/ns/service/list", get(enveloped(v3_service_page)))
+        .route("/nacos/v3/admin/ns/service/subscribers", get(enveloped(subscriber_page)))
+        .route("/nacos/v3/admin/ns/service/selector/types", get(enveloped(selector_types)))
+        .route("/nacos/v3/admin/ns/client/list", get(enveloped(client_list)))
+        .route("/nacos/v3/admin/ns/client", get(enveloped(client)))
+        .route("/nacos/v3/admin/ns/client/publish/list", get(enveloped(client_publishes)))
+        .route("/nacos/v3/admin/ns/client/subscribe/list", get(enveloped(client_subscribes)))
+        .route("/nacos/v3/admin/ns/client/service/publisher/list", get(enveloped(publishers)))
+        .route("/nacos/v3/admin/ns/client/service/subscriber/list", get(enveloped(subscriber_list)))
         .route("/nacos/v3/admin/ns/cluster", put(enveloped(put_cluster)))
         .route("/nacos/v3/admin/ns/health/instance", put(enveloped(set_health)))
         .route("/nacos/v3/admin/ns/health/checkers", get(enveloped(all_checkers)))
@@ -129,7 +143,6 @@ fn cluster_map(view: &ServiceView) -> Map<String, Value> {
             "healthyCheckPort": port.unwrap_or(80),
             "useInstancePortForCheck": port.is_none(),
             "metadata": cluster["metadata"],
-            "hosts": null,
         });
         (name, shown)
     };
@@ -272,4 +285,73 @@ async fn publishers(State(app): State<App>, params: Params) -> Result<Json<Value
     let show =
         |i: &InstanceView| json!({ "clientId": client_id(i), "ip": &**i.record.id.host(), "port": i.record.id.port() });
     Ok(Json(json!(view.instances.iter().filter(has_client).map(show).collect::<Vec<_>>())))
+}
+
+/// The address in a subscriber's label.
+fn address_of(label: &str) -> &str {
+    label.split_once(' ').map_or(label, |(address, _)| address)
+}
+
+/// Nacos' name of a subscriber: its connection's, over gRPC; its address, over UDP.
+fn subscriber_id(app: &App, address: &str) -> String {
+    let connected = app.clients.list().into_iter().find(|c| c.peer.to_string() == address);
+    connected.map_or_else(|| format!("{address}#true"), |c| c.connection)
+}
+
+fn show_subscriber(app: &App, label: &str) -> Value {
+    let address = address_of(label);
+    let (ip, port) = address.rsplit_once(':').unwrap_or((address, "0"));
+    let port: u16 = port.parse().unwrap_or(0);
+    json!({ "clientId": subscriber_id(app, address), "ip": ip.trim_matches(['[', ']']), "port": port })
+}
+
+async fn subscriber_list(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
+    let labels = app.hub.labels(&params.service()?);
+    let shown: Vec<Value> = labels.iter().map(|label| show_subscriber(&app, label)).collect();
+    Ok(Json(shown.into()))
+}
+
+async fn subscriber_page(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
+    let (service, (number, len)) = (params.service()?, page_of(&params)?);
+    let labels = app.hub.labels(&service);
+    let show = |label: &String| {
+        let mut shown = show_subscriber(&app, label);
+        shown["address"] = address_of(label).into();
+        shown["agent"] = label.split_once(' ').map_or("unknown", |(_, agent)| agent).into();
+        shown["namespaceId"] = (&**service.namespace()).into();
+        shown["groupName"] = (&**service.group()).into();
+        shown["serviceName"] = (&**service.name()).into();
+        shown
+    };
+    Ok(Json(json!({
+        "totalCount": labels.len(),
+        "pageNumber": number,
+        "pagesAvailable": labels.len().div_ceil(len),
+        "pageItems": labels.iter().skip((number - 1).saturating_mul(len)).take(len).map(show).collect::<Vec<_>>(),
+    })))
+}
+
+/// The services of which a client is told.
+async fn client_subscribes(State(app): State<App>, params: Params) -> Result<Json<Value>, Sorry> {
+    let id = params.required("clientId")?;
+    let connected = app.clients.list().into_iter().find(|c| c.connection == id).map(|c| c.peer.to_string());
+    let address = connected.unwrap_or_else(|| id.trim_end_matches("#true").to_owned());
+    let show = |service: &crate::model::ServiceKey| json!({ "namespace": &**service.namespace(), "group": &**service.group(), "serviceName": &**service.name() });
+    let services = app.hub.subscribed(|label| address_of(label) == address);
+    Ok(Json(services.iter().map(show).collect::<Vec<_>>().into()))
+}
+
+/// The key is part of the path: `namespace##group@@service`.
+async fn statuses_of(State(app): State<App>, Path(key): Path<String>) -> Response {
+    statuses_by(&app, &key).map_or_else(|sorry| envelope::bad(&sorry), envelope::good)
+}
+
+/// A list as v1's, in the newer envelope.
+async fn namespace_list(State(app): State<App>) -> Response {
+    let Json(mut said) = super::nacos_catalog::namespaces(State(app)).await;
+    envelope::good(said["data"].take())
+}
+
+async fn selector_types(_: State<App>, _: Params) -> Result<Json<Value>, Sorry> {
+    Ok(Json(json!(["none"])))
 }

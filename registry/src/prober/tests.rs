@@ -138,6 +138,41 @@ fn check(name: &str, checker: Checker) -> Command {
     Command::PutCluster { service: ServiceKey::public(name).unwrap(), cluster: Name::from("DEFAULT"), settings }
 }
 
+/// What is switched off is not asked, whether for a service or for all; when it is on again, what was believed is what the
+/// engine starts from.
+#[tokio::test]
+async fn checks_are_switched() {
+    let mut world = World::new();
+    for name in ["web", "db"] {
+        let service = ServiceKey::public(name).unwrap();
+        let port = if name == "web" { 80 } else { 90 };
+        world.submit(Command::Register { service, instance: Instance::new(id(port)) }).await;
+    }
+    let both = world.paper.addresses();
+    let key = world.paper.key(&both[0]);
+    world.paper.says(key, Health::Down);
+    world.turn().await;
+    let steer = |value: &str| Command::Steer {
+        service: ServiceKey::public("web").unwrap(),
+        cluster: None,
+        key: crate::checker::CHECKS_KEY,
+        value: Some(value.to_owned()),
+    };
+    world.submit(steer("off")).await;
+    assert_eq!(world.paper.addresses(), both[1..]);
+    assert_eq!(world.health("web", 80).health, Health::Down);
+    world.submit(steer("on")).await;
+    assert_eq!(world.paper.addresses(), both);
+    let initial = world.paper.0.lock().unwrap().targets.iter().find(|t| t.1.address.port() == 80).unwrap().1.initial;
+    assert_eq!(initial, Health::Down);
+    for (on, count) in [(false, 0), (true, 2)] {
+        world.prober.is_on = on;
+        world.prober.look_at_all(&world.registry);
+        world.turn().await;
+        assert_eq!(world.paper.addresses().len(), count);
+    }
+}
+
 /// An address is probed once and for as long as anybody has it; who comes later hears what is known.
 #[tokio::test]
 async fn an_address_is_probed_once() {

@@ -36,7 +36,7 @@ impl Table {
             }
             let may_judge = self.services.get(&delta.service).is_some_and(|s| {
                 let ours = |e: &super::Entry| e.record.vantage == Vantage::Registry && !e.record.ephemeral;
-                let checked = s.meta.as_ref().is_none_or(|m| m.checker(delta.id.cluster()).asked(&delta.id).is_some());
+                let checked = s.meta.as_ref().is_none_or(|m| m.asked(&delta.id).is_some());
                 checked && s.instances.get(&delta.id).is_some_and(ours)
             });
             if may_judge {

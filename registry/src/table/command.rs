@@ -79,6 +79,17 @@ pub enum Command {
         /// What to change.
         edit: InstanceEdit,
     },
+    /// Set one pair of the metadata of a service that is there, or of one of its clusters, and leave the rest.
+    Steer {
+        /// Which service.
+        service: ServiceKey,
+        /// Which cluster; `None`: the service itself.
+        cluster: Option<Name>,
+        /// The key: one of those that steer the registry.
+        key: &'static str,
+        /// `None`: take it out.
+        value: Option<String>,
+    },
     /// Set health by hand. Refused where a checker works.
     SetHealth {
         /// Of which service.
@@ -199,6 +210,7 @@ impl Command {
             | Command::PutCluster { .. }
             | Command::EditService { .. }
             | Command::EditInstance { .. }
+            | Command::Steer { .. }
             | Command::ClientPublish { .. }
             | Command::ClientWithdraw { .. }
             | Command::ClientGone { .. }

@@ -57,6 +57,31 @@ impl Table {
         self.change_meta(now, service, before, meta)
     }
 
+    /// Sets one pair of a service's metadata, or of one of its clusters, and leaves the rest; `None` takes it out.
+    pub(super) fn steer(
+        &mut self,
+        now: Instant,
+        service: &ServiceKey,
+        cluster: Option<Name>,
+        key: &str,
+        value: Option<String>,
+    ) -> Result<Changes, Refusal> {
+        let Some(known) = self.services.get(service) else {
+            return Err(Refusal::NoService { service: service.clone() });
+        };
+        let before = known.meta.clone();
+        let mut meta = before.as_deref().cloned().unwrap_or_default();
+        let metadata = match cluster {
+            None => &mut meta.metadata,
+            Some(cluster) => &mut meta.clusters.entry(cluster).or_default().metadata,
+        };
+        match value {
+            Some(value) => metadata.insert(key.to_owned(), value),
+            None => metadata.remove(key),
+        };
+        self.change_meta(now, service, before, meta)
+    }
+
     /// Clusters' checkers, behind the registrations that brought them: all of it, or nothing.
     pub(super) fn put_checkers(
         &mut self,
@@ -128,7 +153,7 @@ impl Table {
         let Some(entry) = self.entry(service, id) else {
             return Err(Refusal::NoInstance { service: service.clone(), id: id.clone() });
         };
-        let checked = self.meta(service).is_none_or(|m| m.checker(id.cluster()).asked(id).is_some());
+        let checked = self.meta(service).is_none_or(|m| m.asked(id).is_some());
         if checked || entry.record.ephemeral || entry.record.vantage != Vantage::Registry {
             return Err(Refusal::StillChecked { id: id.clone() });
         }

@@ -103,6 +103,38 @@ async fn v3_paths() {
     assert_eq!(api.data("DELETE /nacos/v3/client/ns/instance?serviceName=web&ip=10.0.0.1&port=80").await, "ok");
 }
 
+/// Who subscribes to what, in the words of v2 and v3; statuses and namespaces, as v1 has them.
+#[tokio::test]
+async fn who_is_told() {
+    struct Nobody;
+    impl crate::push::Subscriber for Nobody {
+        fn on_update(&self, _: &crate::push::Update) -> bool {
+            true
+        }
+    }
+    let registry = Registry::open(&RegistryOptions::default()).unwrap();
+    let hub = crate::push::Hub::default();
+    let router = router(registry.clone(), Options { hub: hub.clone(), ..Options::default() });
+    let api = Api { registry, router };
+    let service = ServiceKey::public("web").unwrap();
+    hub.subscribe(&service, "", "10.0.0.9:5000 Nacos-Java-Client:v1.0.0".into(), Arc::new(Nobody)).unwrap();
+    let told = json!([{ "clientId": "10.0.0.9:5000#true", "ip": "10.0.0.9", "port": 5000 }]);
+    assert_eq!(api.data("GET /nacos/v2/ns/client/service/subscriber/list?serviceName=web").await, told);
+    let page = api.data("GET /nacos/v3/admin/ns/service/subscribers?serviceName=web").await;
+    assert_eq!((&page["totalCount"], &page["pageItems"][0]["agent"]), (&1.into(), &"Nacos-Java-Client:v1.0.0".into()));
+    let of = "GET /nacos/v2/ns/client/subscribe/list?clientId=10.0.0.9:5000%23true";
+    assert_eq!(api.data(of).await[0]["serviceName"], "web");
+    assert_eq!(api.data(&of.replace("5000", "5001")).await, json!([]));
+
+    api.web(&[(80, Health::Up)]).await;
+    let statuses = "GET /nacos/v2/ns/instance/statuses/public%23%23DEFAULT_GROUP@@web";
+    assert_eq!(api.data(statuses).await["ips"], json!(["10.0.0.1:80_true"]));
+    assert_eq!(api.code("GET /nacos/v2/ns/instance/statuses/public%23%23nobody").await, (404, 21_008));
+    for path in ["v2/console/namespace/list", "v3/admin/core/namespace/list"] {
+        assert_eq!(api.data(&format!("GET /nacos/{path}")).await[0]["namespace"], "public");
+    }
+}
+
 /// What consoles look up by v1.
 #[tokio::test]
 async fn the_catalog() {

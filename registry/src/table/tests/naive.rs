@@ -192,7 +192,8 @@ impl Naive {
             Command::Witnessed { .. }
             | Command::Convert { .. }
             | Command::EditService { .. }
-            | Command::EditInstance { .. } => false,
+            | Command::EditInstance { .. }
+            | Command::Steer { .. } => false,
             Command::Heard { deltas } => {
                 for d in deltas {
                     let checked = self.checker(&d.service, &d.id) != Checker::none();

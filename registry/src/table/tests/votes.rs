@@ -195,6 +195,38 @@ fn a_service_has_a_manner() {
     assert!(put("consul").unwrap_err().to_string().contains(MANNER_KEY));
 }
 
+/// Checks that are off ask nothing and hear nothing: what was believed stands, until somebody says otherwise or they are on
+/// again. A cluster's switch goes before its service's, and the rest of the metadata is left as it is.
+#[test]
+fn checks_are_switched() {
+    use crate::checker::CHECKS_KEY;
+    let mut table = Table::default();
+    let steer = |cluster: Option<&str>, value: Option<&str>| Command::Steer {
+        service: service("web"),
+        cluster: cluster.map(Name::from),
+        key: CHECKS_KEY,
+        value: value.map(str::to_owned),
+    };
+    assert!(matches!(table.apply(at(0), steer(None, Some("off"))), Err(Refusal::NoService { .. })));
+    table.apply(at(0), register("web", 1, false)).unwrap();
+    table.apply(at(1), heard(Health::Down)).unwrap();
+    let by_hand = Command::SetHealth { service: service("web"), id: id(1), healthy: true };
+    assert!(matches!(table.apply(at(2), by_hand.clone()), Err(Refusal::StillChecked { .. })));
+    assert!(table.apply(at(2), steer(None, Some("off"))).unwrap().is_durable());
+    assert_eq!(now(&table), (Health::Down, "L4CON"), "it stands");
+    table.apply(at(3), heard(Health::Up)).unwrap();
+    assert_eq!(now(&table), (Health::Down, "L4CON"), "late news");
+    table.apply(at(4), by_hand).unwrap();
+    assert_eq!(now(&table), (Health::Up, "MANUAL"));
+    table.apply(at(5), steer(Some("DEFAULT"), Some("on"))).unwrap();
+    assert!(table.meta(&service("web")).unwrap().asked(&id(1)).is_some());
+    table.apply(at(6), heard(Health::Down)).unwrap();
+    assert_eq!(now(&table), (Health::Down, "L4CON"));
+    table.apply(at(7), steer(Some("DEFAULT"), None)).unwrap();
+    assert!(table.meta(&service("web")).unwrap().asked(&id(1)).is_none());
+    assert!(table.apply(at(8), steer(None, Some("perhaps"))).unwrap_err().to_string().contains(CHECKS_KEY));
+}
+
 /// Conversion makes all of a service's instances of the other kind, and keeps what is believed of them.
 #[test]
 fn kinds_are_converted() {
