@@ -53,7 +53,7 @@ pub(super) fn operations() -> Vec<Operation> {
             .says(
                 "streamEvents",
                 "events",
-                "What happens, as it happens: server-sent events without an end. After a break send the last id as Last-Event-ID; `reset` says that events are missing.",
+                "What happens, as it happens: server-sent events without an end. After a break send the last id as Last-Event-ID; `missed` says how many events are missing.",
             )
             .takes(&param::OF_EVENTS)
             .takes(&[param::LAST_EVENT_ID])
