@@ -147,7 +147,7 @@ fn keys(cell: &str) -> Vec<String> {
 #[test]
 fn the_migration_page_knows_our_keys() {
     let read = |name: &str| std::fs::read_to_string(root().join("docs").join(name)).expect("it is readable");
-    let known = ["configuration.md", "limits.md", "balancing.md"].map(|name| read(name)).join("\n");
+    let known = ["configuration.md", "limits.md", "balancing.md"].map(read).join("\n");
     let known: std::collections::HashSet<&str> =
         known.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
     let page = read("migration.md");
