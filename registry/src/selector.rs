@@ -43,6 +43,17 @@ enum Test {
     Absent,
 }
 
+/// The language as a regular expression, for documents; [`SELECTOR_BYTES_MAX`] aside it is the very same.
+pub fn pattern() -> String {
+    let (blanks, plain) = ("[ \\t]*", r#"[^\x00-\x20\x7f-\xa0,()=!<>"]+"#);
+    let quoted = r#""(?:[^"\\]|\\["\\])*""#;
+    let word = format!("(?:{plain}|{quoted})");
+    let values = format!("\\({blanks}{word}(?:{blanks},{blanks}{word}){{0,{}}}{blanks}\\)", VALUES_MAX - 1);
+    let among = format!("(?:{plain}[ \\t]+|{quoted}{blanks})(?:in|notin){blanks}{values}");
+    let term = format!("(?:!{blanks}{word}|{among}|{word}(?:{blanks}(?:==?|!=){blanks}{word}?)?)");
+    format!("^{blanks}(?:{term}(?:{blanks},{blanks}{term}){{0,{}}}{blanks})?$", TERMS_MAX - 1)
+}
+
 /// Where a text stops being a selector, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("character {at}: {problem}. Right is: zone=a,env!=dev,tier in (x,y),!canary")]
@@ -102,9 +113,9 @@ impl fmt::Display for Word<'_> {
     }
 }
 
-/// Whether a character needs no quotes.
+/// Whether a character needs no quotes. Blanks are spaces and tabs; control characters stand in quotes alone.
 fn is_plain(c: char) -> bool {
-    !c.is_whitespace() && !matches!(c, ',' | '(' | ')' | '=' | '!' | '<' | '>' | '"')
+    !matches!(c, '\0'..=' ' | '\u{7f}'..='\u{a0}') && !matches!(c, ',' | '(' | ')' | '=' | '!' | '<' | '>' | '"')
 }
 
 impl FromStr for Selector {
@@ -257,7 +268,7 @@ impl Reader<'_> {
     }
 
     fn skip_blanks(&mut self) {
-        while self.rest.next_if(|(_, c)| c.is_whitespace()).is_some() {}
+        while self.rest.next_if(|(_, c)| matches!(c, ' ' | '\t')).is_some() {}
     }
 
     fn wrong(&mut self, problem: String) -> SelectorError {

@@ -144,8 +144,10 @@ impl Operation {
             }
             responses.insert(status.to_string(), response);
         }
+        // Where a name of the path is none, there is no such path.
+        let lost = self.path.contains('{').then_some("not-found");
         let mut by_status = BTreeMap::<u16, Vec<&str>>::new();
-        for (word, status) in KINDS.iter().filter(|(word, _)| self.refusals.contains(word)) {
+        for (word, status) in KINDS.iter().filter(|(word, _)| self.refusals.contains(word) || lost == Some(*word)) {
             by_status.entry(*status).or_default().push(word);
         }
         for (status, words) in by_status {

@@ -5,7 +5,7 @@
 use super::asked::named;
 use super::problem::Problem;
 use crate::checker::{CHECKER_KEY, Checker, Codes, Kind, MASK, Manner, Pace};
-use crate::model::{Metadata, Vantage, cluster_name};
+use crate::model::{METADATA_BYTES_MAX, Metadata, Vantage, cluster_name};
 use crate::panel::{self, Panel, QUORUM_KEY, VANTAGE_KEY};
 use crate::table::edits::{ClusterEdit, InstanceEdit, Merge, ServiceEdit};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,11 @@ pub(super) const HEADERS_MAX: usize = 16;
 pub(super) const HEADER_NAME_MAX: usize = 64;
 /// Characters of a header's value.
 pub(super) const HEADER_VALUE_MAX: usize = 512;
+
+/// Characters of a key of the metadata that our own API sets.
+pub(super) const KEY_LEN_MAX: usize = 128;
+/// Characters of a value: beside the longest key it has just its place.
+pub(super) const VALUE_LEN_MAX: usize = METADATA_BYTES_MAX - KEY_LEN_MAX;
 
 /// A checker.
 #[derive(Debug, Deserialize, Serialize)]
@@ -222,6 +227,17 @@ impl PanelBody {
 fn place(metadata: &mut Merge, checked_by: Option<Named<PanelBody>>) -> Result<(), Problem> {
     if metadata.contains_key(CHECKER_KEY) {
         let detail = format!("metadata: {CHECKER_KEY} has a field of its own here: checker");
+        return Err(Problem::param("metadata", detail));
+    }
+    let is_long = |text: &str, max: usize| text.chars().count() > max;
+    let long = metadata.iter().find(|(key, value)| {
+        is_long(key, KEY_LEN_MAX) || value.as_deref().is_some_and(|value| is_long(value, VALUE_LEN_MAX))
+    });
+    if let Some((key, _)) = long {
+        let detail = format!(
+            "metadata: {:?}: a key has at most {KEY_LEN_MAX} characters, a value {VALUE_LEN_MAX}",
+            key.chars().take(KEY_LEN_MAX).collect::<String>()
+        );
         return Err(Problem::param("metadata", detail));
     }
     let Some(checked_by) = checked_by else { return Ok(()) };

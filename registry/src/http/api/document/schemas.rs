@@ -4,7 +4,7 @@ use crate::checker::codes::CODES_MAX;
 use crate::events::KINDS as KINDS_OF_EVENTS;
 use crate::http::api::operation::reference;
 use crate::http::api::problem::KINDS;
-use crate::http::api::settings::{HEADER_NAME_MAX, HEADER_VALUE_MAX, HEADERS_MAX};
+use crate::http::api::settings::{HEADER_NAME_MAX, HEADER_VALUE_MAX, HEADERS_MAX, KEY_LEN_MAX, VALUE_LEN_MAX};
 use crate::model::{
     CLUSTER_LEN_MAX, GROUP_LEN_MAX, HOST_LEN_MAX, METADATA_BYTES_MAX, NAMESPACE_LEN_MAX, SERVICE_LEN_MAX,
     WEIGHT_DEFAULT, WEIGHT_MAX,
@@ -21,6 +21,10 @@ pub(super) fn schemas() -> Value {
     all.into_iter().flatten().map(|(name, schema)| (name.to_owned(), schema)).collect::<Map<_, _>>().into()
 }
 
+/// Control characters and blanks as Rust knows them (Unicode's Cc and White_Space), in a regular expression's brackets.
+const CONTROL: &str = "\\x00-\\x1f\\x7f-\\x9f";
+const BLANK: &str = "\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
+
 type Schemas = Vec<(&'static str, Value)>;
 
 fn word(more: &str, len_max: usize, example: &str) -> Value {
@@ -29,7 +33,7 @@ fn word(more: &str, len_max: usize, example: &str) -> Value {
 
 fn names() -> Schemas {
     // Letters that Rust calls blank or control; and a group has a place of its own.
-    let no_blank = format!("^(?!.*@@)[^\\s\\x00-\\x1f\\x7f-\\x9f]{{1,{SERVICE_LEN_MAX}}}$");
+    let no_blank = format!("^(?!.*@@)[^{CONTROL}{BLANK}]{{1,{SERVICE_LEN_MAX}}}$");
     vec![
         ("Namespace", word("", NAMESPACE_LEN_MAX, "public")),
         ("Group", word(":.", GROUP_LEN_MAX, "DEFAULT_GROUP")),
@@ -60,8 +64,8 @@ fn names() -> Schemas {
             json!({
                 "type": "string",
                 "description": "Terms separated by commas, all of which must hold: k=v, k!=v, k in (v,w), k notin (v,w), k, !k. Keys and values with blanks or any of ,()=!<>\" in them stand in double quotes.",
-                // A part of the language: enough to know it by. The whole of it is no regular expression for people.
-                "pattern": r#"^!?[A-Za-z0-9._/-]+((=|!=)[A-Za-z0-9._/-]*| (in|notin) \([A-Za-z0-9._/-]+(,[A-Za-z0-9._/-]+)*\))?(,!?[A-Za-z0-9._/-]+)*$"#,
+                "pattern": crate::selector::pattern(),
+                "minLength": 1,
                 "maxLength": SELECTOR_BYTES_MAX,
                 "examples": ["zone=a,env!=dev"],
             }),
@@ -87,9 +91,9 @@ fn names() -> Schemas {
             "Metadata",
             json!({
                 "type": "object",
-                "description": format!("Free pairs, at most {METADATA_BYTES_MAX} bytes of keys and values together. `preserved.*` keys steer the registry."),
-                "additionalProperties": { "type": "string", "maxLength": METADATA_BYTES_MAX },
-                "propertyNames": { "type": "string", "maxLength": METADATA_BYTES_MAX },
+                "description": format!("Free pairs, at most {METADATA_BYTES_MAX} bytes of keys and values together. `preserved.*` keys steer the registry; preserved.checker has a field of its own here."),
+                "additionalProperties": { "type": "string", "maxLength": VALUE_LEN_MAX },
+                "propertyNames": { "type": "string", "maxLength": KEY_LEN_MAX },
                 "examples": [{ "zone": "a" }],
             }),
         ),
@@ -98,8 +102,8 @@ fn names() -> Schemas {
             json!({
                 "type": "object",
                 "description": "Pairs to set; null takes a key away; others stay.",
-                "additionalProperties": { "type": ["string", "null"], "maxLength": METADATA_BYTES_MAX },
-                "propertyNames": { "type": "string", "maxLength": METADATA_BYTES_MAX },
+                "additionalProperties": { "type": ["string", "null"], "maxLength": VALUE_LEN_MAX },
+                "propertyNames": { "type": "string", "maxLength": KEY_LEN_MAX },
                 "examples": [{ "zone": "b", "canary": null }],
             }),
         ),
@@ -140,7 +144,7 @@ fn checkers() -> Schemas {
             "type": "object",
             "description": "Sent besides Host, User-Agent, Accept and Connection, or in their place. Content-Length and Transfer-Encoding are refused.",
             "maxProperties": HEADERS_MAX,
-            "propertyNames": { "type": "string", "pattern": header, "not": { "pattern": "^([Hh][Oo][Ss][Tt]|[Cc][Oo][Nn][Tt][Ee][Nn][Tt]-[Ll][Ee][Nn][Gg][Tt][Hh]|[Tt][Rr][Aa][Nn][Ss][Ff][Ee][Rr]-[Ee][Nn][Cc][Oo][Dd][Ii][Nn][Gg])$" } },
+            "propertyNames": { "type": "string", "pattern": header, "not": { "pattern": "^([Cc][Oo][Nn][Tt][Ee][Nn][Tt]-[Ll][Ee][Nn][Gg][Tt][Hh]|[Tt][Rr][Aa][Nn][Ss][Ff][Ee][Rr]-[Ee][Nn][Cc][Oo][Dd][Ii][Nn][Gg])$" } },
             "additionalProperties": { "type": "string", "pattern": "^[\\t\\x20-\\x7b\\x7d\\x7e]*$", "maxLength": HEADER_VALUE_MAX },
         },
         "expected": {
@@ -152,7 +156,7 @@ fn checkers() -> Schemas {
     let mysql = json!({
         "user": { "type": "string", "maxLength": MysqlCheck::USER_BYTES_MAX, "pattern": "^[^\\x00]*$" },
         "password": { "type": "string", "maxLength": MysqlCheck::PASSWORD_BYTES_MAX, "pattern": "^(?!\\*\\*\\*$)[^\\x00]*$", "description": "Bytes, not characters. Shown as ***; *** sent back is the one that is stored." },
-        "query": { "type": "string", "maxLength": MysqlCheck::SQL_BYTES_MAX, "pattern": "[A-Za-z0-9]", "description": "What must not fail. Of `show global variables where variable_name='read_only'` the answer must be OFF." },
+        "query": { "type": "string", "maxLength": MysqlCheck::SQL_BYTES_MAX, "pattern": format!("[^{BLANK}]"), "description": "What must not fail. Of `show global variables where variable_name='read_only'` the answer must be OFF." },
     });
     let mut shown_mysql = mysql.clone();
     shown_mysql["password"] = json!({ "type": "string" });
@@ -410,7 +414,7 @@ fn shown() -> Schemas {
             "Credentials",
             json!({
                 "type": "object",
-                "properties": { "username": { "type": "string", "pattern": "[A-Za-z0-9]", "maxLength": 64 }, "password": { "type": "string", "maxLength": 128 } },
+                "properties": { "username": { "type": "string", "pattern": format!("[^{BLANK}]") }, "password": { "type": "string" } },
                 "required": ["username"],
                 "examples": [{ "username": "admin", "password": "a password" }],
             }),
