@@ -246,8 +246,6 @@ impl State {
         }
         let mut seen = HashSet::new();
         for socket in &group {
-            // io_uring's accept wants it so, whatever the one before used.
-            let _ = socket.make_blocking();
             // Accepted sockets inherit all of it: the kernel clones the listener. They would work without.
             let _ = socket.set_nodelay();
             let _ = socket.set_keepalive(KEEPALIVE_IDLE);

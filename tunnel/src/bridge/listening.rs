@@ -24,6 +24,8 @@ pub(super) struct Listening {
     pub(super) cursor: Cursor,
     /// The kernel has an accept of ours.
     pub(super) armed: bool,
+    /// It has had one before.
+    pub(super) used: bool,
     pub(super) end: End,
 }
 
@@ -44,6 +46,11 @@ impl BridgeWorker {
         let held = self.hold && listening.ear.gate.is_some();
         if !listening.armed && !held && listening.end == End::Open && !self.stopping && !self.leaving {
             listening.armed = true;
+            if !std::mem::replace(&mut listening.used, true) {
+                // io_uring's accept wants it so, whatever the one before used. Not earlier: the flag is the socket's, and
+                // a process that still accepts there by epoll would stand still in an accept that finds nobody.
+                let _ = listening.ear.socket.make_blocking();
+            }
             cx.io.submit(cx.token(OP_ACCEPT, 0, index), Op::Accept { fd: listening.ear.socket.fd() });
         }
     }
@@ -87,7 +94,7 @@ impl BridgeWorker {
                     let index = self.next_ear;
                     self.next_ear += 1;
                     let cursor = Cursor::starting_at(self.own.index);
-                    self.listening.insert(index, Listening { ear, cursor, armed: false, end: End::Open });
+                    self.listening.insert(index, Listening { ear, cursor, armed: false, used: false, end: End::Open });
                     self.accept(cx, index);
                 }
                 Step::Gate { id, gate } => {
