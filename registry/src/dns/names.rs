@@ -294,7 +294,7 @@ mod tests {
             ("010-0-0-7.web.host", "parent"),
             ("10-0-0-256.web.host", "parent"),
             ("web.host", "parent"),
-            ("10-0-0-7._web._tcp.host", "parent"),
+            ("10-0-0-7._web._tcp.host", "nothing"),
         ];
         for (name, want) in cases {
             let path = |p: Path| {

@@ -270,7 +270,8 @@ fn odd_questions() {
     }
     let mut version = question("web.svc", RecordType::A);
     version.set_edns(Edns::new()).edns.as_mut().unwrap().set_version(1);
-    assert_eq!(code(&version), Some(ResponseCode::BADVERS));
+    // 16 is BADVERS, and BADSIG where there is a signature: the library takes it for that.
+    assert_eq!(code(&version).map(u16::from), Some(16));
     let mut two = question("web.svc", RecordType::A);
     two.add_query(two.queries[0].clone());
     assert_eq!(code(&two), Some(ResponseCode::FormErr));
