@@ -122,7 +122,8 @@ def bridge_args(place):
     with open(f"{FOLDER}/{place.name}.toml", "w") as file:
         file.write(
             f'data_dir = "{place.name}"\n[http]\nlisten = "{place.address}:8848"\n[link]\nlisten = "127.0.0.1:0"\n'
-            f'[engine]\nworkers = 1\n[registry]\nstore = "etcd"\nmember = "{place.name}"\nendpoints = [{endpoints}]\n'
+            f'[engine]\nworkers = 1\n[registry]\nstore = "etcd"\nauth = "off"\nmember = "{place.name}"\n'
+            f'endpoints = [{endpoints}]\n'
         )
     return [os.environ["RINGSPAN"], "bridge", "--config", f"{place.name}.toml"]
 

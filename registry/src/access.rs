@@ -40,6 +40,7 @@ use login::Desk;
 use shelf::Shelf;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -105,10 +106,23 @@ struct Inner {
     desk: Desk,
     addresses: rates::Limiter<IpAddr>,
     principals: rates::Limiter<Arc<str>>,
+    tally: Tally,
     /// Lines about who was refused, for each address.
     denials: rates::Limiter<IpAddr>,
     audit: Option<Audit>,
     clock: Clock,
+}
+
+/// Why requests are refused; the last one: known, but without the right.
+const DENIED: [&str; 4] = ["missing", "invalid", "expired", "rights"];
+/// What becomes of logins; the last one: not looked at, there were too many.
+const LOGINS: [&str; 3] = ["good", "wrong", "limited"];
+
+/// Counters; they only grow.
+#[derive(Default)]
+struct Tally {
+    denied: [AtomicU64; DENIED.len()],
+    logins: [AtomicU64; LOGINS.len()],
 }
 
 /// A name and a password that nobody had before; shown once.
@@ -234,6 +248,7 @@ impl Access {
                 desk: Desk::default(),
                 addresses: rates::Limiter::new(options.rates.per_address),
                 principals: rates::Limiter::new(options.rates.per_principal),
+                tally: Tally::default(),
                 denials: rates::Limiter::new(DENIALS),
                 audit,
                 clock: options.clock.clone(),
@@ -323,6 +338,16 @@ impl Access {
     /// Requests refused because of a rate: by address, by principal.
     pub fn limited(&self) -> (u64, u64) {
         (self.inner.addresses.refused(), self.inner.principals.refused())
+    }
+
+    /// Requests refused, by reason.
+    pub fn denied(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        DENIED.iter().zip(&self.inner.tally.denied).map(|(reason, n)| (*reason, n.load(Ordering::Relaxed)))
+    }
+
+    /// Logins, by outcome.
+    pub fn logins(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        LOGINS.iter().zip(&self.inner.tally.logins).map(|(outcome, n)| (*outcome, n.load(Ordering::Relaxed)))
     }
 
     /// Writes what the audit still has. Blocks for as long as the disk does.

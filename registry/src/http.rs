@@ -87,8 +87,15 @@ struct App {
 /// /api/v1/agents.
 pub fn router(registry: Registry, options: Options) -> Router {
     let Options { probe_stats, hub, udp, clients, events, access, agents, more } = options;
-    let metrics =
-        Arc::new(Metrics::new(registry.clone(), hub.clone(), clients.clone(), events.clone(), probe_stats, more));
+    let metrics = Arc::new(Metrics::new(
+        registry.clone(),
+        hub.clone(),
+        clients.clone(),
+        events.clone(),
+        access.clone(),
+        probe_stats,
+        more,
+    ));
     let app = App { registry, metrics, hub, udp, clients, events, access, agents };
     Router::new()
         .merge(nacos::routes())

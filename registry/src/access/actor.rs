@@ -4,12 +4,13 @@
 
 use super::admin::{Change as AccountChange, Refused};
 use super::audit::{Line, rfc3339};
-use super::{Access, Action, Principal, Unknown};
+use super::{Access, Action, LoginError, Principal, Unknown};
 use crate::model::{Instance, InstanceId, ServiceKey, ServiceMeta};
 use crate::table::{Change, Changes, Command, Refusal};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Lines of one command: a batch of a thousand instances is told by its first ones, and how many more there are.
 const LINES_MAX: usize = 16;
@@ -209,6 +210,8 @@ impl Access {
         what: &str,
         why: &str,
     ) {
+        let reason = super::DENIED.iter().position(|r| *r == why).unwrap_or(super::DENIED.len() - 1);
+        self.inner.tally.denied[reason].fetch_add(1, Ordering::Relaxed);
         tracing::debug!(target: "audit", who = principal.map(|p| &**p.name()), ?peer, via, what, why, "denied");
         let Some(audit) = self.audit() else { return };
         if peer.is_some_and(|p| self.inner.denials.take(super::rates::network(p.ip())).is_err()) {
@@ -221,9 +224,15 @@ impl Access {
     }
 
     /// Somebody logged in, or tried to.
-    pub(crate) fn note_login(&self, peer: Option<SocketAddr>, user: &str, outcome: Result<(), String>) {
+    pub(crate) fn note_login(&self, peer: Option<SocketAddr>, user: &str, outcome: Result<(), LoginError>) {
+        let which = match &outcome {
+            Ok(()) => 0,
+            Err(LoginError::Wrong) => 1,
+            Err(LoginError::TooMany(_) | LoginError::Busy) => 2,
+        };
+        self.inner.tally.logins[which].fetch_add(1, Ordering::Relaxed);
         let user: String = user.chars().filter(|c| !c.is_control()).take(64).collect();
-        let outcome = outcome.map_or_else(|why| why, |()| "ok".into());
+        let outcome = outcome.map_or_else(|why| why.to_string(), |()| "ok".into());
         tracing::info!(target: "audit", user, ?peer, outcome, "login");
         let Some(audit) = self.audit() else { return };
         if outcome != "ok" && peer.is_some_and(|p| self.inner.denials.take(super::rates::network(p.ip())).is_err()) {

@@ -64,7 +64,6 @@ impl Permission {
         };
         let namespace = if namespace.is_empty() { crate::model::NAMESPACE_DEFAULT } else { namespace };
         let stem = namespace.strip_suffix('*').unwrap_or(namespace);
-        let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         if !stem.chars().all(is_word) || namespace.len() > crate::model::NAMESPACE_LEN_MAX {
             return Err(wrong());
         }
@@ -81,12 +80,17 @@ impl Permission {
         self.action
     }
 
+    /// Whether it is of a namespace, or of all that a pattern means (`dev-*`).
     fn is_of(&self, namespace: &str) -> bool {
         match self.namespace.strip_suffix('*') {
             Some(stem) => namespace.starts_with(stem),
             None => namespace == self.namespace,
         }
     }
+}
+
+fn is_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_')
 }
 
 impl std::fmt::Display for Permission {
@@ -126,7 +130,10 @@ impl Rights {
     }
 
     pub(super) fn may(&self, namespace: &str, action: Action) -> bool {
-        self.is_admin || self.permissions.iter().any(|p| p.action >= action && p.is_of(namespace))
+        // What is no namespace is nobody's: a list of several must not pass for the first of them.
+        let stem = namespace.strip_suffix('*').unwrap_or(namespace);
+        self.is_admin
+            || stem.chars().all(is_word) && self.permissions.iter().any(|p| p.action >= action && p.is_of(namespace))
     }
 
     pub(super) fn may_somewhere(&self, action: Action) -> bool {

@@ -9,15 +9,18 @@
 use super::api::ALL;
 use super::params::{Params, is_form};
 use super::{App, BODY_BYTES_MAX, Sorry, envelope};
-use crate::access::{Action, Actor, Principal, Unknown};
+use crate::access::{Access, Action, Actor, Principal, Unknown, Version};
 use crate::model::NAMESPACE_DEFAULT;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use http_body::Frame;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// Who may.
@@ -46,8 +49,8 @@ pub(super) enum Place {
     Path,
     /// Parameter `namespace`; the default one if it is not there.
     Own,
-    /// The same; if it is not there, all of them are meant.
-    OwnOrAll,
+    /// Parameter `namespace`: several with commas, each of which may end in `*`; none means all of them.
+    OwnList,
     /// All of them.
     All,
 }
@@ -91,7 +94,7 @@ pub(super) fn need(route: &str, method: &Method) -> Need {
         "/nacos/v2/ns/client" | "/nacos/v2/ns/client/list" | "/nacos/v2/ns/client/publish/list" => {
             Need::In(Place::All, action)
         }
-        "/api/v1/events" => Need::In(Place::OwnOrAll, action),
+        "/api/v1/events" => Need::In(Place::OwnList, action),
         "/api/v1/services" | "/api/v1/instances" => Need::In(Place::Own, action),
         // An agent's backends may be of any namespace.
         "/api/v1/agents" | "/api/v1/agents/{agent}" => Need::In(Place::All, action),
@@ -186,8 +189,56 @@ pub(super) async fn enter(State(app): State<App>, request: Request, next: Next) 
         let text = format!("authorization failed! {missing}");
         return answer(parts.uri.path(), &Sorry::new(StatusCode::FORBIDDEN, text), &[]);
     }
-    let actor = Actor { access: access.clone(), principal, peer, via };
-    actor.scope(next.run(Request::from_parts(parts, body))).await
+    let actor = Actor { access: access.clone(), principal: principal.clone(), peer, via };
+    let response = actor.scope(next.run(Request::from_parts(parts, body))).await;
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    if content_type.is_none_or(|t| t != mime_of_streams()) {
+        return response;
+    }
+    let access = access.clone();
+    let seen = access.version();
+    response.map(|body| Body::new(Watched { body, access, principal, seen, need, params, path }))
+}
+
+fn mime_of_streams() -> HeaderValue {
+    HeaderValue::from_static("text/event-stream")
+}
+
+/// A body without an end, which ends when its reader may not read it any more.
+struct Watched {
+    body: Body,
+    access: Access,
+    principal: Principal,
+    /// The state of the accounts that was looked at last.
+    seen: Version,
+    need: Need,
+    params: Params,
+    path: Option<String>,
+}
+
+impl Watched {
+    fn is_shut_out(&mut self) -> bool {
+        let version = self.access.version();
+        if self.seen == version {
+            return false;
+        }
+        self.seen = version;
+        let again = self.access.again(&self.principal);
+        again.is_none_or(|p| judge(&p, self.need, &self.params, self.path.as_deref()).is_err())
+    }
+}
+
+impl HttpBody for Watched {
+    type Data = axum::body::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        Poll::Ready(frame.filter(|_| !self.is_shut_out()))
+    }
 }
 
 /// Whether whoever asks may read this namespace, for handlers that know it better than the table.
@@ -234,10 +285,14 @@ fn judge(principal: &Principal, need: Need, params: &Params, path: Option<&str>)
                 Some(ALL) => everywhere(action),
                 some => within(some, action),
             },
-            Place::OwnOrAll => match params.text("namespace") {
-                None => everywhere(action),
-                some => within(some, action),
-            },
+            Place::OwnList => {
+                let list = params.text("namespace").unwrap_or_default();
+                let mut list = list.split(',').map(str::trim).filter(|n| !n.is_empty()).peekable();
+                match list.peek() {
+                    None => everywhere(action),
+                    Some(_) => list.try_for_each(|namespace| within(Some(namespace), action)),
+                }
+            }
             Place::All => everywhere(action),
         },
     }
@@ -251,7 +306,6 @@ async fn path_of(parts: &mut Parts) -> Option<String> {
 
 /// A form's bytes, and the body as it was; nothing of a body that is no form, which goes on unread.
 async fn form_of(parts: &Parts, body: Body) -> Result<(Body, axum::body::Bytes), Sorry> {
-    use axum::body::HttpBody;
     if body.is_end_stream() || !is_form(&parts.headers) {
         return Ok((body, axum::body::Bytes::new()));
     }

@@ -2,6 +2,7 @@
 //! Promise: the number of series is bounded by routes, codes and states, never by services or instances.
 
 use super::{App, Sorry};
+use crate::access::Access;
 use crate::events::Events;
 use crate::grpc::Clients;
 use crate::health::{Health, health_str};
@@ -49,13 +50,14 @@ impl Metrics {
         hub: Hub,
         clients: Clients,
         events: Events,
+        access: Access,
         probe_stats: Option<ProbeStats>,
         more: Option<MoreSeries>,
     ) -> Metrics {
         let requests = Family::default();
         let mut series = prometheus_client::registry::Registry::with_prefix("ringspan");
         series.register("http_requests", "HTTP requests answered, by method, route and status", requests.clone());
-        series.register_collector(Box::new(Scrape { registry, hub, clients, events, probe_stats, more }));
+        series.register_collector(Box::new(Scrape { registry, hub, clients, events, access, probe_stats, more }));
         Metrics { series, requests }
     }
 
@@ -92,6 +94,7 @@ struct Scrape {
     hub: Hub,
     clients: Clients,
     events: Events,
+    access: Access,
     probe_stats: Option<ProbeStats>,
     more: Option<MoreSeries>,
 }
@@ -107,6 +110,7 @@ impl Collector for Scrape {
         self.registry_series(&mut encoder)?;
         grpc_series(&mut encoder, &self.clients)?;
         event_series(&mut encoder, &self.events)?;
+        access_series(&mut encoder, &self.access)?;
         if let Some(stats) = &self.probe_stats {
             probe_series(&mut encoder, &stats().total)?;
         }
@@ -184,6 +188,25 @@ fn grpc_series(encoder: &mut DescriptorEncoder<'_>, clients: &Clients) -> Result
     let help = "Time from a push to its acknowledgement";
     let family = encoder.encode_descriptor("grpc_push_ack_seconds", help, None, MetricType::Counter)?;
     ConstCounter::new(stats.ack_seconds()).encode(family)
+}
+
+fn access_series(encoder: &mut DescriptorEncoder<'_>, access: &Access) -> Result<(), fmt::Error> {
+    let help = "Requests refused: no token (missing), no good one (invalid, expired), no permission (rights)";
+    let mut family = encoder.encode_descriptor("access_denied", help, None, MetricType::Counter)?;
+    for (reason, count) in access.denied() {
+        ConstCounter::new(count).encode(family.encode_family(&[("reason", reason)])?)?;
+    }
+    let help = "Requests refused because of a rate, of an address or of a user";
+    let mut family = encoder.encode_descriptor("access_limited", help, None, MetricType::Counter)?;
+    let (addresses, users) = access.limited();
+    for (by, count) in [("address", addresses), ("user", users)] {
+        ConstCounter::new(count).encode(family.encode_family(&[("by", by)])?)?;
+    }
+    let mut family = encoder.encode_descriptor("access_logins", "Logins", None, MetricType::Counter)?;
+    for (outcome, count) in access.logins() {
+        ConstCounter::new(count).encode(family.encode_family(&[("outcome", outcome)])?)?;
+    }
+    counter(encoder, "audit_lines_lost", "Lines of the audit that could not be written", access.audit_lost())
 }
 
 fn event_series(encoder: &mut DescriptorEncoder<'_>, events: &Events) -> Result<(), fmt::Error> {

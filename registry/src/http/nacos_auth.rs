@@ -58,7 +58,7 @@ pub(super) async fn login(State(app): State<App>, caller: Caller, params: Params
         return Ok(body(NO_TOKEN, crate::access::SESSION_DEFAULT.as_secs(), true).into_response());
     }
     let result = app.access.log_in(caller.peer.map(|p| p.ip()), user, password).await;
-    app.access.note_login(caller.peer, user, result.as_ref().map(drop).map_err(ToString::to_string));
+    app.access.note_login(caller.peer, user, result.as_ref().map(drop).map_err(|e| *e));
     match result {
         Ok(session) => {
             let bearer = HeaderValue::try_from(format!("Bearer {}", session.token)).expect("a token is ASCII");

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Until there are accounts a login is told what Nacos says with its authentication off, in every version's words.
+/// Where access is open a login is told what Nacos says with its authentication off, in every version's words.
 #[tokio::test]
 async fn a_login_is_welcome() {
     let api = Api::new();
