@@ -14,9 +14,11 @@ pub(crate) mod etcd;
 pub(crate) mod feed;
 pub(crate) mod keys;
 mod shares;
+pub(crate) mod stats;
 
 pub use etcd::EtcdOptions;
 pub use shares::Shares;
+pub use stats::ClusterStats;
 
 use crate::health::{Health, Reason};
 use crate::model::{InstanceId, ServiceKey, Vantage};

@@ -18,7 +18,7 @@ mod writer;
 
 use crate::access;
 use crate::cluster::etcd::{Op, Txn};
-use crate::cluster::{Options as ClusterOptions, Shares};
+use crate::cluster::{ClusterStats, Options as ClusterOptions, Shares};
 use crate::model::{Name, cluster_name};
 use crate::snapshot::Snapshot;
 use crate::store::{OpenError, Store, StoreStats};
@@ -208,6 +208,16 @@ impl Registry {
     /// The members of the cluster that live: names, and where their HTTP APIs are. Empty without a cluster.
     pub fn members(&self) -> Vec<(String, String)> {
         self.inner.membership.as_ref().map(|m| m.members.borrow().clone()).unwrap_or_default()
+    }
+
+    /// This member's name; `None` without a cluster.
+    pub fn member(&self) -> Option<&str> {
+        self.inner.membership.as_ref().map(|m| &*m.me)
+    }
+
+    /// How this member gets on with its etcd; `None` without a cluster.
+    pub fn cluster_stats(&self) -> Option<&ClusterStats> {
+        self.inner.membership.as_ref().map(|m| m.etcd.stats())
     }
 
     /// When this returns `Ok`, the snapshot has every change that any member had acknowledged before the call: a

@@ -198,6 +198,73 @@ async fn members_show_the_same() {
     again.stop();
 }
 
+async fn get(registry: &Registry, path: &str) -> String {
+    let router = ringspan_registry::http::router(registry.clone(), ringspan_registry::http::Options::default());
+    let request = axum::http::Request::get(path).header("host", "127.0.0.1:1").body(axum::body::Body::empty()).unwrap();
+    let answer = tower::ServiceExt::oneshot(router, request).await.unwrap();
+    let body = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+    String::from_utf8(body.to_vec()).unwrap()
+}
+
+/// A member's number of this name in /metrics.
+async fn number(registry: &Registry, name: &str) -> f64 {
+    let text = get(registry, "/metrics").await;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
+}
+
+/// Every member names all that live, in Nacos' words and in /metrics, and how it gets on with etcd; the shares add up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_cluster_says_of_itself() {
+    let etcd = Etcd::start(1);
+    let all = etcd.members(&["a", "b"]).await;
+    for n in 0..40 {
+        all[0].submit(register("web", n, 1.0)).await.unwrap();
+    }
+    all[1].fresh().await.unwrap();
+    let mut held = 0.0;
+    for registry in &all {
+        for path in ["/nacos/v1/core/cluster/nodes", "/nacos/v2/core/cluster/node/list"] {
+            let nodes: serde_json::Value = serde_json::from_str(&get(registry, path).await).unwrap();
+            let names: Vec<_> = nodes["data"].as_array().unwrap().iter().map(|n| &n["extendInfo"]["name"]).collect();
+            assert_eq!(names, ["a", "b"], "{path}");
+        }
+        assert_eq!(number(registry, "ringspan_cluster_members").await, 2.0);
+        assert!(number(registry, "ringspan_cluster_lease_renewals_total").await >= 1.0);
+        assert!(number(registry, "ringspan_cluster_etcd_calls_total").await >= 1.0);
+        assert!(number(registry, "ringspan_cluster_etcd_call_seconds_total").await > 0.0);
+        held += number(registry, "ringspan_cluster_share_instances").await;
+    }
+    assert_eq!(held, 40.0, "each instance is in one share");
+    assert!(number(&all[0], "ringspan_cluster_changes_total").await >= 1.0);
+    stop(all);
+}
+
+/// That there is nothing to do is so in etcd, not only as far as a member has followed: without etcd nobody is told so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_to_do_is_confirmed() {
+    let mut etcd = Etcd::start(1);
+    let all = etcd.members(&["a", "b"]).await;
+    for round in 0..20 {
+        // Told by one member, asked of the other at once: it may not have followed yet.
+        all[0].submit(register("web", 1, f64::from(round))).await.unwrap();
+        all[1].submit(deregister("web", 1)).await.unwrap();
+        all[0].fresh().await.unwrap();
+        assert_eq!(weight(&all[0], "web", 1), None, "round {round}: acknowledged as gone");
+        all[0].submit(register("web", 1, 1.0)).await.unwrap();
+        all[1].fresh().await.unwrap();
+        all[0].submit(deregister("web", 1)).await.unwrap();
+        all[1].submit(register("web", 1, 1.0)).await.unwrap();
+        all[0].fresh().await.unwrap();
+        assert_eq!(weight(&all[0], "web", 1), Some(1.0), "round {round}: acknowledged as there");
+        all[0].submit(deregister("web", 1)).await.unwrap();
+    }
+    etcd.nodes[0].kill();
+    let refused = all[0].submit(deregister("nobody", 1)).await;
+    assert!(matches!(refused, Err(Refusal::Unavailable(_))), "{refused:?}");
+    stop(all);
+}
+
 /// Two members that change the same things at once: each change is done or refused for what is there then, kinds do not
 /// mix, and in the end both show the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,12 +4,13 @@
 //! The messages are declared here in Rust (etcd/api/etcdserverpb/rpc.proto, field for field), not generated: the build needs
 //! no protoc.
 
+use super::stats::ClusterStats;
 use axum::http::uri::PathAndQuery;
 use std::pin::Pin;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::client::Grpc;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -207,6 +208,7 @@ pub(crate) struct Etcd {
     current: AtomicUsize,
     login: Option<(String, String)>,
     token: Mutex<Option<AsciiMetadataValue>>,
+    stats: ClusterStats,
 }
 
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Status>> + Send + 'a>>;
@@ -246,7 +248,18 @@ impl Etcd {
         if channels.is_empty() {
             return Err("no endpoints".into());
         }
-        Ok(Etcd { channels, current: AtomicUsize::new(0), login: options.login.clone(), token: Mutex::default() })
+        Ok(Etcd {
+            channels,
+            current: AtomicUsize::new(0),
+            login: options.login.clone(),
+            token: Mutex::default(),
+            stats: ClusterStats::default(),
+        })
+    }
+
+    /// How we get on with it.
+    pub(crate) fn stats(&self) -> &ClusterStats {
+        &self.stats
     }
 
     /// Every key under `prefix` as of one revision.
@@ -333,7 +346,10 @@ impl Etcd {
         Q: prost::Message + Default + Clone + 'static,
         A: prost::Message + Default + 'static,
     {
-        self.each(|channel| Box::pin(self.ask(channel, path, question.clone()))).await
+        let start = Instant::now();
+        let answer = self.each(|channel| Box::pin(self.ask(channel, path, question.clone()))).await;
+        self.stats.on_call(answer.is_ok(), start.elapsed());
+        answer
     }
 
     async fn ask<Q, A>(&self, channel: Channel, path: &'static str, question: Q) -> Result<A, Status>

@@ -10,6 +10,7 @@
 
 use super::etcd::{Etcd, KeyValue, Op, Txn, WatchEvent};
 use super::keys::{self, StoredMember};
+use super::stats::count;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -49,6 +50,7 @@ async fn watch_on(etcd: Arc<Etcd>, prefix: Vec<u8>, mut done: i64, news: mpsc::S
         match follow(&etcd, &prefix, &mut done, &news, &mut in_trouble).await {
             Ok(()) => return,
             Err(End::Compacted) => {
+                count(&etcd.stats().reread);
                 tracing::warn!(done, "etcd has forgotten changes that were not read yet: reading everything");
                 match etcd.all(&prefix).await {
                     Ok((revision, kvs)) => {
@@ -62,6 +64,7 @@ async fn watch_on(etcd: Arc<Etcd>, prefix: Vec<u8>, mut done: i64, news: mpsc::S
                 }
             }
             Err(End::Broken(why)) => {
+                count(&etcd.stats().watch_breaks);
                 if !in_trouble {
                     tracing::warn!(why, "etcd: the watch broke; going on from memory until it is back");
                 }
@@ -134,12 +137,14 @@ pub(crate) async fn keep(
                 etcd.txn(Txn { compare: Vec::new(), success }).await?;
                 lease = fresh;
             } else if etcd.keep(lease).await? <= 0 {
+                count(&etcd.stats().leases_lost);
                 tracing::warn!("this member's lease has run out; the others have its share. Joining again");
                 lease = 0;
             }
             Ok::<(), tonic::Status>(())
         }
         .await;
+        count(if result.is_ok() { &etcd.stats().renewals } else { &etcd.stats().renewals_failed });
         match result {
             Ok(()) if in_trouble => {
                 in_trouble = false;

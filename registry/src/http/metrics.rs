@@ -108,6 +108,7 @@ impl fmt::Debug for Scrape {
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         self.registry_series(&mut encoder)?;
+        self.cluster_series(&mut encoder)?;
         grpc_series(&mut encoder, &self.clients)?;
         event_series(&mut encoder, &self.events)?;
         access_series(&mut encoder, &self.access)?;
@@ -122,6 +123,23 @@ impl Collector for Scrape {
 }
 
 impl Scrape {
+    /// Nothing without a cluster.
+    fn cluster_series(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(stats) = self.registry.cluster_stats() else { return Ok(()) };
+        let members = self.registry.members().len();
+        gauge(encoder, "cluster_members", "Members that live, this one too", members as f64)?;
+        let shares = self.registry.shares().borrow().clone();
+        let services = self.registry.snapshot().services();
+        let probed = services.iter().flat_map(|s| s.instances.iter().filter(|i| s.probed(&i.record).is_some()));
+        let held = probed.filter(|i| shares.is_ours(&i.record.id)).count();
+        gauge(encoder, "cluster_share_instances", "Instances that are this member's to probe", held as f64)?;
+        for (name, help, value) in stats.series() {
+            let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(family)?;
+        }
+        Ok(())
+    }
+
     fn registry_series(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let services = self.registry.snapshot().services();
         gauge(encoder, "registry_services", "Services in the registry", services.len() as f64)?;

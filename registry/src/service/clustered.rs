@@ -6,14 +6,17 @@
 //! records ─► batch ─► applied ─► sending ─► landing: wait until the watch has brought it ─► published, acknowledged
 //!                                   └─► no answer: revert, refuse. If it arrived all the same, the watch will say so
 //! ```
+//! Nobody is told that there is nothing to do (it is gone already, it is there like that) for what this member knew: it may be
+//! behind. A batch with such a command writes a barrier first, follows the watch up to it, and is applied again.
 //! News from the watch wait while a batch is being sent, so that a revert meets the table as the batch left it. Health goes
 //! on all the time, and to the others in batches of its own.
 
 use super::writer::{Batch, Waiting, Writer};
 use super::{Clock, Message};
-use crate::cluster::etcd::{Etcd, Txn};
+use crate::cluster::etcd::{Etcd, Op, Txn};
 use crate::cluster::feed::{self, Feed, News};
 use crate::cluster::keys::{self, StoredMember};
+use crate::cluster::stats::count;
 use crate::cluster::{Cluster, OPS_MAX, Options, Shares};
 use crate::snapshot::Snapshot;
 use crate::store::OpenError;
@@ -52,6 +55,8 @@ pub(super) struct Membership {
     /// What is written to find out how far the others are.
     pub(super) barrier: Vec<u8>,
     pub(super) members: watch::Receiver<Vec<(String, String)>>,
+    /// This member's name.
+    pub(super) me: String,
 }
 
 /// A thread that has read everything.
@@ -102,14 +107,21 @@ enum Sent {
     Conflict(i64),
     /// Nobody knows.
     Failed(String),
+    /// A barrier was written; what is so once the watch has come so far, is so.
+    Barrier(i64),
 }
 
 enum Stage {
     Sending(Pin<Box<dyn Future<Output = Sent>>>),
     /// Until the watch has come so far.
-    Landing(i64),
+    Landing(i64, Instant),
     /// Reverted; until the watch has come so far, or for a moment.
     Following {
+        revision: i64,
+        until: Instant,
+    },
+    /// Reverted; until the watch has come to the barrier, or in vain.
+    Confirming {
         revision: i64,
         until: Instant,
     },
@@ -119,6 +131,8 @@ struct UnderWay {
     batch: Batch,
     stage: Stage,
     attempts: u32,
+    /// The table has followed to a barrier that was written after all of the batch was asked for.
+    confirmed: bool,
 }
 
 struct Member {
@@ -134,6 +148,7 @@ struct Member {
     /// What has to be done and could not be.
     owed: Vec<Command>,
     members: watch::Sender<Vec<(String, String)>>,
+    barrier: Vec<u8>,
     /// Which shards are being written; what came of it.
     flushing: Option<(Vec<usize>, oneshot::Receiver<bool>)>,
     leave: oneshot::Sender<()>,
@@ -177,6 +192,7 @@ impl Member {
             shares: cluster.shares().subscribe(),
             barrier: [prefix, &keys::barrier_key(&options.member)].concat(),
             members: members.subscribe(),
+            me: options.member.clone(),
         };
         let writer = Writer::new(table, snapshot.clone(), changes, clock, None);
         let member = Member {
@@ -189,6 +205,7 @@ impl Member {
             quiet_until: Instant::now(),
             owed: Vec::new(),
             members,
+            barrier: membership.barrier.clone(),
             flushing: None,
             leave,
             keeper,
@@ -211,7 +228,9 @@ impl Member {
         while !stopping || self.under_way.is_some() {
             let is_sending = matches!(self.under_way, Some(UnderWay { stage: Stage::Sending(_), .. }));
             let following = match &self.under_way {
-                Some(UnderWay { stage: Stage::Following { until, .. }, .. }) => Some(*until),
+                Some(UnderWay { stage: Stage::Following { until, .. } | Stage::Confirming { until, .. }, .. }) => {
+                    Some(*until)
+                }
                 _ => None,
             };
             let is_idle = self.under_way.is_none() && self.inbox.is_empty();
@@ -222,7 +241,7 @@ impl Member {
                     None => return,
                 },
                 () = tokio::time::sleep_until(following.unwrap_or_else(Instant::now)), if following.is_some() => {
-                    self.try_again();
+                    self.on_waited();
                 }
                 _ = &mut stop, if !stopping => stopping = true,
                 _ = volatile.recv_many(&mut news, INBOX_LEN), if !stopping => self.on_volatile(&mut news),
@@ -253,10 +272,13 @@ impl Member {
             cost += outcome.as_ref().map_or(0, |changes| Cluster::cost(changes));
             batch.push(Waiting { command, outcome, reply });
         }
-        self.send(batch, 1);
+        self.send(batch, 1, false);
     }
 
-    fn send(&mut self, batch: Batch, attempts: u32) {
+    fn send(&mut self, batch: Batch, attempts: u32, confirmed: bool) {
+        if !confirmed && batch.iter().any(is_nothing_to_do) {
+            return self.confirm(batch, attempts);
+        }
         let changes = batch.iter().filter_map(|w| w.outcome.as_deref().ok());
         let txns = self.cluster.plan(&self.writer.table, changes);
         if txns.is_empty() {
@@ -269,21 +291,44 @@ impl Member {
                 Err(_elapsed) => Sent::Failed("etcd does not answer".into()),
             }
         };
-        self.under_way = Some(UnderWay { batch, stage: Stage::Sending(Box::pin(sending)), attempts });
+        self.under_way = Some(UnderWay { batch, stage: Stage::Sending(Box::pin(sending)), attempts, confirmed });
+    }
+
+    /// See the module.
+    fn confirm(&mut self, batch: Batch, attempts: u32) {
+        let (etcd, write) = (self.etcd.clone(), Op::put(self.barrier.clone(), Vec::new(), 0));
+        let writing = async move {
+            let txn = etcd.txn(Txn { compare: Vec::new(), success: vec![write] });
+            match tokio::time::timeout(SEND_TIME_MAX, txn).await {
+                Ok(Ok(answer)) => Sent::Barrier(answer.header.map_or(0, |h| h.revision)),
+                Ok(Err(status)) => Sent::Failed(format!("etcd: {}", status.message())),
+                Err(_elapsed) => Sent::Failed("etcd does not answer".into()),
+            }
+        };
+        self.under_way = Some(UnderWay { batch, stage: Stage::Sending(Box::pin(writing)), attempts, confirmed: false });
     }
 
     fn on_sent(&mut self, sent: Sent) {
-        let Some(UnderWay { mut batch, attempts, .. }) = self.under_way.take() else { return };
+        let Some(UnderWay { mut batch, attempts, confirmed, .. }) = self.under_way.take() else { return };
         match sent {
             Sent::Done(revision) => {
-                self.under_way = Some(UnderWay { batch, stage: Stage::Landing(revision), attempts });
+                let stage = Stage::Landing(revision, Instant::now());
+                self.under_way = Some(UnderWay { batch, stage, attempts, confirmed });
+                self.go_on();
+            }
+            Sent::Barrier(revision) => {
+                self.revert(&batch);
+                let stage = Stage::Confirming { revision, until: Instant::now() + SEND_TIME_MAX };
+                self.under_way = Some(UnderWay { batch, stage, attempts, confirmed: true });
                 self.go_on();
             }
             Sent::Conflict(revision) if attempts < ATTEMPTS_MAX => {
+                count(&self.etcd.stats().conflicts);
                 tracing::debug!(commands = batch.len(), attempts, "others were faster; again");
                 self.revert(&batch);
                 let until = Instant::now() + FOLLOW_TIME_MAX;
-                self.under_way = Some(UnderWay { batch, stage: Stage::Following { revision, until }, attempts });
+                let stage = Stage::Following { revision, until };
+                self.under_way = Some(UnderWay { batch, stage, attempts, confirmed });
                 self.go_on();
             }
             Sent::Conflict(_) => self.refuse(&mut batch, "others change the same things all the time"),
@@ -302,6 +347,10 @@ impl Member {
 
     fn refuse(&mut self, batch: &mut Batch, problem: &str) {
         self.revert(batch);
+        self.refuse_reverted(batch, problem);
+    }
+
+    fn refuse_reverted(&mut self, batch: &mut Batch, problem: &str) {
         self.quiet_until = Instant::now() + AGAIN;
         for waiting in batch.drain(..) {
             // Connections that have ended do not come back to ask again.
@@ -312,25 +361,37 @@ impl Member {
         }
     }
 
+    /// What was waited for has not come.
+    fn on_waited(&mut self) {
+        if let Some(UnderWay { stage: Stage::Confirming { .. }, .. }) = &self.under_way {
+            let mut batch = self.under_way.take().map(|u| u.batch).unwrap_or_default();
+            return self.refuse_reverted(&mut batch, "the watch of etcd is behind");
+        }
+        self.try_again();
+    }
+
     /// The table has followed: what was reverted is applied to what is there now.
     fn try_again(&mut self) {
-        let Some(UnderWay { mut batch, attempts, .. }) = self.under_way.take() else { return };
+        let Some(UnderWay { mut batch, attempts, confirmed, .. }) = self.under_way.take() else { return };
         let now = self.writer.clock.now();
         for waiting in &mut batch {
             waiting.outcome = self.writer.table.apply(now, waiting.command.clone()).map(Arc::new);
         }
-        self.send(batch, attempts + 1);
+        self.send(batch, attempts + 1, confirmed);
     }
 
     /// What was sent has come back, or what it waited for has.
     fn go_on(&mut self) {
         let applied = *self.cluster.applied().borrow();
         match &self.under_way {
-            Some(UnderWay { stage: Stage::Landing(revision), .. }) if applied >= *revision => {
+            Some(UnderWay { stage: Stage::Landing(revision, since), .. }) if applied >= *revision => {
+                self.etcd.stats().on_landed(since.elapsed());
                 let batch = self.under_way.take().map(|u| u.batch).unwrap_or_default();
                 self.settle(batch);
             }
-            Some(UnderWay { stage: Stage::Following { revision, .. }, .. }) if applied >= *revision => self.try_again(),
+            Some(UnderWay {
+                stage: Stage::Following { revision, .. } | Stage::Confirming { revision, .. }, ..
+            }) if applied >= *revision => self.try_again(),
             Some(_) | None => {}
         }
     }
@@ -351,7 +412,7 @@ impl Member {
                 for event in &events {
                     let at = event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
                     // What comes after our own batch is told after it.
-                    if matches!(&self.under_way, Some(UnderWay { stage: Stage::Landing(ours), .. }) if *ours < at) {
+                    if matches!(&self.under_way, Some(UnderWay { stage: Stage::Landing(ours, _), .. }) if *ours < at) {
                         self.publish(std::mem::take(&mut changes));
                         self.cluster.reach(at - 1);
                         self.go_on();
@@ -453,6 +514,13 @@ impl Member {
         });
         self.flushing = Some((shards, done));
     }
+}
+
+/// Whether somebody waits to hear that there is nothing to do.
+fn is_nothing_to_do(waiting: &Waiting) -> bool {
+    let is_ours =
+        matches!(waiting.command, Command::Tick { .. } | Command::ClientGone { .. } | Command::AgentForget { .. });
+    !is_ours && !waiting.reply.is_closed() && waiting.outcome.as_ref().is_ok_and(|changes| changes.is_empty())
 }
 
 async fn sent(under_way: &mut Option<UnderWay>) -> Sent {
