@@ -22,7 +22,7 @@ pub use stats::ClusterStats;
 
 use crate::health::{Health, Reason};
 use crate::model::{InstanceId, ServiceKey, Vantage};
-use crate::table::{Change, Changes, Table};
+use crate::table::{Change, Changes, Entry, Table};
 use etcd::{Compare, KeyValue, Op, Txn, WatchEvent};
 use keys::{Key, SHARDS, StoredMember, Verdict};
 use ringspan_engine::time::Instant;
@@ -81,6 +81,16 @@ pub(crate) struct Cluster {
     /// Members that have verdicts in etcd and do not live, and since when.
     believers: HashMap<String, Option<Instant>>,
     applied: watch::Sender<i64>,
+}
+
+/// Whether agents were asked to look at it.
+fn asks_agents(entry: &Entry) -> bool {
+    entry.ballot.as_ref().is_some_and(|ballot| ballot.agents().next().is_some())
+}
+
+/// Whether what is known of it comes from agents.
+fn is_of_agents(entry: &Entry) -> bool {
+    entry.record.vantage != Vantage::Registry || asks_agents(entry)
 }
 
 impl Cluster {
@@ -171,7 +181,7 @@ impl Cluster {
             Some(Key::Service(rest)) => match keys::read_service(rest, &kv.value) {
                 Ok((service, meta)) => {
                     self.known.insert(key.to_vec(), known);
-                    changes.push(table.mirror_service(&service, Some(meta)));
+                    changes.push(table.mirror_service(now, &service, Some(meta)));
                 }
                 Err(problem) => strange(problem),
             },
@@ -223,7 +233,7 @@ impl Cluster {
         match Key::read(key) {
             Some(Key::Service(rest)) => {
                 if let Ok(service) = keys::read_service_key(rest) {
-                    changes.push(table.mirror_service(&service, None));
+                    changes.push(table.mirror_service(now, &service, None));
                 }
             }
             Some(Key::Instance(rest)) => {
@@ -274,6 +284,10 @@ impl Cluster {
         for (service, _, entries) in table.services() {
             for entry in entries.filter(|e| e.record.vantage == Vantage::Registry && !e.record.ephemeral) {
                 let id = &entry.record.id;
+                // What agents found is for the member to keep that they are connected to.
+                if asks_agents(entry) {
+                    continue;
+                }
                 if shares.is_ours(id) && !old.is_ours(id) && entry.health.reason != Reason::Unseen {
                     adopted.push(((service.clone(), id.clone()), entry.health));
                 }
@@ -287,6 +301,15 @@ impl Cluster {
             table.set_away(now, &service, &id, self.is_away(Some(&owner), &id));
             let of_agent = table.entry(&service, &id).is_some_and(|e| e.record.vantage != Vantage::Registry);
             if of_agent && owner != self.me && !self.members.contains_key(&owner) {
+                let gone = (Health::Unknown, Reason::AgentGone, 0);
+                changes.push(table.mirror_health(now, (&service, &id), gone));
+            }
+        }
+        // With a member went its agents, and with them what they found.
+        let lives = |member: &str| member == self.me || self.members.contains_key(member);
+        let judged = self.latest.iter().filter(|(_, (_, member))| !lives(member)).map(|(which, _)| which.clone());
+        for (service, id) in judged.collect::<Vec<_>>() {
+            if table.entry(&service, &id).is_some_and(asks_agents) {
                 let gone = (Health::Unknown, Reason::AgentGone, 0);
                 changes.push(table.mirror_health(now, (&service, &id), gone));
             }
@@ -321,6 +344,19 @@ impl Cluster {
         }
         self.latest.insert(which.clone(), (verdict.revision, member.to_owned()));
         let shard = keys::shard(&which.0, &which.1);
+        // What agents found is worth nothing without them: of a member that is gone, and of an earlier process of ours.
+        let is_void = match member == self.me {
+            true => !self.mine[shard].contains_key(&which),
+            false => !self.members.contains_key(member),
+        };
+        if is_void && verdict.health != Health::Unknown && table.entry(&which.0, &which.1).is_some_and(is_of_agents) {
+            let gone = (Health::Unknown, Reason::AgentGone, 0);
+            changes.push(table.mirror_health(now, (&which.0, &which.1), gone));
+            if let (true, Some(entry)) = (member == self.me, table.entry(&which.0, &which.1)) {
+                self.judge(which, entry.health);
+            }
+            return;
+        }
         if member == self.me {
             // What we have said since counts; what an earlier process of our name has said is ours to keep.
             self.mine[shard].entry(which.clone()).or_insert(verdict);
@@ -332,12 +368,14 @@ impl Cluster {
     }
 
     /// What this member's own commands have changed: its beliefs are for the others to hear.
-    /// Where several vantages vote, each member counts those that it hears; the keeper's count is what all believe.
+    /// Where several vantages vote, each member counts those that it hears. Without agents among them that is the keeper;
+    /// with them it is whoever they are connected to, since nobody else has news of them.
     pub(crate) fn note(&mut self, table: &Table, changes: &Changes) {
         for change in &changes.list {
             match change {
                 Change::Health { service, id, after, .. } => {
-                    let votes = table.entry(service, id).is_some_and(|e| e.ballot.is_some());
+                    let entry = table.entry(service, id);
+                    let votes = entry.is_some_and(|e| e.ballot.is_some() && !asks_agents(e));
                     if !votes || self.shares.borrow().is_ours(id) {
                         self.judge((service.clone(), id.clone()), *after);
                     }

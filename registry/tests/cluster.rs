@@ -377,6 +377,54 @@ async fn ephemeral_instances_move() {
     stop(all);
 }
 
+/// What an agent was asked to look at is everybody's to know from the member that it is linked to, whoever keeps the
+/// instance; without the agent, or without that member, or after a restart of it, nobody knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_are_asked_by_their_member() {
+    let etcd = Etcd::start(1);
+    let mut all = etcd.members(&["a", "b"]).await;
+    let numbers = 0..8;
+    for n in numbers.clone() {
+        let mut instance = Instance::new(id(n));
+        instance.metadata.insert("preserved.vantage".into(), "agent:edge".into());
+        all[0].submit(Command::Register { service: service("web"), instance }).await.unwrap();
+    }
+    for registry in &all {
+        registry.fresh().await.unwrap();
+    }
+    let is = |registry: &Registry, want: Health| numbers.clone().all(|n| health(registry, "web", n) == Some(want));
+    let witnessed = |session| {
+        let deltas = numbers.clone().flat_map(|n| match heard("web", n, Health::Up) {
+            Command::Heard { deltas } => deltas,
+            _ => vec![],
+        });
+        Command::Witnessed { agent: "edge-0a1b2c3d".into(), session, deltas: deltas.collect() }
+    };
+    all[1].agent_up("edge-0a1b2c3d", 1, vec![]).await.unwrap();
+    all[1].submit(witnessed(1)).await.unwrap();
+    until("everybody to know", || all.iter().all(|r| is(r, Health::Up))).await;
+    all[1].agent_gone("edge-0a1b2c3d", 1).await.unwrap();
+    until("everybody to know that nobody does", || all.iter().all(|r| is(r, Health::Unknown))).await;
+    all[1].agent_up("edge-0a1b2c3d", 2, vec![]).await.unwrap();
+    all[1].submit(witnessed(2)).await.unwrap();
+    until("everybody to know again", || all.iter().all(|r| is(r, Health::Up))).await;
+    // A member that comes meanwhile takes its share of the instances, and no word of the agent's for its own.
+    let c = etcd.member("c");
+    until("the newcomer to know", || is(&c, Health::Up)).await;
+    all[1].stop();
+    all.remove(1);
+    for registry in all.iter().chain([&c]) {
+        until("nobody to know", || is(registry, Health::Unknown)).await;
+    }
+    let b = etcd.member("b");
+    assert!(is(&b, Health::Unknown), "what it said in another life counts for nothing");
+    b.agent_up("edge-0a1b2c3d", 3, vec![]).await.unwrap();
+    b.submit(witnessed(3)).await.unwrap();
+    let all = [all.remove(0), b, c];
+    until("everybody to know once more", || all.iter().all(|r| is(r, Health::Up))).await;
+    stop(all.into());
+}
+
 /// Etcd is away: what is known is shown, verdicts go on, changes are refused as unavailable, nothing turns; when it is back
 /// all goes on, and what happened meanwhile is known to all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

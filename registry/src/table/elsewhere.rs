@@ -53,12 +53,14 @@ impl Table {
     }
 
     /// A service's settings are these.
-    pub(crate) fn mirror_service(&mut self, service: &ServiceKey, after: Option<ServiceMeta>) -> Changes {
+    pub(crate) fn mirror_service(&mut self, now: Instant, service: &ServiceKey, after: Option<ServiceMeta>) -> Changes {
         let mut changes = Changes::default();
         let (before, after) = (self.meta(service).cloned(), after.map(Arc::new));
         if before != after {
             self.put_meta(service, after.clone());
-            changes.list.push(Change::Service { service: service.clone(), before, after });
+            changes.list.push(Change::Service { service: service.clone(), before: before.clone(), after });
+            // Others may be asked from now on; what is believed then comes from whoever they are connected to.
+            self.reconvene(now, service, before.as_deref(), &mut changes);
         }
         changes
     }
