@@ -558,3 +558,55 @@ async fn etcd_loses_its_leader() {
     assert!(all.iter().all(|r| r.members().len() == 2), "nobody was taken for dead");
     stop(all);
 }
+
+/// Accounts are the same on every member: one alone makes the first administrator; who logs in on one is known on the others at
+/// once; what is changed on one holds on the others; without etcd logins go on from memory, changes are refused, and a member
+/// that was away follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn accounts_are_everybodys() {
+    use ringspan_registry::access::{Access, Action, Change, Kept, Options as AccessOptions, Password, Refused};
+    let mut etcd = Etcd::start(1);
+    // The records of the same members are under the same prefix, and do not mind.
+    let members = etcd.members(&["a", "b"]).await;
+    let endpoints = vec![etcd.nodes[0].client.clone()];
+    let open = || {
+        let etcd = EtcdOptions { endpoints: endpoints.clone(), ..EtcdOptions::default() };
+        let kept = Kept::Etcd { etcd, prefix: "/test/".into() };
+        Access::open(&AccessOptions { required: true, kept, ..AccessOptions::default() }).unwrap()
+    };
+    let (a, b) = (open(), open());
+    let firsts = tokio::join!(a.first_admin(), b.first_admin());
+    let firsts: Vec<_> = [firsts.0.unwrap(), firsts.1.unwrap()].into_iter().flatten().collect();
+    assert_eq!(firsts.len(), 1, "one of them");
+    let password = |text: &str| Password(text.into());
+    let add =
+        Change::Add { user: "app".into(), password: Some(password("correct horse")), grants: vec!["dev:write".into()] };
+    a.change(add).await.unwrap();
+    until("the other one to know", || b.list().iter().any(|u| u.name == "app")).await;
+    let session = a.log_in(None, "app", "correct horse").await.unwrap().token;
+    let may = |access: &Access, namespace: &str| {
+        access.principal(Some(&session)).is_ok_and(|p| p.may(namespace, Action::Write))
+    };
+    assert!(may(&b, "dev") && !may(&b, "prod"));
+    b.change(Change::Grant { to: "app".into(), grants: vec!["prod:write".into()] }).await.unwrap();
+    assert!(may(&b, "prod"), "who has acknowledged it shows it");
+    until("the other one to follow", || may(&a, "prod")).await;
+    // Both at once: neither undoes the other.
+    let grant = |what: &str| Change::Grant { to: "app".into(), grants: vec![what.into()] };
+    let (one, two) = tokio::join!(a.change(grant("one:read")), b.change(grant("two:read")));
+    one.and(two).unwrap();
+    until("both", || [&a, &b].iter().all(|x| x.list().iter().any(|u| u.name == "app" && u.grants.len() == 4))).await;
+
+    etcd.nodes[0].kill();
+    assert!(b.log_in(None, "app", "correct horse").await.is_ok() && may(&a, "dev"), "from memory");
+    let refused = a.change(grant("three:read")).await.unwrap_err();
+    assert!(matches!(refused, Refused::Failed(_)), "{refused}");
+    etcd.nodes[0].start();
+    let change = Change::Password { user: "app".into(), password: password("another horse") };
+    while a.change(change.clone()).await.is_err() {}
+    until("the other one to have heard", || !may(&b, "dev")).await;
+    assert!(members.iter().all(|m| m.snapshot().counts() == (0, 0)));
+    a.stop();
+    b.stop();
+    stop(members);
+}

@@ -1,5 +1,6 @@
 //! The API as its clients meet it: requests to the router, no socket.
 
+mod access;
 mod hostile;
 mod ops;
 mod v2;
