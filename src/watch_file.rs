@@ -7,7 +7,8 @@
 //!                                  └─yes─▶ still for 200 ms ─▶ changed()
 //! ```
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::event::{AccessKind, AccessMode};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -86,13 +87,26 @@ impl WatchFile {
 
 /// The folder is watched, not the file: an editor that writes another file in its place would leave us with the old one.
 fn watch(path: &Path, stirred: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |_event| stirred.notify_one())?;
+    let mut watcher = notify::recommended_watcher(move |event| {
+        if is_news(&event) {
+            stirred.notify_one();
+        }
+    })?;
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
     watcher.watch(folder, RecursiveMode::NonRecursive)?;
     Ok(watcher)
+}
+
+/// Whether something may have changed: that a file was opened or read, by us above all, is no news.
+pub(crate) fn is_news(event: &notify::Result<Event>) -> bool {
+    let is_only_read = |event: &Event| match event.kind {
+        EventKind::Access(access) => access != AccessKind::Close(AccessMode::Write),
+        _ => false,
+    };
+    !event.as_ref().is_ok_and(is_only_read)
 }
 
 /// What tells one content from another; `None`: no file.
@@ -107,6 +121,16 @@ mod tests {
 
     async fn next(watch: &mut WatchFile) -> Why {
         tokio::time::timeout(Duration::from_secs(60), watch.due()).await.expect("it was changed")
+    }
+
+    /// What is only read has not changed; everything else may have, an error of the watcher too.
+    #[test]
+    fn reading_is_no_news() {
+        let event = |kind| Ok(Event::new(kind));
+        assert!(!is_news(&event(EventKind::Access(AccessKind::Open(AccessMode::Any)))));
+        assert!(!is_news(&event(EventKind::Access(AccessKind::Close(AccessMode::Read)))));
+        assert!(is_news(&event(EventKind::Access(AccessKind::Close(AccessMode::Write)))));
+        assert!(is_news(&event(EventKind::Any)) && is_news(&Err(notify::Error::generic("full"))));
     }
 
     /// Written in place, replaced by a rename, or through a link that moves: each is one change; another file in the

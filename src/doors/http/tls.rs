@@ -4,6 +4,7 @@
 //! acceptor reads it, over as many records and segments as it takes, and bounds it (64 KiB, RFC 8446 §4).
 
 use crate::config::http::CertFiles;
+use crate::watch_file::is_news;
 use arc_swap::ArcSwap;
 use notify::{RecursiveMode, Watcher};
 use rustls::client::verify_server_name;
@@ -29,6 +30,8 @@ const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain
     Content-Length: 46\r\n\r\n400 Bad Request. This port speaks https only.\n";
 /// Files that change in several steps are read when they have been still for so long.
 const STILL: Duration = Duration::from_millis(300);
+/// And after this at the latest, since another file in the folder may never be still.
+const STILL_MAX: Duration = Duration::from_secs(3);
 /// Files are looked at so often whatever inotify says: it does not see everything (network file systems).
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
@@ -199,9 +202,11 @@ fn read(files: &[CertFiles]) -> Result<Read, String> {
 /// Looks at the files whenever something happens in their folders: renewals replace files, and links to folders.
 async fn watch(listener: String, files: Vec<CertFiles>, shelf: Arc<Shelf>) {
     let (ring, mut bell) = mpsc::channel(1);
-    let watcher = notify::recommended_watcher(move |_event| {
-        // Full: somebody is about to look already.
-        let _ = ring.try_send(());
+    let watcher = notify::recommended_watcher(move |event| {
+        if is_news(&event) {
+            // Full: somebody is about to look already.
+            let _ = ring.try_send(());
+        }
     });
     let folders: BTreeSet<PathBuf> = files
         .iter()
@@ -245,8 +250,9 @@ async fn watch(listener: String, files: Vec<CertFiles>, shelf: Arc<Shelf>) {
             Some(()) = bell.recv() => {}
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        // Until nothing more has happened for a while.
-        while let Ok(Some(())) = tokio::time::timeout(STILL, bell.recv()).await {}
+        // Until nothing more has happened for a while; a folder that is never still is looked at all the same.
+        let still = async { while let Ok(Some(())) = tokio::time::timeout(STILL, bell.recv()).await {} };
+        let _never_still = tokio::time::timeout(STILL_MAX, still).await;
     }
 }
 
