@@ -16,8 +16,8 @@ use std::fmt;
 use std::iter::Peekable;
 use std::str::{CharIndices, FromStr};
 
-/// The longest selector, in bytes: as long as all the metadata of an instance may be.
-pub const SELECTOR_BYTES_MAX: usize = 1024;
+/// The longest selector, in characters: as long as all the metadata of an instance may be.
+pub const SELECTOR_CHARS_MAX: usize = 1024;
 /// Terms of a selector.
 pub const TERMS_MAX: usize = 32;
 /// Values in the parentheses of one term.
@@ -43,7 +43,7 @@ enum Test {
     Absent,
 }
 
-/// The language as a regular expression, for documents; [`SELECTOR_BYTES_MAX`] aside it is the very same.
+/// The language as a regular expression, for documents; [`SELECTOR_CHARS_MAX`] aside it is the very same.
 pub fn pattern() -> String {
     let (blanks, plain) = ("[ \\t]*", r#"[^\x00-\x20\x7f-\xa0,()=!<>"]+"#);
     let quoted = r#""(?:[^"\\]|\\["\\])*""#;
@@ -122,8 +122,9 @@ impl FromStr for Selector {
     type Err = SelectorError;
 
     fn from_str(text: &str) -> Result<Selector, SelectorError> {
-        if text.len() > SELECTOR_BYTES_MAX {
-            let problem = format!("it has {} bytes, at most {SELECTOR_BYTES_MAX} are taken", text.len());
+        let chars = text.chars().count();
+        if chars > SELECTOR_CHARS_MAX {
+            let problem = format!("it has {chars} characters, at most {SELECTOR_CHARS_MAX} are taken");
             return Err(SelectorError { at: 1, problem });
         }
         let mut reader = Reader { text, rest: text.char_indices().peekable() };
@@ -333,7 +334,8 @@ mod tests {
     fn what_is_refused() {
         let many = vec!["a"; TERMS_MAX + 1].join(",");
         let values = format!("a in ({})", vec!["b"; VALUES_MAX + 1].join(","));
-        let long = "a".repeat(SELECTOR_BYTES_MAX + 1);
+        let long = "é".repeat(SELECTOR_CHARS_MAX + 1);
+        assert!("é".repeat(SELECTOR_CHARS_MAX).parse::<Selector>().is_ok());
         let cases = [
             (",", 1, "a key"),
             ("zone=a,", 8, "a key"),
@@ -349,7 +351,7 @@ mod tests {
             ("a=\"\\n\"", 5, "after a \\"),
             (&*many, 65, "32 terms"),
             (&*values, 135, "64 values"),
-            (&*long, 1, "1025 bytes"),
+            (&*long, 1, "1025 characters"),
         ];
         for (text, at, says) in cases {
             // A semicolon is a letter like any other: the value is "a;b".

@@ -12,6 +12,7 @@ use axum::http::header;
 use axum::http::request::Parts;
 use ringspan_engine::health::Health;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
@@ -229,7 +230,27 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
             413 => Problem::new("too-large", "the body is larger than 64 KiB"),
             _ => Problem::new("invalid", format!("the body cannot be read: {}", e.body_text())),
         })?;
-        serde_json::from_slice(&bytes).map(Body).map_err(|e| Problem::param("body", format!("the body: {e}")))
+        let wrong = |e: serde_json::Error| Problem::param("body", format!("the body: {e}"));
+        let mut body = serde_json::from_slice(&bytes).map_err(wrong)?;
+        whole_numbers(&mut body);
+        serde_json::from_value(body).map(Body).map_err(wrong)
+    }
+}
+
+/// `2.0` is an integer to JSON Schema (2020-12 §4.2.3), and JavaScript knows no other: made `2` wherever it stands. A field
+/// that may have a fraction takes it either way.
+fn whole_numbers(value: &mut Value) {
+    /// What a float holds without a gap.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(n) if n.is_f64() => {
+            if let Some(x) = n.as_f64().filter(|x| x.fract() == 0.0 && x.abs() <= EXACT) {
+                *n = (x as i64).into();
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(whole_numbers),
+        Value::Object(all) => all.values_mut().for_each(whole_numbers),
+        _ => {}
     }
 }
 

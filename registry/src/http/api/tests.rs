@@ -318,6 +318,16 @@ async fn the_document_is_whole() {
             let name = reference.rsplit('/').next().unwrap();
             document["components"]["schemas"][name]["examples"][0].clone()
         });
+        // What has to be asked along.
+        let parameters = place["parameters"].as_array().cloned().unwrap_or_default();
+        let needed = parameters.iter().filter(|p| p["in"] == "query" && p["required"] == true);
+        let needed =
+            needed.map(|p| format!("{}={}", p["name"].as_str().unwrap(), p["schema"]["enum"][0].as_str().unwrap()));
+        let line = [line]
+            .into_iter()
+            .chain(needed)
+            .reduce(|a, b| format!("{a}{}{b}", if a.contains('?') { "&" } else { "?" }));
+        let line = line.expect("there is a path");
         let (status, answer) = api.call(&line, example).await;
         assert!(answers.contains_key(&status.to_string()), "{line}: {status} {answer}");
         assert_ne!(status, 400, "{line}: {answer}");

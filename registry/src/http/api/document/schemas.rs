@@ -10,7 +10,7 @@ use crate::model::{
     WEIGHT_DEFAULT, WEIGHT_MAX,
 };
 use crate::panel::VANTAGES_MAX;
-use crate::selector::SELECTOR_BYTES_MAX;
+use crate::selector::SELECTOR_CHARS_MAX;
 use ringspan_engine::check::{HttpSettings, MysqlCheck};
 use ringspan_engine::policy::{INTERVAL_MAX, INTERVAL_MIN, TIMEOUT_MAX, TIMEOUT_MIN};
 use serde_json::{Map, Value, json};
@@ -66,7 +66,7 @@ fn names() -> Schemas {
                 "description": "Terms separated by commas, all of which must hold: k=v, k!=v, k in (v,w), k notin (v,w), k, !k. Keys and values with blanks or any of ,()=!<>\" in them stand in double quotes.",
                 "pattern": crate::selector::pattern(),
                 "minLength": 1,
-                "maxLength": SELECTOR_BYTES_MAX,
+                "maxLength": SELECTOR_CHARS_MAX,
                 "examples": ["zone=a,env!=dev"],
             }),
         ),
