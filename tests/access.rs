@@ -184,7 +184,8 @@ fn both_ports_speak_tls() {
             assert!(said.contains(protocol), "{said}");
         }
         let said = bridge.s_client(address, &["-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"]);
-        assert!(!said.contains("Verify return code: 0"), "{said}");
+        // "Verification: OK" is what s_client says of nothing, too.
+        assert!(said.contains("no peer certificate available"), "{said}");
     }
     let said = bridge.s_client(&bridge.http, &["-alpn", "http/1.1"]);
     assert!(said.contains("ALPN protocol: http/1.1"), "{said}");

@@ -32,11 +32,20 @@ fn after<'a>(line: &'a str, key: &str) -> &'a str {
     rest.split_whitespace().next().expect("a value")
 }
 
+/// Ports that are free at this moment: a process that takes over asks for the same ones.
+fn free() -> [SocketAddr; 4] {
+    let listeners = [(); 4].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    listeners.map(|listener| listener.local_addr().expect("bound"))
+}
+
 #[test]
 fn services_are_names() {
     let folder = tempfile::tempdir().expect("a folder");
-    let text = "data_dir = \"data\"\n[http]\nlisten = \"127.0.0.1:0\"\n[link]\nlisten = \"127.0.0.1:0\"\n[engine]\nworkers = 1\n\
-                [dns]\nlisten = \"127.0.0.1:0\"\nzone = \"svc.test\"\nttl = \"0s\"\n";
+    let [http, grpc, link, dns] = free();
+    let text = format!(
+        "data_dir = \"data\"\n[http]\nlisten = \"{http}\"\ngrpc_listen = \"{grpc}\"\n[link]\nlisten = \"{link}\"\n\
+         [engine]\nworkers = 1\n[dns]\nlisten = \"{dns}\"\nzone = \"svc.test\"\nttl = \"0s\"\n"
+    );
     std::fs::write(folder.path().join("bridge.toml"), text).expect("written");
     let mut bridge = Running::start(ringspan(&["bridge", "--config", "bridge.toml"]).current_dir(folder.path()));
     let dns: SocketAddr = after(&bridge.wait_line(&["dns", "zone"]), "address=").parse().expect("an address");
@@ -63,8 +72,11 @@ fn services_are_names() {
         let asking = scope.spawn(|| {
             let mut asked = 0;
             while !over.load(Ordering::Relaxed) {
-                assert_eq!(dig(dns, &[name]), "127.0.0.1\n", "question {asked}");
-                assert_eq!(dig(dns, &["+tcp", name]), "127.0.0.1\n", "question {asked}");
+                // The new process has yet to ask the other one how it is; until then it stands as it was registered.
+                for how in ["+notcp", "+tcp"] {
+                    let said = dig(dns, &[how, name]);
+                    assert!(said.lines().any(|line| line == "127.0.0.1"), "question {asked}: {said}");
+                }
                 asked += 1;
             }
             asked

@@ -102,6 +102,9 @@ fn blocks_of_the_documents_are_good() {
         std::fs::write(folder.path().join(format!("{stem}.pem")), made.cert.pem()).expect("written");
         std::fs::write(folder.path().join(format!("{stem}.key")), made.signing_key.serialize_pem()).expect("written");
     }
+    for (file, like) in [("cert.pem", "site.pem"), ("key.pem", "site.key")] {
+        std::fs::copy(folder.path().join(like), folder.path().join(file)).expect("written");
+    }
     for file in ["more-targets.txt", "gone.html", "sorry.html"] {
         std::fs::write(folder.path().join(file), "10.0.0.1:80\n").expect("written");
     }

@@ -66,7 +66,7 @@ fn bridge_errors() {
         (
             "[http]",
             "[wormhole]",
-            "bridge.toml:2: [wormhole]: unknown key. Try: one of data_dir, http, link, engine, memory, registry, listener, service, agent, drain, drain_takeover",
+            "bridge.toml:2: [wormhole]: unknown key. Try: one of data_dir, http, dns, link, engine, memory, registry, listener, service, agent, drain, drain_takeover",
         ),
         ("service = \"web\"\n", "", "bridge.toml:7: [[listener]]: \"service\" is missing. Try: add service = ..."),
         (
