@@ -191,14 +191,19 @@ fn list(client: &Arc<Client>, asked: &Asked) -> Result<Good, Sorry> {
     Ok(("ServiceListResponse", format!(r#","count":{count},"serviceNames":{names}"#)))
 }
 
-/// The answer says how the service is now; what changes after that is pushed.
+/// The answer says how the service is now, and so does a first push, as Nacos has it: Java's and Go's clients, when they
+/// subscribe anew on another connection, throw the answer away and wait for pushes.
 fn subscribe(client: &Arc<Client>, asked: &Asked) -> Result<Good, Sorry> {
     let (service, clusters) = (asked.service()?, asked.clusters());
-    if asked.subscribe() {
-        client.subscribe(&service, clusters)?;
+    let topic = if asked.subscribe() {
+        Some(client.subscribe(&service, clusters)?)
     } else {
         client.unsubscribe(&service, clusters);
-    }
+        None
+    };
     let update = Update::read(&client.house.registry, &service, &clusters.into());
+    if let Some(topic) = topic {
+        client.push(&topic, &update);
+    }
     Ok(("SubscribeServiceResponse", format!(r#","serviceInfo":{}"#, update.bare())))
 }

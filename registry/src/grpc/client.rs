@@ -259,6 +259,11 @@ impl Client {
         Ok(topic)
     }
 
+    /// Tells it how a service is. `false`: it is gone.
+    pub(super) fn push(&self, topic: &Arc<Topic>, update: &Update) -> bool {
+        self.outbox.push(Instant::now(), topic, update.bare().clone())
+    }
+
     pub(super) fn unsubscribe(&self, service: &ServiceKey, clusters: &str) {
         let topic = (service.clone(), Name::from(clusters));
         let id = self.desk().subscriptions.as_mut().and_then(|s| s.remove(&topic));
@@ -346,6 +351,6 @@ struct Listener {
 impl Subscriber for Listener {
     fn on_update(&self, update: &Update) -> bool {
         let Some(client) = self.client.upgrade() else { return false };
-        client.subscribes(&self.topic) && client.outbox.push(Instant::now(), &self.topic, update.bare().clone())
+        client.subscribes(&self.topic) && client.push(&self.topic, update)
     }
 }
