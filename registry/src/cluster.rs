@@ -208,6 +208,11 @@ impl Cluster {
                             tracing::warn!(member = name, other, "another process has this member's name: stop one");
                         }
                         self.has_joined |= is_us;
+                        if is_us {
+                            // While we were no member nobody believed what our agents found.
+                            let said = self.mine.iter().enumerate().filter(|(_, shard)| !shard.is_empty());
+                            self.dirty.extend(said.map(|(shard, _)| shard));
+                        }
                     }
                     self.members.insert(name.to_owned(), member);
                     self.share_out(now, table, changes);
@@ -476,8 +481,17 @@ impl Cluster {
         changes.list.iter().filter(|c| !matches!(c, Change::Health { .. })).count()
     }
 
-    /// What others are to hear of this member's beliefs, and which shards that is of.
+    /// Whether others know this process as a member, as far as we have heard.
+    fn is_member(&self) -> bool {
+        self.members.get(&self.me).is_some_and(|member| member.run == self.run)
+    }
+
+    /// What others are to hear of this member's beliefs, and which shards that is of. Nothing before it is a member: others
+    /// hear both in etcd's order, and what agents of no member have found is void to them.
     pub(crate) fn verdicts(&mut self) -> Option<(Vec<usize>, Txn)> {
+        if !self.is_member() {
+            return None;
+        }
         let mut shards = Vec::new();
         while shards.len() < SHARDS_AT_ONCE
             && let Some(shard) = self.dirty.pop_first()

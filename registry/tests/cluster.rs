@@ -418,7 +418,12 @@ async fn agents_are_asked_by_their_member() {
     }
     let b = etcd.member("b");
     assert!(is(&b, Health::Unknown), "what it said in another life counts for nothing");
-    stop(vec![all.remove(0), b, c]);
+    // At once: it may not be a member yet.
+    b.agent_up("edge-0a1b2c3d", 3, vec![]).await.unwrap();
+    b.submit(witnessed(3)).await.unwrap();
+    let all = [all.remove(0), b, c];
+    until("everybody to know once more", || all.iter().all(|r| is(r, Health::Up))).await;
+    stop(all.into());
 }
 
 /// Etcd is away: what is known is shown, verdicts go on, changes are refused as unavailable, nothing turns; when it is back
