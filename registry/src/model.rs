@@ -9,6 +9,7 @@
 pub use crate::checker::Checker;
 use crate::checker::{Asked, Manner, checks_of};
 use crate::panel::Panel;
+use crate::selector::service::ServiceSelector;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -352,6 +353,8 @@ pub struct ServiceMeta {
     pub protect_threshold: f64,
     /// Free pairs.
     pub metadata: Metadata,
+    /// Nacos' selector: kept and shown.
+    pub selector: ServiceSelector,
     /// Clusters that were configured. Any other one has the defaults.
     pub clusters: BTreeMap<Name, Cluster>,
 }

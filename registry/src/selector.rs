@@ -10,6 +10,8 @@
 //! ```
 //! A key or a value that has blanks, quotes or any of `,()=!<>` in it stands in double quotes, with `\"` and `\\` inside.
 
+pub mod service;
+
 use crate::model::Metadata;
 use std::collections::BTreeSet;
 use std::fmt;

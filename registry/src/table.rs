@@ -23,6 +23,7 @@ pub use command::{Change, Changes, Command, Delta, Entry, Exposed, Limits, Patch
 
 use crate::health::{BeatTimes, Health, HealthRecord, Reason};
 use crate::model::{Instance, InstanceId, Name, ServiceKey, ServiceMeta, Vantage};
+use edits::ServiceEdit;
 use ringspan_engine::time::Instant;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -77,8 +78,9 @@ impl Table {
             Command::Register { service, instance } => self.register(now, &service, instance),
             Command::Deregister { service, id, ephemeral } => self.deregister(&service, &id, ephemeral),
             Command::Update { service, id, patch } => self.update(now, &service, &id, patch),
-            Command::PutService { service, protect_threshold, metadata, create } => {
-                self.put_service(now, service, protect_threshold, metadata, create)
+            Command::PutService { service, protect_threshold, metadata, selector, create } => {
+                let edit = ServiceEdit { protect_threshold, selector, ..ServiceEdit::default() };
+                self.put_service(now, service, edit, metadata, create)
             }
             Command::DeleteService { service } => self.delete_service(&service),
             Command::PutCluster { service, cluster, settings } => self.put_cluster(now, &service, cluster, settings),

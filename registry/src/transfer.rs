@@ -261,6 +261,7 @@ async fn put_settings(registry: &Registry, service: &ServiceKey, settings: Servi
         service: service.clone(),
         protect_threshold: Some(settings.protect_threshold),
         metadata: Some(settings.metadata),
+        selector: Some(settings.selector),
         create: view.is_none(),
     };
     let _: Arc<_> = registry.submit(put).await?;

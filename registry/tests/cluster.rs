@@ -181,6 +181,7 @@ async fn members_show_the_same() {
         service: service("web"),
         protect_threshold: Some(0.5),
         metadata: None,
+        selector: None,
         create: false,
     })
     .await

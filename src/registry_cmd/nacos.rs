@@ -8,6 +8,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use ringspan_registry::checker;
 use ringspan_registry::model::{Cluster, Instance, InstanceId, Metadata, ServiceKey, ServiceMeta, cluster_name};
+use ringspan_registry::selector::service::ServiceSelector;
 use ringspan_registry::transfer::Moved;
 use serde_json::Value;
 use std::time::Duration;
@@ -81,9 +82,14 @@ impl Nacos {
         let full = service.grouped();
         let fields = [("namespaceId", namespace), ("serviceName", &*full)];
         let detail = self.get("/v1/ns/catalog/service", &fields).await?;
+        let selector = match &detail["service"]["selector"] {
+            Value::Null => ServiceSelector::None,
+            said => ServiceSelector::read(&said.to_string()).map_err(|e| wrong(e.to_string()))?,
+        };
         let mut meta = ServiceMeta {
             protect_threshold: detail["service"]["protectThreshold"].as_f64().unwrap_or_default(),
             metadata: metadata(&detail["service"]["metadata"]),
+            selector,
             ..ServiceMeta::default()
         };
         let mut instances = Vec::new();

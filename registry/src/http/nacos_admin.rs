@@ -4,6 +4,7 @@ use super::envelope::code;
 use super::params::Params;
 use super::{App, Sorry, checkers};
 use crate::model::{Cluster, GROUP_DEFAULT, Invalid, Metadata, NAMESPACE_DEFAULT, Name, cluster_name};
+use crate::selector::service::ServiceSelector;
 use crate::snapshot::ServiceView;
 use crate::table::Command;
 use axum::extract::State;
@@ -64,9 +65,14 @@ async fn service(State(app): State<App>, params: Params) -> Result<Json<Value>, 
         "name": &**key.name(),
         "protectThreshold": view.protect_threshold(),
         "metadata": view.meta.as_ref().map_or_else(Metadata::new, |m| m.metadata.clone()),
-        "selector": { "type": "none", "contextType": "NONE" },
+        "selector": selector(&view),
         "clusters": clusters(&view),
     })))
+}
+
+/// A service's selector, as Nacos shows it.
+pub(super) fn selector(view: &ServiceView) -> Value {
+    view.meta.as_ref().map_or_else(|| ServiceSelector::None.shown(), |m| m.selector.shown())
 }
 
 pub(super) fn clusters(view: &ServiceView) -> Vec<Value> {
@@ -89,14 +95,8 @@ pub(super) async fn update_service(State(app): State<App>, params: Params) -> Re
 }
 
 async fn put_service(app: App, params: Params, create: bool) -> Result<&'static str, Sorry> {
-    if let Some(selector) = params.text("selector") {
-        let kind = serde_json::from_str::<Value>(selector).ok().and_then(|v| v["type"].as_str().map(str::to_owned));
-        if kind.is_none_or(|k| !k.eq_ignore_ascii_case("none")) {
-            let text = format!("selector {selector} is not served; only {{\"type\":\"none\"}} is");
-            return Err(Sorry::new(StatusCode::NOT_IMPLEMENTED, text));
-        }
-    }
     let service = params.service()?;
+    let selector = params.text("selector").map(ServiceSelector::read).transpose()?;
     // A kind belongs to what is there: a service that is being made has no instances yet, and takes either.
     if let (Some(ephemeral), false) = (params.flag("ephemeral")?, create) {
         app.registry.submit(Command::Convert { service: service.clone(), ephemeral }).await?;
@@ -105,6 +105,7 @@ async fn put_service(app: App, params: Params, create: bool) -> Result<&'static 
         service,
         protect_threshold: params.parse("protectThreshold", "a number from 0 to 1")?,
         metadata: params.metadata("metadata")?,
+        selector,
         create,
     };
     app.registry.submit(command).await?;

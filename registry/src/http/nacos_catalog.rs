@@ -109,7 +109,7 @@ async fn service(State(app): State<App>, params: Params) -> Result<Json<Value>, 
             "name": &**view.key.name(),
             "groupName": &**view.key.group(),
             "protectThreshold": view.protect_threshold(),
-            "selector": { "type": "none", "contextType": "NONE" },
+            "selector": nacos_admin::selector(&view),
             "metadata": metadata,
         },
         "clusters": nacos_admin::clusters(&view).into_iter().map(cluster).collect::<Vec<_>>(),
@@ -146,7 +146,7 @@ async fn names(State(app): State<App>, params: Params) -> Result<Json<Value>, So
 }
 
 async fn selector_types() -> Json<Value> {
-    Json(json!({ "code": 200, "message": null, "data": ["none"] }))
+    Json(json!({ "code": 200, "message": null, "data": ["none", "label"] }))
 }
 
 /// `key=namespace##group@@service`: addresses and health in few letters.

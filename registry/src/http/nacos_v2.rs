@@ -4,7 +4,7 @@
 use super::envelope::enveloped;
 use super::nacos::{beat, deregister, detail, list, register, update};
 use super::nacos_admin::{
-    clusters, create_service, delete_service, operator_metrics, put_cluster, set_health, update_service,
+    clusters, create_service, delete_service, operator_metrics, put_cluster, selector, set_health, update_service,
 };
 use super::nacos_catalog::{delete_metadata, found, instances, put_metadata, statuses_by};
 use super::params::Params;
@@ -158,7 +158,7 @@ fn shown(app: &App, params: &Params, namespace: &str) -> Result<Json<Value>, Sor
         "clusterMap": cluster_map(&view),
         "metadata": view.meta.as_ref().map_or_else(Metadata::new, |m| m.metadata.clone()),
         "protectThreshold": view.protect_threshold(),
-        "selector": { "type": "none", "contextType": "NONE" },
+        "selector": selector(&view),
         "ephemeral": view.instances.iter().any(|i| i.record.ephemeral),
     });
     shown[namespace] = Value::from(&**view.key.namespace());
@@ -353,5 +353,5 @@ async fn namespace_list(State(app): State<App>) -> Response {
 }
 
 async fn selector_types(_: State<App>, _: Params) -> Result<Json<Value>, Sorry> {
-    Ok(Json(json!(["none"])))
+    Ok(Json(json!(["none", "label"])))
 }

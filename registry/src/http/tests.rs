@@ -399,8 +399,6 @@ async fn services_and_clusters() {
     assert_eq!(api.call("DELETE /nacos/v1/ns/service?serviceName=a").await.0, 400, "it is not empty");
     api.ok("DELETE /nacos/v1/ns/service?serviceName=b").await;
     assert_eq!(api.json("GET /nacos/v1/ns/service/list").await["doms"], serde_json::json!(["a", "c"]));
-    let selector = "PUT /nacos/v1/ns/service?serviceName=c&selector=%7B%22type%22%3A%22label%22%7D";
-    assert_eq!(api.call(selector).await.0, 501);
 }
 
 /// The server says that it is up wherever clients ask.

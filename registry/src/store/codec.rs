@@ -4,6 +4,7 @@ use crate::checker::How;
 use crate::model::{
     Checker, Cluster, Instance, InstanceId, Metadata, Name, ServiceKey, ServiceMeta, Vantage, cluster_name,
 };
+use crate::selector::service::{LabelSelector, ServiceSelector};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -26,6 +27,9 @@ pub(crate) struct StoredService {
     protect_threshold: f64,
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     metadata: Metadata,
+    /// The expression of a label selector, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    label_selector: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     clusters: BTreeMap<String, StoredCluster>,
 }
@@ -86,6 +90,7 @@ pub(crate) fn stored_service(meta: &ServiceMeta) -> StoredService {
     StoredService {
         protect_threshold: meta.protect_threshold,
         metadata: meta.metadata.clone(),
+        label_selector: meta.selector.labels().map(|s| s.expression().to_owned()),
         clusters: clusters.collect(),
     }
 }
@@ -130,9 +135,12 @@ pub(crate) fn read_service(key: &[u8], value: &[u8]) -> Result<(ServiceKey, Serv
 }
 
 pub(crate) fn service_of(stored: StoredService) -> Result<ServiceMeta, String> {
+    let label = |expression: String| LabelSelector::parse(&expression).map(ServiceSelector::Label);
+    let selector = stored.label_selector.map(label).transpose().map_err(text)?.unwrap_or_default();
     let mut meta = ServiceMeta {
         protect_threshold: stored.protect_threshold,
         metadata: stored.metadata,
+        selector,
         clusters: BTreeMap::new(),
     };
     for (name, c) in stored.clusters {

@@ -4,6 +4,7 @@ pub(crate) mod disk;
 
 use super::*;
 use crate::model::{Checker, Cluster, Instance, InstanceId, Metadata, Name, ServiceKey, Vantage};
+use crate::selector::service::{LabelSelector, ServiceSelector};
 use crate::table::{Command, Exposed};
 use disk::Disk;
 use proptest::prelude::*;
@@ -57,6 +58,7 @@ fn records_come_back() {
             service: web.clone(),
             protect_threshold: Some(0.3),
             metadata: Some(metadata),
+            selector: Some(ServiceSelector::Label(LabelSelector::of(["zone"]).unwrap())),
             create: false,
         },
         Command::PutCluster { service: web.clone(), cluster: Name::from("c-1"), settings },

@@ -5,6 +5,7 @@ use super::edits::{InstanceEdit, Onto, ServiceEdit};
 use crate::health::{Health, HealthRecord, Reason};
 use crate::model::{Cluster, Instance, InstanceId, Invalid, Metadata, Name, ServiceKey, ServiceMeta, Vantage};
 use crate::panel::Ballot;
+use crate::selector::service::ServiceSelector;
 use ringspan_engine::time::Instant;
 use std::sync::Arc;
 
@@ -44,6 +45,8 @@ pub enum Command {
         protect_threshold: Option<f64>,
         /// New metadata; `None` leaves it.
         metadata: Option<Metadata>,
+        /// New selector; `None` leaves it.
+        selector: Option<ServiceSelector>,
         /// Whether it must be new (`true`) or must be there already (`false`).
         create: bool,
     },

@@ -3,6 +3,7 @@
 
 use super::{Changes, Patch, Refusal, Table};
 use crate::model::{Checker, Cluster, InstanceId, Metadata, Name, ServiceKey, ServiceMeta};
+use crate::selector::service::ServiceSelector;
 use ringspan_engine::time::Instant;
 use std::collections::BTreeMap;
 
@@ -23,6 +24,8 @@ pub enum Onto {
 pub struct ServiceEdit {
     /// New threshold; `None` does not name it.
     pub protect_threshold: Option<f64>,
+    /// New selector; `None` does not name it.
+    pub selector: Option<ServiceSelector>,
     /// Into its metadata.
     pub metadata: Merge,
     /// Its clusters; `None` in place of one: as if it had never been configured.
@@ -79,6 +82,7 @@ impl Table {
             Onto::Anything => ServiceMeta::default(),
         };
         meta.protect_threshold = edit.protect_threshold.unwrap_or(meta.protect_threshold);
+        meta.selector = edit.selector.unwrap_or(meta.selector);
         merge(&mut meta.metadata, edit.metadata);
         for (name, edit) in edit.clusters {
             let Some(edit) = edit else {
@@ -144,6 +148,7 @@ mod tests {
                 (Name::from("d"), Some(ClusterEdit { metadata: pairs(&[("x", Some("y"))]), ..ClusterEdit::default() })),
             ]
             .into(),
+            ..ServiceEdit::default()
         };
         assert!(matches!(edit(Onto::Present, first.clone()), Err(Refusal::NoService { .. })));
         edit(Onto::Anything, first).unwrap();

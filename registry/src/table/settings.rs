@@ -1,5 +1,6 @@
 //! Services and clusters as people configure them, and health set by hand.
 
+use super::edits::ServiceEdit;
 use super::{Change, Changes, Entry, Refusal, Table};
 use crate::health::{Health, Reason};
 use crate::model::{Checker, Cluster, Instance, InstanceId, Metadata, Name, ServiceKey, ServiceMeta, Vantage};
@@ -11,7 +12,7 @@ impl Table {
         &mut self,
         now: Instant,
         service: ServiceKey,
-        protect_threshold: Option<f64>,
+        edit: ServiceEdit,
         metadata: Option<Metadata>,
         create: bool,
     ) -> Result<Changes, Refusal> {
@@ -23,7 +24,8 @@ impl Table {
         }
         let before = self.meta(&service).cloned();
         let mut meta = before.as_deref().cloned().unwrap_or_default();
-        meta.protect_threshold = protect_threshold.unwrap_or(meta.protect_threshold);
+        meta.protect_threshold = edit.protect_threshold.unwrap_or(meta.protect_threshold);
+        meta.selector = edit.selector.unwrap_or(meta.selector);
         meta.metadata = metadata.unwrap_or(meta.metadata);
         self.change_meta(now, &service, before, meta)
     }

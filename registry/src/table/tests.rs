@@ -229,7 +229,13 @@ fn limits_hold() {
     table.apply(at(1), register("a", 1, false)).unwrap();
     table.apply(at(1), Command::Deregister { service: service("a"), id: id(1), ephemeral: None }).unwrap();
     table.apply(at(1), register("c", 1, false)).unwrap();
-    let create = Command::PutService { service: service("d"), protect_threshold: None, metadata: None, create: true };
+    let create = Command::PutService {
+        service: service("d"),
+        protect_threshold: None,
+        metadata: None,
+        selector: None,
+        create: true,
+    };
     assert_eq!(table.apply(at(1), create).unwrap_err(), Refusal::TooMany { what: "services", max: 2 });
 }
 
@@ -268,7 +274,7 @@ pub(crate) fn commands() -> impl Strategy<Value = Vec<(u64, Command)>> {
         2 => Just(Command::Tick { max: 100 }),
         1 => (name(), prop::option::of(prop::sample::select(vec![0.0, 0.5, 2.0])), any::<bool>())
             .prop_map(|(n, protect_threshold, create)|
-                Command::PutService { service: service(n), protect_threshold, metadata: None, create }),
+                Command::PutService { service: service(n), protect_threshold, metadata: None, selector: None, create }),
         1 => name().prop_map(|n| Command::DeleteService { service: service(n) }),
         1 => (name(), prop::sample::select(checkers)).prop_map(|(n, checker)| Command::PutCluster {
             service: service(n), cluster: Name::from("DEFAULT"), settings: Cluster { checker, ..Cluster::default() } }),

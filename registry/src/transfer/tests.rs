@@ -3,6 +3,7 @@
 use super::*;
 use crate::checker::Checker;
 use crate::model::{Cluster, InstanceId, Metadata, Name};
+use crate::selector::service::{LabelSelector, ServiceSelector};
 use crate::service::Options;
 
 fn registry() -> Registry {
@@ -16,6 +17,7 @@ fn moved() -> Vec<Moved> {
     let settings = ServiceMeta {
         protect_threshold: 0.5,
         metadata: metadata.clone(),
+        selector: ServiceSelector::Label(LabelSelector::of(["zone"]).unwrap()),
         clusters: [(Name::from("c-1"), cluster)].into(),
     };
     let many = (1..=700).map(|port| Instance { weight: 0.5, enabled: port % 2 == 0, ..Instance::new(id(port)) });

@@ -71,6 +71,9 @@ pub(super) struct Detail {
     summary: Summary,
     #[serde(skip_serializing_if = "Option::is_none")]
     checked_by: Option<PanelBody>,
+    /// The labels of its selector, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    same_labels: Option<Vec<String>>,
     /// Those that were configured, and those that instances are in.
     clusters: BTreeMap<String, ClusterSeen>,
     /// The first thousand.
@@ -100,6 +103,7 @@ impl Detail {
         Detail {
             summary: Summary::of(view),
             checked_by: meta.and_then(|m| PanelBody::of(&m.metadata)),
+            same_labels: meta.and_then(|m| m.selector.labels()).map(|s| s.labels().map(str::to_owned).collect()),
             clusters: names.into_iter().map(|name| (name.to_string(), cluster(name))).collect(),
             instances: view.instances.iter().take(instances_max).map(|i| Seen::of(registry, view, i)).collect(),
         }

@@ -7,6 +7,7 @@ use super::problem::Problem;
 use crate::checker::{CHECKER_KEY, Checker, Codes, Kind, MASK, Manner, Pace};
 use crate::model::{METADATA_BYTES_MAX, Metadata, Vantage, cluster_name};
 use crate::panel::{self, Panel, QUORUM_KEY, VANTAGE_KEY};
+use crate::selector::service::{LabelSelector, ServiceSelector};
 use crate::table::edits::{ClusterEdit, InstanceEdit, Merge, ServiceEdit};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -283,6 +284,8 @@ pub(super) struct ServiceBody {
     metadata: Metadata,
     #[serde(default, deserialize_with = "named")]
     checked_by: Option<PanelBody>,
+    #[serde(default, deserialize_with = "named")]
+    same_labels: Option<Vec<String>>,
     #[serde(default)]
     clusters: BTreeMap<String, ClusterBody>,
 }
@@ -310,8 +313,15 @@ impl ServiceBody {
             let checker = cluster.checker.map(CheckerBody::checker).transpose()?;
             clusters.insert(cluster_name(&name)?, Some(ClusterEdit { checker, metadata }));
         }
-        Ok(ServiceEdit { protect_threshold: Some(self.protect_threshold), metadata, clusters })
+        let selector = self.same_labels.as_deref().map(selector).transpose()?;
+        Ok(ServiceEdit { protect_threshold: Some(self.protect_threshold), selector, metadata, clusters })
     }
+}
+
+/// A selector of these labels.
+fn selector(labels: &[String]) -> Result<ServiceSelector, Problem> {
+    let read = LabelSelector::of(labels.iter().map(String::as_str));
+    read.map(ServiceSelector::Label).map_err(|e| Problem::param("same_labels", format!("same_labels: {}", e.problem)))
 }
 
 /// `PATCH` of a service (RFC 7396): what is named changes, `null` takes it away.
@@ -324,6 +334,8 @@ pub(super) struct ServicePatch {
     metadata: Merge,
     #[serde(default, deserialize_with = "named_or_null")]
     checked_by: Option<Named<PanelBody>>,
+    #[serde(default, deserialize_with = "named_or_null")]
+    same_labels: Option<Named<Vec<String>>>,
     #[serde(default)]
     clusters: BTreeMap<String, Option<ClusterPatch>>,
 }
@@ -349,7 +361,12 @@ impl ServicePatch {
             let edit = cluster.map(ClusterPatch::edit).transpose()?;
             clusters.insert(cluster_name(&name)?, edit);
         }
-        Ok(ServiceEdit { protect_threshold: self.protect_threshold, metadata, clusters })
+        let selector = match self.same_labels {
+            None => None,
+            Some(Named::Away(())) => Some(ServiceSelector::None),
+            Some(Named::As(labels)) => Some(selector(&labels)?),
+        };
+        Ok(ServiceEdit { protect_threshold: self.protect_threshold, selector, metadata, clusters })
     }
 }
 

@@ -161,3 +161,44 @@ async fn the_catalog() {
     assert_eq!(names["META-INF/services"]["public"], json!(["DEFAULT_GROUP@@web"]));
     assert_eq!(api.json("GET /nacos/v1/console/namespaces").await["data"][0]["namespace"], "public");
 }
+
+/// A label selector is stored and shown by every version, by our own API too, and changes what nobody sees: there is no CMDB.
+/// What Nacos does not read is refused, and nothing has changed.
+#[tokio::test]
+async fn selectors() {
+    let api = Api::new();
+    let expression = "CONSUMER.label.zone = PROVIDER.label.zone";
+    let label = json!({ "type": "label", "expression": expression });
+    let encoded = |selector: &Value| serde_urlencoded::to_string([("selector", selector.to_string())]).unwrap();
+    api.ok(&format!("POST /nacos/v1/ns/service?serviceName=a&{}", encoded(&label))).await;
+    api.ok(&format!("POST {INSTANCE}?serviceName=a&ip=10.0.0.1&port=80")).await;
+    let want = json!({ "type": "label", "expression": expression, "labels": ["zone"], "contextType": "CMDB" });
+    let none = json!({ "type": "none", "contextType": "NONE" });
+    let everywhere = async |want: &Value| {
+        let v1 = api.json("GET /nacos/v1/ns/service?serviceName=a").await;
+        let catalog = api.json("GET /nacos/v1/ns/catalog/service?serviceName=a").await;
+        let v2 = api.data("GET /nacos/v2/ns/service?serviceName=a").await;
+        let v3 = api.data("GET /nacos/v3/admin/ns/service?serviceName=a").await;
+        for said in [&v1["selector"], &catalog["service"]["selector"], &v2["selector"], &v3["selector"]] {
+            assert_eq!(said, want);
+        }
+        api.json("GET /api/v1/services/public/DEFAULT_GROUP/a").await["same_labels"].clone()
+    };
+    assert_eq!(everywhere(&want).await, json!(["zone"]));
+    assert_eq!(api.list("serviceName=a").await, [(80, true)], "no address has labels: all are shown");
+    // What is not named stays.
+    api.ok("PUT /nacos/v1/ns/service?serviceName=a&protectThreshold=0.5").await;
+    assert_eq!(everywhere(&want).await, json!(["zone"]));
+    for bad in [json!({ "type": "label", "expression": "zone=a" }), json!({ "type": "cmdb" }), json!("label")] {
+        let (status, text) = api.call(&format!("PUT /nacos/v1/ns/service?serviceName=a&{}", encoded(&bad))).await;
+        assert_eq!((status, text.contains("'selector'") && text.contains("Right is")), (400, true), "{text}");
+    }
+    let refused = format!("PUT /nacos/v2/ns/service?serviceName=a&{}", encoded(&json!({ "type": "cmdb" })));
+    assert_eq!(api.call(&refused).await.0, 400);
+    assert_eq!(everywhere(&want).await, json!(["zone"]));
+    api.data(&format!("PUT /nacos/v2/ns/service?serviceName=a&{}", encoded(&json!({ "type": "none" })))).await;
+    assert_eq!(everywhere(&none).await, Value::Null);
+    api.data(&format!("PUT /nacos/v3/admin/ns/service?serviceName=a&{}", encoded(&label))).await;
+    assert_eq!(everywhere(&want).await, json!(["zone"]));
+    assert_eq!(api.json("GET /nacos/v1/ns/service/selector/types").await["data"], json!(["none", "label"]));
+}

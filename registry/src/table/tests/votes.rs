@@ -184,7 +184,13 @@ fn a_service_has_a_manner() {
     table.apply(at(1), heard(Health::Up)).unwrap();
     let mut put = |manner: &str| {
         let metadata = Some([(MANNER_KEY.to_owned(), manner.to_owned())].into());
-        let command = Command::PutService { service: service("web"), protect_threshold: None, metadata, create: false };
+        let command = Command::PutService {
+            service: service("web"),
+            protect_threshold: None,
+            metadata,
+            selector: None,
+            create: false,
+        };
         table.apply(at(2), command).map(|_| {
             let meta = table.meta(&service("web")).unwrap();
             (meta.checker("DEFAULT").how.manner, table.entry(&service("web"), &id(1)).unwrap().health.health)

@@ -11,6 +11,7 @@ use crate::model::{
 };
 use crate::panel::VANTAGES_MAX;
 use crate::selector::SELECTOR_CHARS_MAX;
+use crate::selector::service::{LABEL_LEN_MAX, LABELS_MAX};
 use ringspan_engine::check::{HttpSettings, MysqlCheck};
 use ringspan_engine::policy::{INTERVAL_MAX, INTERVAL_MIN, TIMEOUT_MAX, TIMEOUT_MIN};
 use serde_json::{Map, Value, json};
@@ -85,6 +86,16 @@ fn names() -> Schemas {
         (
             "HealthList",
             json!({ "type": "string", "pattern": "^(up|down|unknown)(,(up|down|unknown))*$", "examples": ["down,unknown"] }),
+        ),
+        (
+            "SameLabels",
+            json!({
+                "type": "array",
+                "description": "Nacos' label selector: what a consumer and an instance are to have alike. Labels are a CMDB's; without one all instances are shown.",
+                "maxItems": LABELS_MAX,
+                "items": { "type": "string", "pattern": format!("^[^=&{CONTROL}{BLANK}]{{1,{LABEL_LEN_MAX}}}$"), "minLength": 1, "maxLength": LABEL_LEN_MAX },
+                "examples": [["zone"]],
+            }),
         ),
         ("Health", json!({ "type": "string", "enum": ["up", "down", "unknown"] })),
         (
@@ -246,6 +257,7 @@ fn taken() -> Schemas {
     let service = object(
         json!({
             "protect_threshold": threshold, "metadata": reference("Metadata"), "checked_by": reference("CheckedBy"),
+            "same_labels": reference("SameLabels"),
             "clusters": clusters(reference("ClusterSettings")),
         }),
         &[],
@@ -253,6 +265,7 @@ fn taken() -> Schemas {
     let service_patch = object(
         json!({
             "protect_threshold": threshold, "metadata": reference("MetadataPatch"), "checked_by": or_null("CheckedBy"),
+            "same_labels": or_null("SameLabels"),
             "clusters": clusters(or_null("ClusterPatch")),
         }),
         &[],
@@ -362,6 +375,7 @@ fn shown() -> Schemas {
         summary(),
         json!({
             "checked_by": reference("CheckedBy"),
+            "same_labels": { "type": "array", "items": text() },
             "clusters": { "type": "object", "additionalProperties": full(
                 json!({ "checker": reference("CheckerShown"), "metadata": reference("MetadataShown"), "checked_by": reference("CheckedBy") }),
                 &["checked_by"],
@@ -392,7 +406,7 @@ fn shown() -> Schemas {
     });
     vec![
         ("MetadataShown", json!({ "type": "object", "additionalProperties": { "type": "string" } })),
-        ("Service", full(service, &["checked_by"])),
+        ("Service", full(service, &["checked_by", "same_labels"])),
         ("Instance", full(instance, &["probed"])),
         (
             "AgentLink",
