@@ -30,12 +30,16 @@ use crate::push::Hub;
 use crate::push::udp::UdpPusher;
 use crate::service::Registry;
 use crate::table::Refusal;
+use crate::wire::kept::Kept;
 use axum::Router;
+use axum::body::{Body, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use http_body_util::Limited;
 use metrics::Metrics;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,11 +74,15 @@ const _: () = assert!(REQUEST_TIME_MAX.as_millis() > crate::service::SUBMIT_WAIT
 /// The largest body. A registration has at most 1 KiB of metadata and 1 KiB of names, each character escaped threefold.
 pub const BODY_BYTES_MAX: usize = 64 << 10;
 
-/// What every handler sees.
+/// What every handler sees; copied for each request, so it is one pointer.
 #[derive(Clone)]
-struct App {
+struct App(Arc<Parts>);
+
+/// See [`App`].
+struct Parts {
     registry: Registry,
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
+    lists: Kept,
     hub: Hub,
     udp: Option<Arc<UdpPusher>>,
     clients: Clients,
@@ -83,20 +91,22 @@ struct App {
     agents: Option<AgentLinks>,
 }
 
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
 /// All of the registry's HTTP. The root package may merge routes of its own into it (`Router::merge`), for instance
 /// /api/v1/agents.
 pub fn router(registry: Registry, options: Options) -> Router {
     let Options { probe_stats, hub, udp, clients, events, access, agents, more } = options;
-    let metrics = Arc::new(Metrics::new(
-        registry.clone(),
-        hub.clone(),
-        clients.clone(),
-        events.clone(),
-        access.clone(),
-        probe_stats,
-        more,
-    ));
-    let app = App { registry, metrics, hub, udp, clients, events, access, agents };
+    let metrics =
+        Metrics::new(registry.clone(), hub.clone(), clients.clone(), events.clone(), access.clone(), probe_stats, more);
+    let lists = Kept::default();
+    let app = App(Arc::new(Parts { registry, metrics, lists, hub, udp, clients, events, access, agents }));
     Router::new()
         .merge(nacos::routes())
         .merge(nacos_admin::routes())
@@ -108,12 +118,7 @@ pub fn router(registry: Registry, options: Options) -> Router {
         .route("/metrics", axum::routing::get(metrics::scrape))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .layer(middleware::from_fn_with_state(app.clone(), access::enter))
-        .layer(tower_http::limit::RequestBodyLimitLayer::new(BODY_BYTES_MAX))
-        .layer(middleware::from_fn(guard))
-        .layer(middleware::from_fn(limit_time))
-        .layer(middleware::from_fn(api::everywhere))
-        .layer(middleware::from_fn_with_state(app.clone(), count))
+        .layer(middleware::from_fn_with_state(app.clone(), pass))
         .with_state(app)
 }
 
@@ -203,25 +208,13 @@ async fn no_such_method(method: Method, uri: Uri) -> Sorry {
     Sorry::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
 }
 
-/// Refuses a change that a page of some other site asks a visitor's browser for. Such a request carries an `Origin` that
-/// is not the host it goes to; programs send no `Origin` at all.
-async fn guard(request: Request, next: Next) -> Response {
-    if request.method() != Method::GET && is_foreign(request.headers()) {
-        let text = "requests that another site's page makes are refused".to_owned();
-        return Sorry::new(StatusCode::FORBIDDEN, text).into_response();
-    }
-    next.run(request).await
-}
-
-fn is_foreign(headers: &HeaderMap) -> bool {
-    let text = |name| headers.get(name).and_then(|v| v.to_str().ok());
-    let Some(origin) = headers.get(header::ORIGIN) else { return false };
-    let origin = origin.to_str().ok().and_then(|o| o.split_once("://")).map(|(_, host)| host);
-    origin.is_none() || origin != text(header::HOST)
-}
-
-async fn limit_time(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(REQUEST_TIME_MAX, next.run(request)).await {
+/// What every request passes, in and out. One layer for all of it: each costs a copy of the whole route and a future on
+/// the heap, a twentieth of a registration.
+async fn pass(State(app): State<App>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let method = request.method().clone();
+    let is_own = api::is_ours(request.uri().path());
+    let response = match tokio::time::timeout(REQUEST_TIME_MAX, admit(&app, request, next)).await {
         Ok(response) => response,
         Err(_elapsed) => {
             let text = format!(
@@ -230,13 +223,35 @@ async fn limit_time(request: Request, next: Next) -> Response {
             );
             Sorry::new(StatusCode::SERVICE_UNAVAILABLE, text).into_response()
         }
-    }
-}
-
-async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let method = request.method().clone();
-    let response = next.run(request).await;
+    };
+    let response = if is_own { api::refusal_as_problem(response).await } else { response };
     app.metrics.count(&method, route.as_ref().map(MatchedPath::as_str), response.status());
     response
+}
+
+/// A change that a page of some other site asks a visitor's browser for is refused (such a request carries an `Origin` that
+/// is not the host it goes to; programs send no `Origin` at all), and so is a body that is too large.
+async fn admit(app: &App, request: Request, next: Next) -> Response {
+    if request.method() != Method::GET && is_foreign(request.headers()) {
+        let text = "requests that another site's page makes are refused".to_owned();
+        return Sorry::new(StatusCode::FORBIDDEN, text).into_response();
+    }
+    let hint = request.body().size_hint();
+    if hint.lower() > BODY_BYTES_MAX as u64 {
+        let text = format!("the body cannot be read; it may have {BODY_BYTES_MAX} bytes");
+        return Sorry::new(StatusCode::PAYLOAD_TOO_LARGE, text).into_response();
+    }
+    let request = match hint.exact() {
+        Some(_) => request,
+        // Who does not say how long it is, is stopped when it is too long.
+        None => request.map(|body| Body::new(Limited::new(body, BODY_BYTES_MAX))),
+    };
+    access::enter(app, request, next).await
+}
+
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|v| v.to_str().ok());
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let origin = origin.to_str().ok().and_then(|o| o.split_once("://")).map(|(_, host)| host);
+    origin.is_none() || origin != text(header::HOST)
 }

@@ -13,7 +13,7 @@ use crate::selector::service::ServiceSelector;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// A checked name. Shared, because the same few names occur in every record.
 pub type Name = Arc<str>;
@@ -70,8 +70,15 @@ fn check_name(param: &'static str, text: &str, len_max: usize, allowed: fn(char)
     }
     match text.chars().find(|&c| !allowed(c)) {
         Some(c) => Err(Invalid::new(param, format!("illegal characters should not appear in the param: {c:?}."))),
-        None => Ok(Name::from(text)),
+        None => Ok(shared(text)),
     }
+}
+
+/// A name; those that nearly everything has are one text for all.
+fn shared(text: &str) -> Name {
+    static USUAL: LazyLock<[Name; 3]> =
+        LazyLock::new(|| [NAMESPACE_DEFAULT, GROUP_DEFAULT, CLUSTER_DEFAULT].map(Name::from));
+    USUAL.iter().find(|name| ***name == *text).map_or_else(|| Name::from(text), Name::clone)
 }
 
 fn or_default<'a>(text: &'a str, default: &'a str) -> &'a str {

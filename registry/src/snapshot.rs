@@ -15,6 +15,7 @@ use crate::table::{Change, Changes, Entry, Table};
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A service as it is now, but for health, which moves.
@@ -26,6 +27,17 @@ pub struct ServiceView {
     pub meta: Option<Arc<ServiceMeta>>,
     /// Its instances, ordered by id.
     pub instances: Vec<InstanceView>,
+    /// Which of all views that there have been.
+    number: u64,
+    /// How often the health of an instance has moved since.
+    moved: AtomicU64,
+}
+
+/// Tells two states of a service apart: what was made of one is good for as long as its stamp is the service's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    view: u64,
+    moved: u64,
 }
 
 /// An instance as it is now.
@@ -70,8 +82,15 @@ impl InstanceView {
 }
 
 impl ServiceView {
-    fn empty(key: ServiceKey) -> ServiceView {
-        ServiceView { key, meta: None, instances: Vec::new() }
+    fn new(key: ServiceKey, meta: Option<Arc<ServiceMeta>>, instances: Vec<InstanceView>) -> ServiceView {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        ServiceView { key, meta, instances, number, moved: AtomicU64::new(0) }
+    }
+
+    /// Take it before you look: what moves meanwhile makes it another.
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp { view: self.number, moved: self.moved.load(Ordering::Acquire) }
     }
 
     /// One instance.
@@ -144,7 +163,7 @@ impl Snapshot {
         for (key, meta, entries) in table.services() {
             let instances: Vec<_> = entries.map(InstanceView::new).collect();
             inner.instance_count += instances.len();
-            let view = ServiceView { key: key.clone(), meta: meta.cloned(), instances };
+            let view = ServiceView::new(key.clone(), meta.cloned(), instances);
             inner.alike.insert(key);
             inner.services.insert(key.clone(), Arc::new(view));
         }
@@ -227,10 +246,9 @@ impl Snapshot {
     fn publish_service(&self, table: &Table, key: &ServiceKey, changes: &[&Change]) {
         let old = self.service(key);
         if changes.iter().any(|c| !matches!(c, Change::Health { .. } | Change::Votes { .. })) {
-            let mut view = match &old {
-                Some(old) => ServiceView { key: key.clone(), meta: old.meta.clone(), instances: old.instances.clone() },
-                None => ServiceView::empty(key.clone()),
-            };
+            let (meta, instances) =
+                old.as_ref().map_or_else(Default::default, |o| (o.meta.clone(), o.instances.clone()));
+            let mut view = ServiceView::new(key.clone(), meta, instances);
             for change in changes {
                 view.take(table, change);
             }
@@ -308,10 +326,12 @@ impl ServiceView {
             Change::Health { id, after, .. } => {
                 let Some(view) = self.instance(id) else { return };
                 view.cell.store(Arc::new(Cell { health: *after, ballot: view.ballot() }));
+                self.moved.fetch_add(1, Ordering::Release);
             }
             Change::Votes { id, after, .. } => {
                 let Some(view) = self.instance(id) else { return };
                 view.cell.store(Arc::new(Cell { health: view.health(), ballot: after.clone() }));
+                self.moved.fetch_add(1, Ordering::Release);
             }
             Change::Instance { .. } | Change::Service { .. } | Change::Agent { .. } => {}
         }

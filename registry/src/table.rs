@@ -318,11 +318,14 @@ impl Table {
     /// Puts `after` where `before` was, and notes it.
     fn replace(&mut self, service: &ServiceKey, before: Option<Entry>, after: Option<Entry>, changes: &mut Changes) {
         let id = before.as_ref().or(after.as_ref()).expect("a change has a side").record.id.clone();
-        self.take(service, &id);
+        // All of a service's instances, and all who hear of them, share its names.
+        let known = self.services.get_key_value(service).map(|(known, _)| known.clone());
+        let service = known.unwrap_or_else(|| service.clone());
+        self.take(&service, &id);
         if let Some(entry) = &after {
-            self.put(service, entry.clone());
+            self.put(&service, entry.clone());
         }
-        changes.list.push(Change::Instance { service: service.clone(), id, before, after });
+        changes.list.push(Change::Instance { service, id, before, after });
     }
 
     /// Notes and sets a new belief, if it is one.

@@ -3,6 +3,8 @@
 //! registrant said, and below a service's protection threshold it is `true` for all that anybody can reach. What others
 //! were asked to look at is not healthy before they have said so.
 
+pub(crate) mod kept;
+
 use crate::health::{BeatTimes, Health};
 use crate::model::{CLUSTER_DEFAULT, Instance, ServiceKey, Vantage};
 use crate::snapshot::{InstanceView, ServiceView};
@@ -22,13 +24,14 @@ pub(crate) struct ServiceInfo {
     /// What the request asked for, letter by letter: clients use it as part of a key.
     clusters: String,
     cache_millis: u64,
-    pub(crate) hosts: Vec<Host>,
     last_ref_time: u64,
     checksum: &'static str,
     #[serde(rename = "allIPs")]
     all_ips: bool,
     pub(crate) reach_protection_threshold: bool,
     valid: bool,
+    /// The last one: what is before it is written anew for each answer.
+    pub(crate) hosts: Vec<Host>,
 }
 
 /// Nacos' Instance.
@@ -94,6 +97,27 @@ pub(crate) fn service_info(
     healthy_only: bool,
     now_unix_ms: u64,
 ) -> ServiceInfo {
+    let (hosts, protect) = hosts(key, view, clusters, healthy_only);
+    ServiceInfo { hosts, ..service_alone(key, clusters, protect, now_unix_ms) }
+}
+
+fn service_alone(key: &ServiceKey, clusters: &str, protect: bool, now_unix_ms: u64) -> ServiceInfo {
+    ServiceInfo {
+        name: key.grouped(),
+        group_name: key.group().to_string(),
+        clusters: clusters.to_owned(),
+        cache_millis: CACHE_MILLIS,
+        last_ref_time: now_unix_ms,
+        checksum: "",
+        all_ips: false,
+        reach_protection_threshold: protect,
+        valid: true,
+        hosts: Vec::new(),
+    }
+}
+
+/// What is listed, and whether the protection threshold is in force.
+fn hosts(key: &ServiceKey, view: Option<&ServiceView>, clusters: &str, healthy_only: bool) -> (Vec<Host>, bool) {
     // "None" is Python's null, see `params::cluster_or_default`.
     let wanted: Vec<&str> = clusters.split(',').map(str::trim).filter(|c| !c.is_empty()).collect();
     let in_wanted =
@@ -111,19 +135,7 @@ pub(crate) fn service_info(
     let protect = !all.is_empty() && (healthy as f64) < threshold * all.len() as f64;
     let all = all.into_iter().map(|(i, healthy)| (i, healthy || (protect && is_reachable(i))));
     let hosts = all.filter(|(_, healthy)| *healthy || !healthy_only);
-    let hosts = hosts.map(|(i, healthy)| host(key, &i.record, healthy));
-    ServiceInfo {
-        name: key.grouped(),
-        group_name: key.group().to_string(),
-        clusters: clusters.to_owned(),
-        cache_millis: CACHE_MILLIS,
-        hosts: hosts.collect(),
-        last_ref_time: now_unix_ms,
-        checksum: "",
-        all_ips: false,
-        reach_protection_threshold: protect,
-        valid: true,
-    }
+    (hosts.map(|(i, healthy)| host(key, &i.record, healthy)).collect(), protect)
 }
 
 /// Whether there may be a way to it. To the backends of an agent that is gone there is none, whatever a threshold says;

@@ -1,4 +1,4 @@
-//! The layer that every request passes: how often its address may ask, who asks, and whether he may.
+//! What every request passes: how often its address may ask, who asks, and whether he may.
 //! Promise: what is not in the table below is for administrators alone, so a route that somebody forgets to enter is closed.
 //! Where access is open and nothing is limited or noted, a request passes at the price of a look at three flags.
 //!
@@ -12,7 +12,7 @@ use super::{App, BODY_BYTES_MAX, Sorry, envelope};
 use crate::access::{Access, Action, Actor, Principal, Unknown, Version};
 use crate::model::NAMESPACE_DEFAULT;
 use axum::body::{Body, HttpBody};
-use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, RawPathParams, Request, State};
+use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -136,7 +136,7 @@ fn nacos(rest: &str, action: Action, account_or_admin: Need) -> Need {
 }
 
 /// See the module.
-pub(super) async fn enter(State(app): State<App>, request: Request, next: Next) -> Response {
+pub(super) async fn enter(app: &App, request: Request, next: Next) -> Response {
     let access = &app.access;
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
     if let Some(peer) = peer

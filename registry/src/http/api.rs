@@ -21,7 +21,7 @@ mod tests;
 
 pub(super) use asked::ALL;
 pub use overview::{AgentLink, AgentLinks};
-pub(super) use problem::everywhere;
+pub(super) use problem::{is_ours, refusal_as_problem};
 
 use super::App;
 use axum::Router;

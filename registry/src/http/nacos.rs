@@ -8,14 +8,20 @@ use crate::model::{Instance, InstanceId, ServiceKey, WEIGHT_DEFAULT};
 use crate::push::udp::understands;
 use crate::table::{Command, Patch, Refusal};
 use crate::wire::{self as view, ServiceInfo};
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
+use http_body::{Frame, SizeHint};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 pub(super) fn routes() -> Router<App> {
     let instance = get(detail).post(register).delete(deregister).put(update).patch(update);
@@ -98,11 +104,7 @@ pub(super) async fn detail(State(app): State<App>, params: Params) -> Result<Jso
 }
 
 /// A list, and a subscription if the client names a UDP port for pushes.
-async fn list_and_subscribe(
-    State(app): State<App>,
-    caller: Caller,
-    params: Params,
-) -> Result<Json<ServiceInfo>, Sorry> {
+async fn list_and_subscribe(State(app): State<App>, caller: Caller, params: Params) -> Result<Response, Sorry> {
     let port: u16 = params.parse("udpPort", "a port, 0 for none")?.unwrap_or(0);
     if let (Some(udp), Some(peer), true) = (&app.udp, caller.peer, port != 0 && understands(&caller.agent)) {
         // The address is the request's own: what the client says of it (clientIP) could be anybody's.
@@ -112,14 +114,46 @@ async fn list_and_subscribe(
             tracing::warn!(%to, %refused, "push: a client is not subscribed; it polls");
         }
     }
-    list(State(app), params).await
+    let (service, clusters, healthy_only) = question(&params)?;
+    let now = app.registry.unix_ms(app.registry.now());
+    Ok(match app.registry.snapshot().service(&service) {
+        Some(view) => {
+            let pieces = app.lists.list(&view, clusters, healthy_only, now);
+            ([(header::CONTENT_TYPE, "application/json")], Body::new(Pieces(pieces.into_iter()))).into_response()
+        }
+        None => Json(view::service_info(&service, None, clusters, healthy_only, now)).into_response(),
+    })
+}
+
+/// A body of pieces that are sent as they are, without being put together.
+struct Pieces(std::array::IntoIter<Bytes, 2>);
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.next().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.len() == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.as_slice().iter().map(|piece| piece.len() as u64).sum())
+    }
+}
+
+/// What a list is asked for: service, clusters, whether only what is healthy.
+fn question(params: &Params) -> Result<(ServiceKey, &str, bool), Sorry> {
+    let clusters = params.text("clusters").unwrap_or_default();
+    Ok((params.service()?, clusters, params.flag("healthyOnly")?.unwrap_or(false)))
 }
 
 /// A service that is not there has no instances; clients subscribe before servers register.
 pub(super) async fn list(State(app): State<App>, params: Params) -> Result<Json<ServiceInfo>, Sorry> {
-    let service = params.service()?;
-    let clusters = params.text("clusters").unwrap_or_default();
-    let healthy_only = params.flag("healthyOnly")?.unwrap_or(false);
+    let (service, clusters, healthy_only) = question(&params)?;
     let view = app.registry.snapshot().service(&service);
     let now = app.registry.unix_ms(app.registry.now());
     Ok(Json(view::service_info(&service, view.as_deref(), clusters, healthy_only, now)))

@@ -8,6 +8,7 @@ use crate::checker::Asked;
 use crate::health::Health;
 use crate::table::Delta;
 use ringspan_engine::target::TargetId;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 
 /// Who is asked.
@@ -40,7 +41,42 @@ struct Probed {
     /// `None`: not asked yet.
     id: Option<TargetId>,
     last: Option<Finding>,
-    instances: BTreeSet<Key>,
+    instances: Here,
+}
+
+/// The instances at one address. Nearly always there is one, and a set of one takes ten times its room.
+enum Here {
+    One(Key),
+    More(Box<BTreeSet<Key>>),
+}
+
+impl Here {
+    fn insert(&mut self, key: Key) {
+        match self {
+            Here::One(known) if *known == key => {}
+            Here::One(known) => *self = Here::More(Box::new(BTreeSet::from([known.clone(), key]))),
+            Here::More(all) => drop(all.insert(key)),
+        }
+    }
+
+    /// Takes one out; whether none is left.
+    fn remove(&mut self, key: &Key) -> bool {
+        match self {
+            Here::One(known) => known == key,
+            Here::More(all) => {
+                all.remove(key);
+                all.is_empty()
+            }
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Key> {
+        let (one, more) = match self {
+            Here::One(key) => (Some(key), None),
+            Here::More(all) => (None, Some(all.iter())),
+        };
+        one.into_iter().chain(more.into_iter().flatten())
+    }
 }
 
 impl Finding {
@@ -78,21 +114,27 @@ impl Keeper {
     fn join(&mut self, key: Key, asked: Asked, believed: Option<Finding>) {
         // Equal questions are one, also in memory.
         let asked = self.targets.get_key_value(&asked).map_or(asked, |(known, _)| known.clone());
-        let target = self.targets.entry(asked.clone()).or_insert_with(|| {
-            self.key_last += 1;
-            self.keys.insert(self.key_last, asked.clone());
-            self.to_add.push(asked.clone());
-            Probed { key: self.key_last, id: None, last: believed, instances: BTreeSet::new() }
-        });
-        target.instances.insert(key.clone());
+        match self.targets.entry(asked.clone()) {
+            Entry::Occupied(mut target) => target.get_mut().instances.insert(key.clone()),
+            Entry::Vacant(place) => {
+                self.key_last += 1;
+                self.keys.insert(self.key_last, asked.clone());
+                self.to_add.push(asked.clone());
+                place.insert(Probed {
+                    key: self.key_last,
+                    id: None,
+                    last: believed,
+                    instances: Here::One(key.clone()),
+                });
+            }
+        }
         self.asked.insert(key, asked);
     }
 
     fn leave(&mut self, key: &Key) {
         let Some(asked) = self.asked.remove(key) else { return };
         let target = self.targets.get_mut(&asked).expect("what an instance is asked is probed");
-        target.instances.remove(key);
-        if target.instances.is_empty() {
+        if target.instances.remove(key) {
             let target = self.targets.remove(&asked).expect("it was there a moment ago");
             self.keys.remove(&target.key);
             match target.id {

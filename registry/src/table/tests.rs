@@ -9,23 +9,23 @@ use crate::snapshot::Snapshot;
 use proptest::prelude::*;
 use std::time::Duration;
 
-pub(super) fn at(ms: u64) -> Instant {
+pub(crate) fn at(ms: u64) -> Instant {
     Instant::from_ns(ms * 1_000_000)
 }
 
-pub(super) fn service(name: &str) -> ServiceKey {
+pub(crate) fn service(name: &str) -> ServiceKey {
     ServiceKey::public(name).unwrap()
 }
 
-pub(super) fn id(host: u8) -> InstanceId {
+pub(crate) fn id(host: u8) -> InstanceId {
     InstanceId::new("", &format!("10.0.0.{host}"), 80).unwrap()
 }
 
-pub(super) fn register(name: &str, host: u8, ephemeral: bool) -> Command {
+pub(crate) fn register(name: &str, host: u8, ephemeral: bool) -> Command {
     Command::Register { service: service(name), instance: Instance { ephemeral, ..Instance::new(id(host)) } }
 }
 
-pub(super) fn delta(name: &str, id: InstanceId, health: Health) -> Delta {
+pub(crate) fn delta(name: &str, id: InstanceId, health: Health) -> Delta {
     let reason = Reason::Probe { code: ringspan_engine::outcome::Code::L4Refused, errno: 111 };
     Delta { service: service(name), id, health, reason, rtt_ns: 7, due: None }
 }

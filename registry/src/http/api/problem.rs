@@ -5,9 +5,7 @@ use crate::http::Sorry;
 use crate::model::Invalid;
 use crate::table::Refusal;
 use axum::body::{self, Body};
-use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -164,13 +162,16 @@ impl From<Sorry> for Problem {
     }
 }
 
-/// Makes a problem of every refusal under /api/v1 that is none yet: of layers, of the router, of body limits.
-pub(crate) async fn everywhere(request: Request, next: Next) -> Response {
-    let is_ours = request.uri().path().starts_with("/api/v1");
-    let response = next.run(request).await;
+/// Whether a path is of this API.
+pub(crate) fn is_ours(path: &str) -> bool {
+    path.starts_with("/api/v1")
+}
+
+/// Makes a problem of a refusal that is none yet: of layers, of the router, of body limits.
+pub(crate) async fn refusal_as_problem(response: Response) -> Response {
     let kind = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     let is_problem = kind.is_some_and(|k| k.starts_with(PROBLEM_JSON));
-    if !is_ours || response.status().as_u16() < 400 || is_problem {
+    if response.status().as_u16() < 400 || is_problem {
         return response;
     }
     let (mut parts, body) = response.into_parts();
