@@ -1,5 +1,5 @@
-//! Serves a router over HTTP/1.1 on one address, over HTTP/2 too where it is TLS, with the bounds that axum's own loop has not: a cap on connections
-//! and a time within which a request's head must have come.
+//! Serves a router over HTTP/1.1 on one address, over HTTP/2 too where it is TLS, with the bounds that axum's own loop
+//! has not: a cap on connections and a time within which a request's head must have come.
 //! Promise: idle and slow clients cost themselves; the accept loop never ends on an error.
 
 use crate::http_tls::Front;
@@ -7,9 +7,9 @@ use axum::Router;
 use axum::extract::ConnectInfo;
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::server::conn;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use std::io;
 use std::net::SocketAddr;
@@ -98,16 +98,18 @@ async fn serve_one(
     stop: watch::Receiver<bool>,
 ) {
     let _ = stream.set_nodelay(true);
-    let Some(tls) = tls else { return http1(stream, peer, router, stop).await };
+    let server = auto::Builder::new(TokioExecutor::new());
+    let Some(tls) = tls else { return serve_stream(server.http1_only(), stream, peer, router, stop).await };
     let Some(stream) = tls.greet(stream, peer).await else { return };
-    match stream.get_ref().1.alpn_protocol() {
-        Some(b"h2") => http2(stream, peer, router, stop).await,
-        _ => http1(stream, peer, router, stop).await,
-    }
+    let server = match stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => server.http2_only(),
+        _ => server.http1_only(),
+    };
+    serve_stream(server, stream, peer, router, stop).await;
 }
 
-/// A connection of HTTP/1.1.
-async fn http1(
+async fn serve_stream(
+    mut server: auto::Builder<TokioExecutor>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
     router: Router,
@@ -119,35 +121,9 @@ async fn http1(
         request.extensions_mut().insert(ConnectInfo(peer));
         router.call(request)
     });
-    let mut server = conn::http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX);
-    let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stopped(&mut stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = result {
-        tracing::trace!(%error, "http: connection");
-    }
-}
-
-/// A connection of HTTP/2, of whoever asked for that in TLS.
-async fn http2(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    peer: SocketAddr,
-    router: Router,
-    mut stop: watch::Receiver<bool>,
-) {
-    let router = TowerToHyperService::new(router);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
-        router.call(request)
-    });
-    let mut server = conn::http2::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX);
     server
+        .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADER_BYTES_MAX)

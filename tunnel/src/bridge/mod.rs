@@ -18,15 +18,15 @@ mod agents;
 mod directory;
 mod ears;
 mod entry;
+mod events;
 mod greeting;
+mod handle;
 mod listening;
 mod roster;
 mod visitors;
 mod worker;
 
-use crate::frame::Reason;
-use crate::health_feed::Change;
-use crate::hello::{Applicant, Refusal, Welcome};
+use crate::hello::{Applicant, Welcome};
 use crate::identity::AgentId;
 use crate::memory::{Budget, MemoryLimits};
 use crate::outliers::Outliers;
@@ -36,7 +36,6 @@ use crate::routes::Routes;
 use crate::slots::Key;
 use crate::stats::{Stats, WorkerStats};
 use crate::tls::ServerTls;
-use crate::watch_feed::{Sight, Watch};
 use arc_swap::ArcSwap;
 use directory::Directory;
 pub use ears::{Closing, Inherited};
@@ -44,17 +43,19 @@ use ears::{Ears, Step, Steps};
 pub(crate) use entry::Ticket;
 pub use entry::{Entry, Gate, OnPlaced};
 use entry::{Handed, Visitor};
+use events::Raw;
+pub use events::{BridgeEvent, BridgeEvents, Decision};
+pub use handle::BridgeHandle;
 use ringspan_engine::kernel::Socket;
-use ringspan_engine::mailbox::{Full, Receiver, Sender, Wake, mailbox};
+use ringspan_engine::mailbox::{Sender, Wake, mailbox};
 use ringspan_engine::resident::Resident;
-use ringspan_engine::time::Instant;
 use ringspan_engine::worker::Seat;
-use roster::{Order, Roster};
+use roster::Roster;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Connections the kernel queues for us while a worker is in the middle of a turn; net.core.somaxconn caps it.
@@ -133,110 +134,6 @@ pub struct LinkId {
     key: Key,
 }
 
-/// What the control plane hears, in order for each agent.
-#[derive(Debug)]
-pub enum BridgeEvent {
-    /// Somebody proved to hold its own key and wants in: answer with [`BridgeHandle::decide`] within 10 s.
-    Hello {
-        /// Whom to answer.
-        link: LinkId,
-        /// From where it connects.
-        peer: Option<SocketAddr>,
-        /// Who it says it is, and what it offers.
-        applicant: Box<Applicant>,
-    },
-    /// The first carrier of an agent's session is up: its backends are in reach, with health unknown. If an older
-    /// session of the agent is there, it comes only when the new one has said how its backends are, and the
-    /// [`Health`](BridgeEvent::Health) right behind it: set routes for both at once, and visitors see no gap.
-    AgentUp {
-        /// Who.
-        agent: AgentId,
-        /// As it introduced itself.
-        applicant: Box<Applicant>,
-        /// The session's number, from the [`Welcome`].
-        generation: u64,
-        /// From where.
-        peer: Option<SocketAddr>,
-    },
-    /// The last carrier of the session is gone: its backends are out of reach. Visitors are no longer sent there.
-    AgentGone {
-        /// Who.
-        agent: AgentId,
-        /// Which session.
-        generation: u64,
-        /// Why the last carrier ended.
-        reason: Reason,
-        /// The same for people.
-        detail: String,
-    },
-    /// One more connection of an agent is up, or one of several is gone; for the log.
-    Carriers {
-        /// Who.
-        agent: AgentId,
-        /// How many it has now.
-        count: u32,
-    },
-    /// Backends of an agent changed their health, in order.
-    Health {
-        /// Who.
-        agent: AgentId,
-        /// Which session.
-        generation: u64,
-        /// What changed.
-        changes: Vec<Change>,
-    },
-    /// What an agent sees where it was asked to look ([`BridgeEvents::watch`]), in order.
-    Sighted {
-        /// Who.
-        agent: AgentId,
-        /// Which session.
-        generation: u64,
-        /// What it sees now.
-        sights: Vec<Sight>,
-    },
-    /// An agent could not reach a backend for a visitor.
-    DialFailed {
-        /// Who.
-        agent: AgentId,
-        /// The backend's place in what the agent exposes.
-        backend: u16,
-        /// Why.
-        reason: Reason,
-    },
-    /// A backend gets no visitors of this bridge for a while: it could not be reached for some of them.
-    Ejected {
-        /// Who.
-        agent: AgentId,
-        /// The backend's place in what the agent exposes.
-        backend: u16,
-        /// Why.
-        reason: Reason,
-        /// For how long.
-        length: Duration,
-    },
-    /// Visitors were reset without a stream in the last second.
-    VisitorsRefused {
-        /// The listener's name.
-        listener: String,
-        /// Why.
-        reason: Reason,
-        /// How many.
-        count: u64,
-    },
-    /// Connections to the link port ended before they were up, in the last second.
-    HandshakesFailed {
-        /// Why.
-        reason: Reason,
-        /// How many.
-        count: u64,
-        /// The last one, for people: address and sentence.
-        example: String,
-    },
-}
-
-/// The answer to a [`BridgeEvent::Hello`].
-pub type Decision = Result<Welcome, Refusal>;
-
 enum Mail {
     Decide {
         key: Key,
@@ -287,14 +184,6 @@ struct Transfer {
     welcome: Welcome,
     applicant: Box<Applicant>,
     peer: Option<SocketAddr>,
-}
-
-/// What workers report; [`Roster`] makes [`BridgeEvent`]s of it.
-enum Raw {
-    Event(BridgeEvent),
-    Up { applicant: Box<Applicant>, generation: u64, peer: Option<SocketAddr>, at: Instant },
-    Health { link: LinkId, agent: AgentId, generation: u64, payload: Vec<u8>, at: Instant },
-    Down { agent: AgentId, generation: u64, reason: Reason, detail: String },
 }
 
 struct Shared {
@@ -375,161 +264,6 @@ impl Bridge {
     }
 }
 
-/// Steers a bridge. Clones steer the same one.
-#[derive(Clone)]
-pub struct BridgeHandle {
-    shared: Arc<Shared>,
-    link_address: SocketAddr,
-}
-
-impl BridgeHandle {
-    /// Answers a [`BridgeEvent::Hello`]. Too late is harmless.
-    pub fn decide(&self, link: LinkId, decision: Decision) {
-        self.shared.mail(link, Mail::Decide { key: link.key, decision });
-    }
-
-    /// Where visitors go from now on.
-    ///
-    /// After an [`BridgeEvent::AgentUp`] of an agent that was there already, this is also the word for its older
-    /// sessions to drain: no visitor is sent to the new one before its routes are known, nor to the old one after.
-    pub fn set_routes(&self, routes: Arc<Routes>) {
-        self.shared.routes.store(routes);
-        let replaced = std::mem::take(&mut *self.shared.replaced.lock().unwrap_or_else(PoisonError::into_inner));
-        for (agent, below) in replaced {
-            self.shared.retire(agent, below, "replaced by a newer session of the same agent");
-        }
-    }
-
-    /// Brings a visitor. It gets a stream or is refused as if a listener had accepted it; the workers take turns.
-    ///
-    /// # Errors
-    /// The entry back: the worker has [`MAIL_MAX`] letters waiting.
-    pub fn admit(&self, entry: Entry) -> Result<(), Box<Entry>> {
-        self.admit_greeted(entry, Vec::new())
-    }
-
-    /// As [`admit`](BridgeHandle::admit), and `greeting` is written to the visitor when its backend is reached, before the
-    /// backend's first byte: the last word of a handshake that says whether it was. At most a few hundred bytes; only
-    /// with an `on_placed`.
-    ///
-    /// # Errors
-    /// As [`admit`](BridgeHandle::admit).
-    pub fn admit_greeted(&self, entry: Entry, greeting: Vec<u8>) -> Result<(), Box<Entry>> {
-        let worker = self.shared.turn.fetch_add(1, Ordering::Relaxed) % self.shared.mail.len();
-        let mut visitor = Visitor::from(entry);
-        visitor.ticket.greeting = (!greeting.is_empty()).then(|| greeting.into());
-        match self.shared.mail[worker].send(Mail::Entry(Box::new(visitor))) {
-            Ok(()) => Ok(()),
-            Err(Full(Mail::Entry(visitor))) => Err(Box::new(Entry::from(*visitor))),
-            Err(Full(_)) => unreachable!("a mailbox gives back what it was given"),
-        }
-    }
-
-    /// Brings a connection on which an agent is about to speak, as if the link port had accepted it.
-    ///
-    /// # Errors
-    /// The socket back: the worker has [`MAIL_MAX`] letters waiting.
-    pub fn admit_link(&self, socket: Socket, peer: Option<SocketAddr>) -> Result<(), Socket> {
-        let worker = self.shared.turn.fetch_add(1, Ordering::Relaxed) % self.shared.mail.len();
-        match self.shared.mail[worker].send(Mail::Link { socket, peer }) {
-            Ok(()) => Ok(()),
-            Err(Full(Mail::Link { socket, .. })) => Err(socket),
-            Err(Full(_)) => unreachable!("a mailbox gives back what it was given"),
-        }
-    }
-
-    /// Where visitors go now.
-    pub fn routes(&self) -> Arc<Routes> {
-        self.shared.routes.load_full()
-    }
-
-    /// Ends all links of an agent; the sentence is told to it. It may come back, unless it is refused then.
-    pub fn disconnect_agent(&self, agent: AgentId, sentence: &str) {
-        self.shared.disconnect(agent, u64::MAX, sentence);
-    }
-
-    /// Sends no new visitors over the agent's links of sessions before `below`; each ends with its last visitor. The
-    /// agent is told the sentence.
-    pub fn drain_agent(&self, agent: AgentId, below: u64, sentence: &str) {
-        self.shared.retire(agent, below, sentence);
-    }
-
-    /// Tells all agents to make another link at once: whoever has our link port now gets it. Visitors are still sent
-    /// over the old ones until [`leave_listeners`](BridgeHandle::leave_listeners) or [`drain`](BridgeHandle::drain).
-    pub fn call_over(&self, sentence: &str) {
-        for mail in &self.shared.mail {
-            if mail.send(Mail::CallOver { sentence: sentence.into() }).is_err() {
-                tracing::warn!("a worker takes no mail: its agents stay");
-            }
-        }
-    }
-
-    /// Lets nobody in any more, neither visitors nor agents; those that are here go on. Agents are told, so that they
-    /// look for another bridge at once. Over when [`Stats::streams_open`] is 0, or when the caller has waited enough.
-    pub fn drain(&self) {
-        for mail in &self.shared.mail {
-            if mail.send(Mail::Leave).is_err() {
-                tracing::warn!("a worker takes no mail: it goes on accepting");
-            }
-        }
-    }
-
-    /// Where agents connect, with the real port if 0 was asked for.
-    pub fn link_address(&self) -> SocketAddr {
-        self.link_address
-    }
-
-    /// Where visitors connect: listener names and real addresses.
-    pub fn addresses(&self) -> Vec<(String, SocketAddr)> {
-        self.shared.ears.addresses()
-    }
-
-    /// Listens on exactly these from now on. One whose address stays goes on as it is, with its new gate for the
-    /// visitors that come from now on; one that is gone accepts nobody any more, and whoever it has accepted is carried
-    /// on. Returns the ones that are being closed.
-    ///
-    /// # Errors
-    /// [`BridgeError::Bind`], naming the listener; then nothing has changed.
-    pub fn set_listeners(&self, listeners: &[Listener]) -> Result<Vec<Closing>, BridgeError> {
-        let (steps, closing) = self.shared.ears.set(listeners)?;
-        self.shared.steps(steps);
-        Ok(closing)
-    }
-
-    /// Whether visitors wait in the kernel's queues (true) or are accepted (false, as at the start): for a bridge that
-    /// knows that it will have routes in a moment.
-    pub fn hold_visitors(&self, hold: bool) {
-        self.shared.each(|| Step::Hold { hold });
-    }
-
-    /// Closes the link's listening sockets, or with `visitors` all others, without a look at who waits there: another
-    /// process has the same sockets and takes them.
-    ///
-    /// That process should accept only when these are over. Of several accepts that wait on one socket the kernel wakes
-    /// one for a connection (io_uring/opdef.c: accept polls with EPOLLEXCLUSIVE), and if that one is being cancelled the
-    /// connection stays in the queue until the next one comes.
-    pub fn leave_listeners(&self, visitors: bool) -> Vec<Closing> {
-        let closing = self.shared.ears.leaving(visitors);
-        self.shared.each(|| Step::Leave { visitors });
-        closing
-    }
-
-    /// Inherited sockets that nobody has asked for; they are closed when the bridge ends.
-    pub fn unclaimed(&self) -> Vec<SocketAddr> {
-        self.shared.ears.left()
-    }
-
-    /// Other limits for what streams may take, from now on.
-    pub fn set_memory(&self, limits: MemoryLimits) {
-        self.shared.budget.set_limits(limits);
-    }
-
-    /// Counters, summed over the workers.
-    pub fn stats(&self) -> Stats {
-        self.shared.stats()
-    }
-}
-
 impl Shared {
     fn steps(&self, steps: Vec<Vec<Step>>) {
         for (worker, steps) in steps.into_iter().enumerate().filter(|(_, steps)| !steps.is_empty()) {
@@ -572,58 +306,5 @@ impl Shared {
             sum.add(worker);
         }
         sum
-    }
-}
-
-/// The bridge's events, for one listener.
-pub struct BridgeEvents {
-    raw: Receiver<Raw>,
-    roster: Roster,
-    shared: Arc<Shared>,
-}
-
-impl BridgeEvents {
-    /// Asks an agent to look at a place from now on; it says what it sees in [`BridgeEvent::Sighted`], at least once,
-    /// for as long as this session lasts. `false`: it cannot, it looks at as much as it may, or the check is too long.
-    /// Of a session that is not the agent's latest nothing is asked.
-    pub fn watch(&mut self, agent: AgentId, generation: u64, watch: Watch) -> bool {
-        let taken = self.roster.watch(agent, generation, watch);
-        self.send_orders();
-        taken
-    }
-
-    /// It need not look there any longer.
-    pub fn unwatch(&mut self, agent: AgentId, generation: u64, key: u64) {
-        self.roster.unwatch(agent, generation, key);
-        self.send_orders();
-    }
-
-    fn send_orders(&mut self) {
-        while let Some((link, payload)) = self.roster.orders() {
-            self.shared.mail(link, Mail::Health { key: link.key, payload });
-        }
-    }
-
-    /// The next event, if there is one.
-    pub fn try_event(&mut self) -> Option<BridgeEvent> {
-        loop {
-            self.send_orders();
-            if let Some(event) = self.roster.next() {
-                return Some(event);
-            }
-            match self.roster.on_raw(self.raw.try_recv()?) {
-                None => {}
-                Some(Order::Replace { agent, below }) => {
-                    self.shared.replaced.lock().unwrap_or_else(PoisonError::into_inner).insert(agent, below);
-                }
-                Some(Order::Retire { agent, below }) => {
-                    self.shared.retire(agent, below, "replaced by a newer session of the same agent");
-                }
-                Some(Order::Answer { link, payload }) => {
-                    self.shared.mail(link, Mail::Health { key: link.key, payload });
-                }
-                Some(Order::End { link, detail }) => self.shared.mail(link, Mail::End { key: link.key, detail }),
-            }
-        }
     }
 }
