@@ -15,6 +15,7 @@ use ringspan_engine::io::Mode;
 use ringspan_engine::policy::{Adaptive, INTERVAL_MAX, INTERVAL_MIN, Policy, TIMEOUT_MAX, TIMEOUT_MIN};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::num::NonZeroU8;
 use std::sync::{Arc, LazyLock};
@@ -116,12 +117,19 @@ pub struct Pace {
 }
 
 /// What one address is asked: one target of the engine.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
     /// Where.
     pub address: SocketAddr,
     /// What.
     pub how: Arc<How>,
+}
+
+impl Hash for Asked {
+    /// Of the address alone: few are asked more than one thing, and what is asked may be long.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.address.hash(state);
+    }
 }
 
 static TCP: LazyLock<Arc<How>> = LazyLock::new(|| Arc::new(How { kind: Kind::Tcp, manner: None }));

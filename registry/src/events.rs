@@ -17,7 +17,7 @@ pub use filter::{Filter, KINDS};
 pub(crate) use stream::stream;
 
 use crate::health::{HealthRecord, health_str};
-use crate::model::{InstanceId, ServiceKey};
+use crate::model::{InstanceId, Name, ServiceKey};
 use crate::service::Registry;
 use crate::table::Change;
 use serde::Serialize;
@@ -57,20 +57,20 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Place {
     /// Its namespace.
-    pub namespace: String,
+    pub namespace: Name,
     /// Its group.
-    pub group: String,
+    pub group: Name,
     /// Its name.
-    pub service: String,
+    pub service: Name,
 }
 
 /// Names an instance.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Which {
     /// Its cluster.
-    pub cluster: String,
+    pub cluster: Name,
     /// Its address.
-    pub host: String,
+    pub host: Name,
     /// Its port.
     pub port: u16,
 }
@@ -97,7 +97,7 @@ pub struct Turn {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Agent {
     /// Its name.
-    pub agent: String,
+    pub agent: Name,
     /// Whether it is connected.
     pub connected: bool,
 }
@@ -308,12 +308,11 @@ fn event(registry: &Registry, now: ringspan_engine::time::Instant, change: &Chan
     let at_ms = registry.unix_ms(now);
     let blank = Event { number: 0, event: "", at_ms, place: None, instance: None, health: None, agent: None };
     let place = |s: &ServiceKey| {
-        let (namespace, group) = (s.namespace().to_string(), s.group().to_string());
-        Some(Place { namespace, group, service: s.name().to_string() })
+        let (namespace, group) = (s.namespace().clone(), s.group().clone());
+        Some(Place { namespace, group, service: s.name().clone() })
     };
-    let which = |id: &InstanceId| {
-        Some(Which { cluster: id.cluster().to_string(), host: id.host().to_string(), port: id.port() })
-    };
+    let which =
+        |id: &InstanceId| Some(Which { cluster: id.cluster().clone(), host: id.host().clone(), port: id.port() });
     Some(match change {
         Change::Instance { service, id, before, after } => {
             let event = match (before, after) {
@@ -340,7 +339,7 @@ fn event(registry: &Registry, now: ringspan_engine::time::Instant, change: &Chan
         }
         Change::Agent { agent, after, .. } => {
             let connected = after.is_some_and(|(_, connected)| connected);
-            Event { event: "agent", agent: Some(Agent { agent: agent.to_string(), connected }), ..blank }
+            Event { event: "agent", agent: Some(Agent { agent: agent.clone(), connected }), ..blank }
         }
         Change::Health { .. } | Change::Votes { .. } => return None,
     })

@@ -10,6 +10,7 @@ pub use crate::checker::Checker;
 use crate::checker::{Asked, Manner, checks_of};
 use crate::panel::Panel;
 use crate::selector::service::ServiceSelector;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -74,6 +75,11 @@ fn check_name(param: &'static str, text: &str, len_max: usize, allowed: fn(char)
     }
 }
 
+/// By letters, which most often need not be looked at: what is called alike shares its name.
+fn compare(a: &Name, b: &Name) -> Ordering {
+    if Arc::ptr_eq(a, b) { Ordering::Equal } else { a.cmp(b) }
+}
+
 /// A name; those that nearly everything has are one text for all.
 fn shared(text: &str) -> Name {
     static USUAL: LazyLock<[Name; 3]> =
@@ -104,7 +110,7 @@ fn is_service(c: char) -> bool {
 }
 
 /// Names a service. Ordered by namespace, then group, then name.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ServiceKey {
     namespace: Name,
     group: Name,
@@ -164,6 +170,19 @@ impl ServiceKey {
     }
 }
 
+impl Ord for ServiceKey {
+    fn cmp(&self, other: &ServiceKey) -> Ordering {
+        let by_group = || compare(&self.group, &other.group);
+        compare(&self.namespace, &other.namespace).then_with(by_group).then_with(|| compare(&self.name, &other.name))
+    }
+}
+
+impl PartialOrd for ServiceKey {
+    fn partial_cmp(&self, other: &ServiceKey) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl fmt::Display for ServiceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}{GROUP_SEPARATOR}{}", self.namespace, self.group, self.name)
@@ -184,8 +203,8 @@ pub fn cluster_name(text: &str) -> Result<Name, Invalid> {
     check_name("clusterName", text, CLUSTER_LEN_MAX, is_cluster)
 }
 
-/// Names an instance within its service.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Names an instance within its service. Ordered by cluster, then host, then port.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct InstanceId {
     cluster: Name,
     host: Name,
@@ -228,6 +247,19 @@ impl InstanceId {
     /// The address, if it is one and not a host name.
     pub fn ip(&self) -> Option<IpAddr> {
         self.host.parse().ok()
+    }
+}
+
+impl Ord for InstanceId {
+    fn cmp(&self, other: &InstanceId) -> Ordering {
+        let by_host = || compare(&self.host, &other.host);
+        compare(&self.cluster, &other.cluster).then_with(by_host).then_with(|| self.port.cmp(&other.port))
+    }
+}
+
+impl PartialOrd for InstanceId {
+    fn partial_cmp(&self, other: &InstanceId) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

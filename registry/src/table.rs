@@ -337,12 +337,7 @@ impl Table {
         changes: &mut Changes,
     ) {
         let Some(entry) = self.entry_mut(service, id) else { return };
-        let before = entry.health;
-        let after = hear(before);
-        if after != before {
-            entry.health = after;
-            changes.list.push(Change::Health { service: service.clone(), id: id.clone(), before, after });
-        }
+        entry.believe(service, id, hear(entry.health), changes);
     }
 
     fn entry_mut(&mut self, service: &ServiceKey, id: &InstanceId) -> Option<&mut Entry> {
@@ -419,6 +414,15 @@ impl Service {
 }
 
 impl Entry {
+    /// Notes and sets a new belief, if it is one.
+    fn believe(&mut self, service: &ServiceKey, id: &InstanceId, after: HealthRecord, changes: &mut Changes) {
+        let before = self.health;
+        if after != before {
+            self.health = after;
+            changes.list.push(Change::Health { service: service.clone(), id: id.clone(), before, after });
+        }
+    }
+
     /// A fresh entry: an ephemeral instance is what it says it is, any other one is yet to be seen.
     fn new(now: Instant, record: Arc<Instance>) -> Entry {
         let unseen = HealthRecord::unseen(now);

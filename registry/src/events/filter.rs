@@ -64,8 +64,8 @@ mod tests {
         let list = |text: &str| text.split(',').filter(|w| !w.is_empty()).map(str::to_owned).collect::<Vec<_>>();
         let event = |event: &'static str, service: Option<&str>| {
             let place = service.map(|service| {
-                let (namespace, group) = ("public".to_owned(), "DEFAULT_GROUP".to_owned());
-                Place { namespace, group, service: service.to_owned() }
+                let (namespace, group) = ("public".into(), "DEFAULT_GROUP".into());
+                Place { namespace, group, service: service.into() }
             });
             Event { number: 1, event, at_ms: 0, place, instance: None, health: None, agent: None }
         };

@@ -8,7 +8,6 @@ use axum::body::Bytes;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 
@@ -38,7 +37,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
 /// The parameters of one request.
 #[derive(Default)]
-pub(super) struct Params(HashMap<String, String>);
+pub(super) struct Params(Vec<(String, String)>);
 
 impl FromRequest<App> for Params {
     type Rejection = Sorry;
@@ -68,13 +67,14 @@ impl Params {
     pub(super) fn read(query: &str, form: &[u8]) -> Result<Params, Sorry> {
         let mut params = parse(query.as_bytes())?;
         params.extend(parse(form)?);
-        // The first of several wins.
-        Ok(Params(params.into_iter().rev().collect()))
+        Ok(Params(params))
     }
 
     /// A parameter that is there and not empty, trimmed.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(|v| v.trim()).filter(|v| !v.is_empty())
+        // The first of several wins. There are few: a table would cost more than it saves.
+        let value = self.0.iter().find(|(key, _)| key == name);
+        value.map(|(_, v)| v.trim()).filter(|v| !v.is_empty())
     }
 
     /// A parameter that must be there.

@@ -8,7 +8,6 @@ use crate::checker::Asked;
 use crate::health::Health;
 use crate::table::Delta;
 use ringspan_engine::target::TargetId;
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 
 /// Who is asked.
@@ -22,14 +21,15 @@ pub(super) trait Asker {
 /// See the module.
 #[derive(Default)]
 pub(super) struct Keeper {
-    /// What each instance is asked, and where.
-    asked: HashMap<Key, Asked>,
-    targets: HashMap<Asked, Probed>,
-    /// A target's key, to what it is.
-    keys: HashMap<u64, Asked>,
+    /// Each instance's target.
+    asked: HashMap<Key, u64>,
+    /// The target of each question.
+    known: HashMap<Asked, u64>,
+    /// By its key.
+    targets: HashMap<u64, Probed>,
     key_last: u64,
     /// What could not be added yet, and targets that could not be removed yet.
-    to_add: Vec<Asked>,
+    to_add: Vec<u64>,
     to_remove: Vec<TargetId>,
     /// What the registry is to hear.
     pub(super) news: Vec<Delta>,
@@ -37,7 +37,7 @@ pub(super) struct Keeper {
 
 /// One address that is asked something.
 struct Probed {
-    key: u64,
+    asked: Asked,
     /// `None`: not asked yet.
     id: Option<TargetId>,
     last: Option<Finding>,
@@ -103,7 +103,8 @@ impl Keeper {
 
     /// What is to be asked for an instance from now on (`None`: nothing), and what somebody else has found there.
     pub(super) fn set(&mut self, key: &Key, wanted: Option<Asked>, believed: Option<Finding>) {
-        if self.asked.get(key) != wanted.as_ref() {
+        let target = self.asked.get(key).and_then(|target| self.targets.get(target));
+        if target.map(|t| &t.asked) != wanted.as_ref() {
             self.leave(key);
             if let Some(asked) = wanted {
                 self.join(key.clone(), asked, believed);
@@ -112,41 +113,40 @@ impl Keeper {
     }
 
     fn join(&mut self, key: Key, asked: Asked, believed: Option<Finding>) {
-        // Equal questions are one, also in memory.
-        let asked = self.targets.get_key_value(&asked).map_or(asked, |(known, _)| known.clone());
-        match self.targets.entry(asked.clone()) {
-            Entry::Occupied(mut target) => target.get_mut().instances.insert(key.clone()),
-            Entry::Vacant(place) => {
-                self.key_last += 1;
-                self.keys.insert(self.key_last, asked.clone());
-                self.to_add.push(asked.clone());
-                place.insert(Probed {
-                    key: self.key_last,
-                    id: None,
-                    last: believed,
-                    instances: Here::One(key.clone()),
-                });
+        let target = self.known.get(&asked).and_then(|known| Some((*known, self.targets.get_mut(known)?)));
+        let target = match target {
+            Some((known, target)) => {
+                target.instances.insert(key.clone());
+                known
             }
-        }
-        self.asked.insert(key, asked);
+            None => {
+                self.key_last += 1;
+                self.known.insert(asked.clone(), self.key_last);
+                self.to_add.push(self.key_last);
+                let target = Probed { asked, id: None, last: believed, instances: Here::One(key.clone()) };
+                self.targets.insert(self.key_last, target);
+                self.key_last
+            }
+        };
+        self.asked.insert(key, target);
     }
 
     fn leave(&mut self, key: &Key) {
-        let Some(asked) = self.asked.remove(key) else { return };
-        let target = self.targets.get_mut(&asked).expect("what an instance is asked is probed");
-        if target.instances.remove(key) {
-            let target = self.targets.remove(&asked).expect("it was there a moment ago");
-            self.keys.remove(&target.key);
-            match target.id {
+        let Some(target) = self.asked.remove(key) else { return };
+        let known = self.targets.get_mut(&target).expect("what an instance is asked is probed");
+        if known.instances.remove(key) {
+            let gone = self.targets.remove(&target).expect("it was there a moment ago");
+            self.known.remove(&gone.asked);
+            match gone.id {
                 Some(id) => self.to_remove.push(id),
-                None => self.to_add.retain(|a| *a != asked),
+                None => self.to_add.retain(|waits| *waits != target),
             }
         }
     }
 
     /// Says again what was found at an instance's address.
     pub(super) fn remind(&mut self, key: &Key) {
-        let target = self.asked.get(key).and_then(|asked| self.targets.get(asked));
+        let target = self.asked.get(key).and_then(|target| self.targets.get(target));
         if let Some(finding) = target.and_then(|t| t.last) {
             self.news.push(finding.delta(key));
         }
@@ -159,9 +159,10 @@ impl Keeper {
             room = room && asker.leave_off(*id);
             !room
         });
-        while let Some(asked) = self.to_add.last() {
-            let target = self.targets.get_mut(asked).expect("what is to be added is wanted");
-            target.id = asker.ask(target.key, asked, target.last.map_or(Health::Unknown, |finding| finding.health));
+        while let Some(key) = self.to_add.last() {
+            let target = self.targets.get_mut(key).expect("what is to be added is wanted");
+            let believed = target.last.map_or(Health::Unknown, |finding| finding.health);
+            target.id = asker.ask(*key, &target.asked, believed);
             if target.id.is_none() {
                 break;
             }
@@ -171,8 +172,7 @@ impl Keeper {
 
     /// Something was found out.
     pub(super) fn found(&mut self, key: u64, finding: Finding) {
-        let target = self.keys.get(&key).and_then(|asked| self.targets.get_mut(asked));
-        let Some(target) = target else { return };
+        let Some(target) = self.targets.get_mut(&key) else { return };
         target.last = Some(finding);
         self.news.extend(target.instances.iter().map(|key| finding.delta(key)));
     }

@@ -1,9 +1,16 @@
 //! Health as it moves: beats, news from the prober, time passing.
 
 use super::{Change, Changes, Delta, Refusal, Table};
-use crate::health::{BeatTimes, Fate, Health, Reason};
+use crate::health::{BeatTimes, Fate, Health, HealthRecord, Reason};
 use crate::model::{InstanceId, ServiceKey, Vantage};
 use ringspan_engine::time::Instant;
+
+impl Delta {
+    /// What is believed after hearing this.
+    fn heard(&self, now: Instant, known: HealthRecord) -> HealthRecord {
+        HealthRecord { due: self.due, ..known.heard(now, self.health, self.reason, self.rtt_ns) }
+    }
+}
 
 impl Table {
     pub(super) fn beat(&mut self, now: Instant, service: &ServiceKey, id: &InstanceId) -> Result<Changes, Refusal> {
@@ -28,28 +35,25 @@ impl Table {
     pub(super) fn heard(&mut self, now: Instant, deltas: &[Delta]) -> Changes {
         let mut changes = Changes::default();
         for delta in deltas {
-            if let Some(ballot) = self.entry(&delta.service, &delta.id).and_then(|e| e.ballot.as_ref()) {
+            let Some(known) = self.services.get_mut(&delta.service) else { continue };
+            let Some(entry) = known.instances.get_mut(&delta.id) else { continue };
+            if let Some(ballot) = &entry.ballot {
                 if ballot.has(&Vantage::Registry) {
                     self.vote(now, delta, &Vantage::Registry, &mut changes);
                 }
                 continue;
             }
-            let may_judge = self.services.get(&delta.service).is_some_and(|s| {
-                let ours = |e: &super::Entry| e.record.vantage == Vantage::Registry && !e.record.ephemeral;
-                let checked = s.meta.as_ref().is_none_or(|m| m.asked(&delta.id).is_some());
-                checked && s.instances.get(&delta.id).is_some_and(ours)
-            });
-            if may_judge {
-                self.hear(now, delta, &mut changes);
+            let is_ours = entry.record.vantage == Vantage::Registry && !entry.record.ephemeral;
+            if is_ours && known.meta.as_ref().is_none_or(|m| m.asked(&delta.id).is_some()) {
+                let believed = delta.heard(now, entry.health);
+                entry.believe(&delta.service, &delta.id, believed, &mut changes);
             }
         }
         changes
     }
 
     pub(super) fn hear(&mut self, now: Instant, delta: &Delta, changes: &mut Changes) {
-        let Delta { service, id, health, reason, rtt_ns, due } = delta;
-        let hear = |h: crate::health::HealthRecord| h.heard(now, *health, *reason, *rtt_ns);
-        self.believe(service, id, |h| crate::health::HealthRecord { due: *due, ..hear(h) }, changes);
+        self.believe(&delta.service, &delta.id, |known| delta.heard(now, known), changes);
     }
 
     pub(super) fn tick(&mut self, now: Instant, max: usize) -> Changes {
