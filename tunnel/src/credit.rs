@@ -284,6 +284,20 @@ mod tests {
         }
     }
 
+    /// A grant goes out when a quarter of the window has been written, not a byte before, and grants all of it.
+    #[test]
+    fn grants_come_by_quarters() {
+        const QUARTER: u32 = WINDOW_BYTES_INITIAL / 4;
+        let mut window = RecvWindow::new(WINDOW_BYTES_INITIAL);
+        window.on_received(2 * QUARTER).expect("granted");
+        assert!(!window.is_grant_due(), "what waits is not owed");
+        window.on_delivered(QUARTER - 1, QUARTER + 1, MAX, RTT, at(1000));
+        assert!(!window.is_grant_due());
+        window.on_delivered(1, QUARTER, MAX, RTT, at(1000));
+        assert!(window.is_grant_due());
+        assert_eq!((window.take_grant(), window.owed(), window.is_grant_due()), (QUARTER, 0, false));
+    }
+
     /// Shrinking takes what is owed, never what was granted, and never below what the stream started with.
     #[test]
     fn shrinking_takes_only_what_is_owed() {
