@@ -78,6 +78,9 @@ impl Wake for Bell {
     }
 }
 
+/// News that come within this time of the last are told together: when thousands are registered or die at once, each
+/// telling costs two threads a wake-up, and what it tells of was found out by a probe every few seconds.
+const GATHER: Duration = Duration::from_millis(2);
 /// How long to wait before a full engine is asked again: it takes thousands of commands a millisecond.
 const RETRY: Duration = Duration::from_millis(5);
 
@@ -148,10 +151,16 @@ pub async fn run_with(registry: Registry, engine: impl Probing, vantages: impl V
     prober.shares = shares.borrow_and_update().clone();
     prober.is_on = *checks.borrow_and_update();
     prober.look_at_all(&registry);
+    // The first news go at once, those that follow within a moment go together.
+    let mut next_news = tokio::time::Instant::now();
     loop {
         prober.press_on();
         prober.listen(registry.now());
-        for (agent, command) in prober.news() {
+        let news = if tokio::time::Instant::now() >= next_news { prober.news() } else { Vec::new() };
+        if !news.is_empty() {
+            next_news = tokio::time::Instant::now() + GATHER;
+        }
+        for (agent, command) in news {
             match registry.submit(command).await {
                 Ok(_) => prober.told(agent.as_ref()),
                 Err(Refusal::Stopped) => return,
@@ -186,6 +195,7 @@ pub async fn run_with(registry: Registry, engine: impl Probing, vantages: impl V
                 prober.look_at_all(&registry);
             }
             () = bell.rung.notified() => {}
+            () = tokio::time::sleep_until(next_news), if prober.has_news() => {}
             () = tokio::time::sleep(RETRY), if !prober.is_settled() => {}
         }
     }
@@ -284,6 +294,10 @@ impl<E: Probing, V: Vantages> Prober<E, V> {
         self.keeper.is_settled() && self.posts.values().all(|post| post.keeper.is_settled())
     }
 
+    fn has_news(&self) -> bool {
+        !self.keeper.news.is_empty() || self.posts.values().any(|post| !post.keeper.news.is_empty())
+    }
+
     /// What the registry is to hear, and from whom (`None`: our own engine). It stays until [`Prober::told`].
     fn news(&self) -> Vec<(Option<Name>, Command)> {
         let own = (!self.keeper.news.is_empty()).then(|| (None, Command::Heard { deltas: self.keeper.news.clone() }));
@@ -306,11 +320,15 @@ impl<E: Probing, V: Vantages> Prober<E, V> {
     }
 
     fn on_changes(&mut self, registry: &Registry, changes: &Changes) {
+        // All of a message is in the snapshot before the message comes; its changes are often of one service.
+        let mut latest: Option<Arc<ServiceView>> = None;
         for change in &changes.list {
             match change {
                 Change::Instance { service, id, .. } => {
-                    let view = registry.snapshot().service(service);
-                    self.look_at(view.as_deref(), (service.clone(), id.clone()));
+                    if latest.as_ref().is_none_or(|view| view.key != *service) {
+                        latest = registry.snapshot().service(service);
+                    }
+                    self.look_at(latest.as_deref(), (service.clone(), id.clone()));
                 }
                 Change::Service { service, .. } => {
                     if let Some(view) = registry.snapshot().service(service) {
@@ -390,7 +408,7 @@ impl<E: Probing, V: Vantages> Prober<E, V> {
         });
         let names: Vec<Name> = names.cloned().collect();
         let is_new = !names.is_empty() && self.of_agents.insert(key.clone());
-        if is_new || self.of_agents.contains(&key) {
+        if is_new || (!self.of_agents.is_empty() && self.of_agents.contains(&key)) {
             let wanted: HashSet<Name> = names.iter().filter_map(|name| self.agent(name)).collect();
             let asked = found.filter(|_| self.is_on).and_then(|(v, i)| v.asked(&i.record));
             for (agent, post) in &mut self.posts {
@@ -400,8 +418,7 @@ impl<E: Probing, V: Vantages> Prober<E, V> {
         if names.is_empty() {
             self.of_agents.remove(&key);
         }
-        let unseen = |i: &crate::snapshot::InstanceView| i.votes().iter().any(|v| v.1.reason == Reason::Unseen);
-        if found.is_some_and(|(_, i)| unseen(i)) {
+        if found.is_some_and(|(_, i)| i.is_unseen()) {
             self.remind(&key);
         }
     }

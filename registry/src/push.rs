@@ -11,7 +11,7 @@ pub mod udp;
 use crate::model::{Name, ServiceKey};
 use crate::service::Registry;
 use crate::snapshot::ServiceView;
-use crate::table::Change;
+use crate::table::{Change, Changes};
 use crate::wire;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -229,6 +229,15 @@ impl Hub {
         all
     }
 
+    /// Notes the services that somebody is to be told of. Who subscribes later looks for himself.
+    fn note(&self, changes: &Changes, dirty: &mut BTreeSet<ServiceKey>) {
+        let topics = self.topics();
+        if topics.count > 0 {
+            let told = changes.list.iter().filter_map(shown).filter(|service| topics.by_service.contains_key(service));
+            dirty.extend(told.cloned());
+        }
+    }
+
     /// Tells all subscribers of a service how it is now.
     fn tell(&self, registry: &Registry, service: &ServiceKey) {
         let view = registry.snapshot().service(service);
@@ -252,7 +261,7 @@ impl Hub {
             let mut dirty = BTreeSet::new();
             tokio::select! {
                 received = changes.recv() => match received {
-                    Ok(changes) => changes.list.iter().for_each(|change| dirty.extend(shown(change))),
+                    Ok(changes) => self.note(&changes, &mut dirty),
                     Err(RecvError::Lagged(_)) => dirty = self.all(),
                     Err(RecvError::Closed) => return,
                 },
@@ -265,7 +274,7 @@ impl Hub {
             tokio::time::sleep(GATHER).await;
             loop {
                 match changes.try_recv() {
-                    Ok(changes) => changes.list.iter().for_each(|change| dirty.extend(shown(change))),
+                    Ok(changes) => self.note(&changes, &mut dirty),
                     Err(TryRecvError::Lagged(_)) => dirty = self.all(),
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Closed) => return,
@@ -288,10 +297,10 @@ impl Hub {
 }
 
 /// The service whose list looks otherwise after a change. A health's new reason alone changes no list.
-fn shown(change: &Change) -> Option<ServiceKey> {
+fn shown(change: &Change) -> Option<&ServiceKey> {
     match change {
-        Change::Instance { service, .. } | Change::Service { service, .. } => Some(service.clone()),
-        Change::Health { service, before, after, .. } if before.health != after.health => Some(service.clone()),
+        Change::Instance { service, .. } | Change::Service { service, .. } => Some(service),
+        Change::Health { service, before, after, .. } if before.health != after.health => Some(service),
         Change::Health { .. } | Change::Votes { .. } | Change::Agent { .. } => None,
     }
 }

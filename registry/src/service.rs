@@ -34,7 +34,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 pub const SUBMIT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Commands that may wait in each of the two queues: a second's worth at ten times the rate that a disk takes them.
 const QUEUE_LEN: usize = 16_384;
-/// Changes that a slow subscriber may lag behind; then it is told so and reads the snapshot anew.
+/// Messages that a slow subscriber may lag behind; then it is told so and reads the snapshot anew.
 const SUBSCRIPTION_LEN: usize = 4_096;
 
 /// How to open a registry.
@@ -181,7 +181,8 @@ impl Registry {
         &self.inner.snapshot
     }
 
-    /// Every change from now on, in order, after it was stored and published. Who lags more than 4096 changes behind is
+    /// Every change from now on, in order, after it was stored and published; those of commands that were stored together
+    /// may come together. Who lags more than 4096 messages behind is
     /// told so ([`broadcast::error::RecvError::Lagged`]) and should read the snapshot anew.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Changes>> {
         self.inner.changes.subscribe()

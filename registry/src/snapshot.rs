@@ -8,7 +8,7 @@ mod alike;
 
 use self::alike::Alike;
 use crate::checker::{Asked, Checker};
-use crate::health::{Health, HealthRecord};
+use crate::health::{Health, HealthRecord, Reason};
 use crate::model::{Instance, InstanceId, Name, ServiceKey, ServiceMeta, Vantage};
 use crate::panel::{Ballot, Panel};
 use crate::table::{Change, Changes, Entry, Table};
@@ -69,6 +69,15 @@ impl InstanceView {
     /// What each vantage found, if others check it than would without being asked.
     pub fn ballot(&self) -> Option<Arc<Ballot>> {
         self.cell.load().ballot.clone()
+    }
+
+    /// Whether somebody who was to look has not been heard of yet.
+    pub(crate) fn is_unseen(&self) -> bool {
+        let cell = self.cell.load();
+        match &cell.ballot {
+            Some(ballot) => ballot.votes.iter().any(|v| v.health.reason == Reason::Unseen),
+            None => cell.health.reason == Reason::Unseen,
+        }
     }
 
     /// What each vantage found: one of them where nobody else was asked, named after who says so.

@@ -3,8 +3,11 @@
 use super::*;
 use crate::health::Health;
 use crate::model::{Instance, InstanceId, ServiceKey};
+use crate::panel::VANTAGE_KEY;
 use crate::store::tests::disk::Disk;
 use crate::table::Change;
+use crate::table::edits::InstanceEdit;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use tokio::runtime::{Builder, Runtime};
 
@@ -171,6 +174,49 @@ fn a_full_disk_is_survived() {
     let again = self::registry(&disk);
     assert_eq!(shown(&again, "web"), [1, 4]);
     again.stop();
+}
+
+/// Wherever the disk fails between two batches that change one instance: readers see what was acknowledged, and nothing
+/// of what was not. The second batch is in the table when the first is published.
+#[test]
+fn a_batch_shows_nothing_of_the_next() {
+    let edit = |edit| Command::EditInstance { service: service("web"), id: id(1), edit };
+    let heavier = || edit(InstanceEdit { weight: Some(2.0), ..InstanceEdit::default() });
+    let panel = BTreeMap::from([(VANTAGE_KEY.to_owned(), Some("agent:edge".to_owned()))]);
+    let elsewhere = || edit(InstanceEdit { metadata: panel.clone(), ..InstanceEdit::default() });
+    let mut seen = BTreeSet::new();
+    for good in 0..40 {
+        let (disk, runtime) = (Disk::default(), runtime());
+        let registry = registry(&disk);
+        let submit = |command| {
+            let registry = registry.clone();
+            async move { registry.submit(command).await }
+        };
+        runtime.block_on(async {
+            registry.submit(register("web", 1, false)).await.unwrap();
+            disk.hang();
+            let first = tokio::spawn(submit(heavier()));
+            tokio::task::yield_now().await;
+            disk.until_somebody_hangs();
+            let second = tokio::spawn(submit(elsewhere()));
+            let queue = &registry.inner.records;
+            while queue.max_capacity() - queue.capacity() < 1 {
+                tokio::task::yield_now().await;
+            }
+            disk.go_on_for(good);
+            let (first, second) = (first.await.unwrap().is_ok(), second.await.unwrap().is_ok());
+            let view = registry.snapshot().service(&service("web")).unwrap();
+            let shown = view.instance(&id(1)).unwrap();
+            assert_eq!(shown.record.weight == 2.0, first, "{good}");
+            assert_eq!(shown.record.metadata.contains_key(VANTAGE_KEY), second, "{good}");
+            assert_eq!(shown.ballot().is_some(), second, "who votes is as what is stored has it: {good}");
+            disk.mend();
+            registry.submit(register("web", 2, false)).await.unwrap();
+            seen.insert((first, second));
+        });
+        registry.stop();
+    }
+    assert_eq!(seen, BTreeSet::from([(false, false), (true, false), (true, true)]), "each of them was met");
 }
 
 /// An ephemeral instance that is silent is taken out by the registry itself.

@@ -15,6 +15,9 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 const BATCH_LEN: usize = 1_024;
 /// Ephemeral instances looked at in one go, so that the expiry of a million does not stop beats for long.
 const TICK_LEN: usize = 4_096;
+/// Changes of several commands that subscribers are told of at once. Each telling wakes them all; more at once would keep
+/// more in memory for one who lags.
+const TOGETHER_MAX: usize = 32;
 /// How often deadlines are looked at: against the shortest default, 15 s, nobody notices a tenth of a second.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -26,6 +29,14 @@ pub(super) struct Waiting {
 }
 
 pub(super) type Batch = Vec<Waiting>;
+
+/// A batch that has been applied.
+enum Begun {
+    /// The disk has it.
+    UnderWay(Batch),
+    /// Nothing in it is to be stored.
+    Done(Batch),
+}
 
 /// Owns the table.
 pub(super) struct Writer {
@@ -77,21 +88,22 @@ impl Writer {
         while !stopping || under_way.is_some() {
             tokio::select! {
                 result = Disk::done(&mut disk), if under_way.is_some() => {
-                    let batch = under_way.take().expect("the arm is armed only then");
-                    self.settle(batch, result);
+                    let stored = under_way.take().expect("the arm is armed only then");
+                    if result.is_ok() && !stopping {
+                        // First the disk's next work: telling about the last can go on beside it.
+                        while batch.len() < BATCH_LEN && let Ok(message) = records.try_recv() {
+                            batch.push(message);
+                        }
+                    }
+                    let next = self.begin(&mut batch, disk.as_ref());
+                    self.settle(stored, result);
+                    under_way = self.or_settle(next);
                 }
                 _ = &mut stop, if !stopping => stopping = true,
                 _ = volatile.recv_many(&mut news, BATCH_LEN), if !stopping => self.apply_volatile(&mut news),
                 _ = records.recv_many(&mut batch, BATCH_LEN), if under_way.is_none() && !stopping => {
-                    let applied = self.apply_batch(&mut batch);
-                    let durable = applied.iter().flat_map(|w| &w.outcome).any(|c| c.is_durable());
-                    match &disk {
-                        Some(disk) if durable => {
-                            disk.commit(&applied);
-                            under_way = Some(applied);
-                        }
-                        _ => self.settle(applied, Ok(())),
-                    }
+                    let next = self.begin(&mut batch, disk.as_ref());
+                    under_way = self.or_settle(next);
                 }
                 // Nobody's time runs: no wake-ups, so that a registry at rest costs nothing.
                 _ = tick.tick(), if self.table.due().is_some() || self.news.is_owing() => self.expire(),
@@ -101,6 +113,29 @@ impl Writer {
         drop((records, volatile));
         if let Some(disk) = disk {
             disk.stop();
+        }
+    }
+
+    /// Applies a batch, and gives the disk what is to be stored of it.
+    fn begin(&mut self, batch: &mut Vec<Message>, disk: Option<&Disk>) -> Begun {
+        let applied = self.apply_batch(batch);
+        match disk.filter(|_| applied.iter().flat_map(|w| &w.outcome).any(|c| c.is_durable())) {
+            Some(disk) => {
+                disk.commit(&applied);
+                Begun::UnderWay(applied)
+            }
+            None => Begun::Done(applied),
+        }
+    }
+
+    /// What is under way; what needs no disk is settled.
+    fn or_settle(&mut self, begun: Begun) -> Option<Batch> {
+        match begun {
+            Begun::UnderWay(batch) => Some(batch),
+            Begun::Done(batch) => {
+                self.settle(batch, Ok(()));
+                None
+            }
         }
     }
 
@@ -135,6 +170,7 @@ impl Writer {
                 self.table.revert(changes);
             }
         }
+        self.show_again(batch.iter().flat_map(|w| &w.outcome));
         let now = self.clock.now();
         for waiting in batch {
             waiting.outcome = match self.table.apply(now, waiting.command.clone()) {
@@ -145,6 +181,21 @@ impl Writer {
                 outcome => outcome.map(Arc::new),
             };
         }
+    }
+
+    /// Shows readers instances as they are once these changes are undone: the batch before was published when these were
+    /// in the table already, with the health and the votes that instances had there.
+    fn show_again<'a>(&self, undone: impl Iterator<Item = &'a Arc<Changes>>) {
+        let mut list = Vec::new();
+        for change in undone.flat_map(|c| &c.list) {
+            if let Change::Instance { service, id, before: Some(_), .. } = change
+                && let Some(entry) = self.table.entry(service, id)
+            {
+                let (service, id, after) = (service.clone(), id.clone(), Some(entry.clone()));
+                list.push(Change::Instance { service, id, before: None, after });
+            }
+        }
+        self.snapshot.publish(&self.table, [&Changes { list }]);
     }
 
     fn apply_volatile(&mut self, news: &mut Vec<Message>) {
@@ -172,15 +223,31 @@ impl Writer {
 
     pub(super) fn publish<'a>(&mut self, changes: impl IntoIterator<Item = &'a Arc<Changes>> + Clone) {
         self.snapshot.publish(&self.table, changes.clone().into_iter().map(|c| &**c));
+        let now = self.clock.now();
+        let mut together: Option<Arc<Changes>> = None;
         for changes in changes.into_iter().filter(|c| !c.is_empty()) {
-            let now = self.clock.now();
             for change in &changes.list {
                 log(change);
                 self.news.tell(now, change);
             }
-            // Nobody listening is no trouble.
-            let _nobody = self.changes.send(changes.clone());
+            together = match together {
+                None => Some(changes.clone()),
+                Some(so_far) if so_far.list.len() + changes.list.len() > TOGETHER_MAX => {
+                    self.tell(so_far);
+                    Some(changes.clone())
+                }
+                Some(mut so_far) => {
+                    Arc::make_mut(&mut so_far).list.extend_from_slice(&changes.list);
+                    Some(so_far)
+                }
+            };
         }
+        together.into_iter().for_each(|changes| self.tell(changes));
+    }
+
+    fn tell(&self, changes: Arc<Changes>) {
+        // Nobody listening is no trouble.
+        let _nobody = self.changes.send(changes);
     }
 }
 

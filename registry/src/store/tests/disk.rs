@@ -85,6 +85,12 @@ impl Disk {
         self.trouble.0.lock().unwrap().hangs = true;
     }
 
+    /// Lets whoever hangs go on, and fails after `good` more writes and syncs.
+    pub(crate) fn go_on_for(&self, good: usize) {
+        *self.trouble.0.lock().unwrap() = Trouble { good: Some(good), ..Trouble::default() };
+        self.trouble.1.notify_all();
+    }
+
     /// Waits until somebody hangs.
     pub(crate) fn until_somebody_hangs(&self) {
         let trouble = self.trouble.0.lock().unwrap();
