@@ -79,6 +79,29 @@ fn the_catalog_from_the_command_line() {
     assert!(code == 1 && err.contains("no service"), "{err}");
 }
 
+/// Who cannot wait has an instance probed at once, and is told by the exit code.
+#[test]
+fn probed_out_of_turn() {
+    let world = World::start();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    // Its turn comes within an hour.
+    good(&world, &["instance", "register", "slow", &address, "--check", "tcp", "--interval", "1h"]);
+    let probe = ["instance", "probe", "slow", &address];
+    let shown = good(&world, &probe);
+    assert!(shown.contains("registry finds it up") && shown.contains("L4OK"), "{shown}");
+    drop(listener);
+    let (code, out, err) = ask(&world, &probe);
+    assert!(code == 1 && out.contains("registry finds it down") && out.contains("L4CON"), "{code} {out}{err}");
+    assert_eq!(json(&world, &["instance", "show", "slow", &address])["health"], "down", "it counts at once");
+    let _listener = TcpListener::bind(&address).expect("still free");
+    let probed = json(&world, &probe);
+    assert_eq!((&probed["done"], &probed["instance"]["health"]), (&true.into(), &"up".into()));
+    good(&world, &["service", "set", "slow", "--check", "none"]);
+    let (code, _, err) = ask(&world, &probe);
+    assert!(code == 1 && err.contains("nobody here probes this instance"), "{err}");
+}
+
 #[test]
 fn agents_are_seen_with_their_links() {
     let world = World::start();

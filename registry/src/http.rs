@@ -26,6 +26,7 @@ pub(crate) use params::metadata_of;
 use crate::access::Access;
 use crate::events::Events;
 use crate::grpc::Clients;
+use crate::prober::now::ProbeNow;
 use crate::push::Hub;
 use crate::push::udp::UdpPusher;
 use crate::service::Registry;
@@ -63,6 +64,8 @@ pub struct Options {
     pub access: Access,
     /// Links of agents that are connected, for /api/v1/agents; asked on a thread that may wait. `None`: nobody knows.
     pub agents: Option<AgentLinks>,
+    /// Who probes out of turn; its other end is for [`run_on`](crate::prober::run_on). `None`: nobody.
+    pub probe_now: Option<ProbeNow>,
     /// Writes the series of what else runs in this process; on the same thread. `None`: nothing else.
     pub more: Option<MoreSeries>,
 }
@@ -89,6 +92,7 @@ struct Parts {
     events: Events,
     access: Access,
     agents: Option<AgentLinks>,
+    probe_now: Option<ProbeNow>,
 }
 
 impl Deref for App {
@@ -102,11 +106,11 @@ impl Deref for App {
 /// All of the registry's HTTP. The root package may merge routes of its own into it (`Router::merge`), for instance
 /// /api/v1/agents.
 pub fn router(registry: Registry, options: Options) -> Router {
-    let Options { probe_stats, hub, udp, clients, events, access, agents, more } = options;
+    let Options { probe_stats, hub, udp, clients, events, access, agents, probe_now, more } = options;
     let metrics =
         Metrics::new(registry.clone(), hub.clone(), clients.clone(), events.clone(), access.clone(), probe_stats, more);
     let lists = Kept::default();
-    let app = App(Arc::new(Parts { registry, metrics, lists, hub, udp, clients, events, access, agents }));
+    let app = App(Arc::new(Parts { registry, metrics, lists, hub, udp, clients, events, access, agents, probe_now }));
     Router::new()
         .merge(nacos::routes())
         .merge(nacos_admin::routes())

@@ -12,6 +12,7 @@
 //! ```
 
 mod keeper;
+pub mod now;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use crate::service::Registry;
 use crate::snapshot::ServiceView;
 use crate::table::{Change, Changes, Command, Refusal};
 use keeper::{Asker, Keeper};
+use now::{Errand, ProbeOrders, probe_now};
 use ringspan_engine::check::Check;
 use ringspan_engine::engine::{Feed, Probes};
 use ringspan_engine::health::Thresholds;
@@ -143,6 +145,18 @@ pub async fn run(registry: Registry, engine: impl Probing, bell: Bell, policy: P
 
 /// Runs until the registry stops. Spawn it on the control plane's runtime; at most one for a registry.
 pub async fn run_with(registry: Registry, engine: impl Probing, vantages: impl Vantages, bell: Bell, policy: Policy) {
+    run_on(registry, engine, vantages, bell, policy, probe_now().1).await;
+}
+
+/// The same, and probes out of turn what `orders` asks for.
+pub async fn run_on(
+    registry: Registry,
+    engine: impl Probing,
+    vantages: impl Vantages,
+    bell: Bell,
+    policy: Policy,
+    ProbeOrders(mut orders): ProbeOrders,
+) {
     // First subscribe, then look: what happens in between is seen twice, not never.
     let mut changes = registry.subscribe();
     let mut shares = registry.shares();
@@ -170,6 +184,10 @@ pub async fn run_with(registry: Registry, engine: impl Probing, vantages: impl V
                 Err(refusal) => tracing::warn!(%refusal, "prober: news wait"),
             }
         }
+        // Whoever is answered finds it in the registry.
+        if !prober.has_news() {
+            prober.settle();
+        }
         tokio::select! {
             change = changes.recv() => {
                 let mut next = Ok(change);
@@ -196,6 +214,7 @@ pub async fn run_with(registry: Registry, engine: impl Probing, vantages: impl V
             }
             () = bell.rung.notified() => {}
             () = tokio::time::sleep_until(next_news), if prober.has_news() => {}
+            Some(order) = orders.recv() => prober.on_order(&registry, order),
             () = tokio::time::sleep(RETRY), if !prober.is_settled() => {}
         }
     }
@@ -235,6 +254,14 @@ impl<E: Probing> Asker for Local<E> {
         })
     }
 
+    fn ask_once(&mut self, key: u64, asked: &Asked) -> Option<TargetId> {
+        let once = now::once(asked, &self.policy);
+        let check = once.how.check().expect("a checker that was taken can be carried out");
+        let policy = once.how.policy(&self.policy).into();
+        let initial = Health::Unknown;
+        self.engine.add(Target { address: once.address, check, policy, initial, count: None, key, group: 0 })
+    }
+
     fn leave_off(&mut self, id: TargetId) -> bool {
         self.engine.remove(id)
     }
@@ -258,6 +285,11 @@ impl<V: Vantages> Asker for Remote<'_, V> {
         self.vantages.watch(self.agent, self.session, key, asked).then_some(TargetId(key))
     }
 
+    fn ask_once(&mut self, key: u64, asked: &Asked) -> Option<TargetId> {
+        // Agents have the registry's own manner, too.
+        self.ask(key, &now::once(asked, &policy_default()), Health::Unknown)
+    }
+
     fn leave_off(&mut self, TargetId(key): TargetId) -> bool {
         self.vantages.unwatch(self.agent, self.session, key)
     }
@@ -274,6 +306,8 @@ struct Prober<E, V> {
     shares: Arc<Shares>,
     /// Whether anything is asked at all.
     is_on: bool,
+    /// Probes out of turn that somebody waits for: at most [`now::ERRANDS_MAX`].
+    errands: Vec<Errand>,
 }
 
 impl<E: Probing, V: Vantages> Prober<E, V> {
@@ -286,6 +320,7 @@ impl<E: Probing, V: Vantages> Prober<E, V> {
             of_agents: HashSet::new(),
             shares: Arc::default(),
             is_on: true,
+            errands: Vec::new(),
         }
     }
 

@@ -183,6 +183,7 @@ impl BridgeServer {
         let udp = UdpPusher::bind(http_address, hub.clone()).map_err(|e| run(format!("udp pushes: {e}")))?;
         let known = hall.clone();
         let links: http::AgentLinks = Arc::new(move || known.links());
+        let (probe_now, probe_orders) = prober::now::probe_now();
         let router = http::router(
             registry.clone(),
             http::Options {
@@ -193,6 +194,7 @@ impl BridgeServer {
                 access: access.clone(),
                 events: happenings.clone(),
                 agents: Some(links),
+                probe_now: Some(probe_now),
                 more: Some(metrics::of(
                     handle.clone(),
                     doors.tally(),
@@ -221,12 +223,13 @@ impl BridgeServer {
             tokio::spawn(happenings.clone().run(registry.clone())),
             tokio::spawn(close(happenings, stop.subscribe())),
             tokio::spawn(udp.run()),
-            tokio::spawn(prober::run_with(
+            tokio::spawn(prober::run_on(
                 registry.clone(),
                 (probes, feed),
                 scouts,
                 probe_bell,
                 prober::policy_default(),
+                probe_orders,
             )),
             tokio::spawn(admin.serve(office.clone(), asked)),
         ];

@@ -271,6 +271,7 @@ pub(crate) enum MannerArg {
     ringspan instance list web --label 'zone in (a,b)' --health down\n  \
     ringspan instance set web 10.0.0.7:8080 --weight 0 --unset canary\n  \
     ringspan instance health web 10.0.0.7:8080 down         where the checker is none\n  \
+    ringspan instance probe web 10.0.0.7:8080               now, not when it is its turn\n  \
     ringspan instance deregister web 10.0.0.7:8080")]
 pub(crate) enum Instance {
     /// Instances of a service, or of all.
@@ -285,6 +286,8 @@ pub(crate) enum Instance {
     Deregister(InstanceShow),
     /// Set health by hand, where the cluster's checker is none.
     Health(InstanceHealth),
+    /// Have it probed now, by all who check it. Exit code 0: it is up; 1: it is not.
+    Probe(InstanceShow),
 }
 
 /// `ringspan instance list`
@@ -316,7 +319,7 @@ pub(crate) struct InstanceList {
     pub(crate) paged: Paged,
 }
 
-/// `ringspan instance show` and `deregister`
+/// `ringspan instance show`, `deregister` and `probe`
 #[derive(Debug, Args)]
 pub(crate) struct InstanceShow {
     /// Which registry.

@@ -82,6 +82,20 @@ pub(crate) fn instance(command: &Instance) -> Result<Ending, Failure> {
             let answer = Client::new(&args.ask)?.call(Method::PUT, &path, &[], Some(body))?;
             show(args.ask.format, &answer, one)
         }
+        Instance::Probe(args) => {
+            let which = Place::of(&args.which)?;
+            let path = [&which.path()[..], &["probe"]].concat();
+            let answer = Client::new(&args.ask)?.call(Method::POST, &path, &[], None)?;
+            show(args.ask.format, &answer, |v| {
+                if v["done"] != true {
+                    return format!("It takes a while; so far:\n\n{}", one(&v["instance"]));
+                }
+                let found = items(&v["found"]).iter().map(tables::finding).collect::<String>();
+                format!("{found}\n{}", one(&v["instance"]))
+            })?;
+            let is_up = answer.value["instance"]["health"] == "up";
+            Ok(if is_up { Ending::Good } else { Ending::Down })
+        }
     }
 }
 

@@ -186,6 +186,12 @@ pub(super) fn voices(instance: &Value) -> Table {
     table
 }
 
+/// What one of those who were asked to probe has found.
+pub(super) fn finding(v: &Value) -> String {
+    let [vantage, health, reason, why] = ["vantage", "health", "reason", "why"].map(|key| text(&v[key]));
+    format!("{vantage} finds it {health}: {why} ({reason}, {})\n", rtt(&v["rtt_us"]))
+}
+
 /// What is unwell: a line for each vantage that does not find it well.
 pub(super) fn unwell(list: &[Value]) -> Table {
     let now = now_ms();

@@ -16,6 +16,7 @@ mod problem;
 mod seen;
 mod services;
 mod settings;
+mod tag;
 #[cfg(test)]
 mod tests;
 

@@ -8,12 +8,14 @@ use crate::checker::Asked;
 use crate::health::Health;
 use crate::table::Delta;
 use ringspan_engine::target::TargetId;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Who is asked.
 pub(super) trait Asker {
     /// Starts to ask; `believed` is what is known so far. `None`: no room now, try again.
     fn ask(&mut self, key: u64, asked: &Asked, believed: Health) -> Option<TargetId>;
+    /// Asks out of turn; the first outcome is the answer. `None`: no room now, try again.
+    fn ask_once(&mut self, key: u64, asked: &Asked) -> Option<TargetId>;
     /// Stops. `false`: no room now, try again.
     fn leave_off(&mut self, id: TargetId) -> bool;
 }
@@ -31,6 +33,10 @@ pub(super) struct Keeper {
     /// What could not be added yet, and targets that could not be removed yet.
     to_add: Vec<u64>,
     to_remove: Vec<TargetId>,
+    /// What is asked out of turn, and not answered yet; `None`: not asked yet.
+    urgent: BTreeMap<u64, (Asked, Option<TargetId>)>,
+    /// What came of it.
+    done: HashMap<u64, Finding>,
     /// What the registry is to hear.
     pub(super) news: Vec<Delta>,
 }
@@ -93,7 +99,11 @@ impl Keeper {
 
     /// Whether nothing waits for room somewhere.
     pub(super) fn is_settled(&self) -> bool {
-        self.to_add.is_empty() && self.to_remove.is_empty() && self.news.is_empty()
+        let is_asked = |(_, id): &(Asked, Option<TargetId>)| id.is_some();
+        self.to_add.is_empty()
+            && self.to_remove.is_empty()
+            && self.news.is_empty()
+            && self.urgent.values().all(is_asked)
     }
 
     /// Instances for which something is asked.
@@ -152,6 +162,23 @@ impl Keeper {
         }
     }
 
+    /// Asks what is asked for an instance once more, out of turn, if anything is. What comes of it is the answer to this key;
+    /// one that is under way serves both.
+    pub(super) fn hurry(&mut self, key: &Key) -> Option<u64> {
+        let asked = &self.targets.get(self.asked.get(key)?)?.asked;
+        if let Some((key, _)) = self.urgent.iter().find(|(_, (urgent, _))| urgent == asked) {
+            return Some(*key);
+        }
+        self.key_last += 1;
+        self.urgent.insert(self.key_last, (asked.clone(), None));
+        Some(self.key_last)
+    }
+
+    /// What came of what was asked out of turn, since the last call.
+    pub(super) fn take_done(&mut self) -> HashMap<u64, Finding> {
+        std::mem::take(&mut self.done)
+    }
+
     /// Adds and removes what could not be so far. Removals first: they make room.
     pub(super) fn press_on(&mut self, asker: &mut impl Asker) {
         let mut room = true;
@@ -159,6 +186,12 @@ impl Keeper {
             room = room && asker.leave_off(*id);
             !room
         });
+        for (key, (asked, id)) in self.urgent.iter_mut().filter(|(_, (_, id))| id.is_none()) {
+            *id = asker.ask_once(*key, asked);
+            if id.is_none() {
+                return;
+            }
+        }
         while let Some(key) = self.to_add.last() {
             let target = self.targets.get_mut(key).expect("what is to be added is wanted");
             let believed = target.last.map_or(Health::Unknown, |finding| finding.health);
@@ -172,8 +205,38 @@ impl Keeper {
 
     /// Something was found out.
     pub(super) fn found(&mut self, key: u64, finding: Finding) {
+        if let Some((asked, id)) = self.urgent.remove(&key) {
+            self.to_remove.extend(id);
+            self.done.insert(key, finding);
+            self.begin_anew(&asked, finding);
+            return;
+        }
         let Some(target) = self.targets.get_mut(&key) else { return };
         target.last = Some(finding);
         self.news.extend(target.instances.iter().map(|key| finding.delta(key)));
+    }
+
+    /// What was found out of turn counts: whoever is asked in turn goes on from there, and not from what it believes itself.
+    fn begin_anew(&mut self, asked: &Asked, finding: Finding) {
+        if finding.health == Health::Unknown {
+            // It could not look: that says nothing.
+            return;
+        }
+        let found = self.known.get(asked).and_then(|known| Some((*known, self.targets.remove(known)?)));
+        let Some((mut key, mut target)) = found else { return };
+        target.last = Some(finding);
+        self.news.extend(target.instances.iter().map(|key| finding.delta(key)));
+        // One that is still to be added begins so by itself.
+        if let Some(id) = target.id.take() {
+            self.to_remove.push(id);
+            self.key_last += 1;
+            key = self.key_last;
+            for instance in target.instances.iter() {
+                self.asked.insert(instance.clone(), key);
+            }
+            self.known.insert(asked.clone(), key);
+            self.to_add.push(key);
+        }
+        self.targets.insert(key, target);
     }
 }

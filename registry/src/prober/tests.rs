@@ -104,12 +104,14 @@ impl World {
             self.prober.press_on();
             self.prober.listen(self.registry.now());
             let news = self.prober.news();
-            if news.is_empty() {
-                return;
-            }
+            let is_over = news.is_empty();
             for (agent, command) in news {
                 self.registry.submit(command).await.unwrap();
                 self.prober.told(agent.as_ref());
+            }
+            self.prober.settle();
+            if is_over {
+                return;
             }
         }
     }
@@ -456,4 +458,77 @@ async fn a_real_engine_finds_out() {
     run.abort();
     engine.stop();
     registry.stop();
+}
+
+/// Whoever cannot wait for an instance's turn has it asked once, at the shortest interval; what comes of it counts at once,
+/// for all who are at that address, and the steady question goes on from there. Whoever asks meanwhile shares the answer.
+#[tokio::test]
+async fn out_of_turn() {
+    let mut world = World::new();
+    world.submit(register("a", 1, false)).await;
+    world.submit(register("b", 1, false)).await;
+    world.submit(register("e", 2, true)).await;
+    let (asks, mut orders) = now::probe_now();
+    let ask = |name: &str, port| {
+        let (asks, service) = (asks.clone(), ServiceKey::public(name).unwrap());
+        tokio::spawn(async move { asks.ask(service, id(port)).await })
+    };
+    let steady = world.paper.key("127.0.0.1:1");
+    world.paper.0.lock().unwrap().full = true;
+    let (one, two) = (ask("a", 1), ask("b", 1));
+    for _ in 0..2 {
+        let order = orders.0.recv().await.unwrap();
+        world.prober.on_order(&world.registry, order);
+    }
+    world.turn().await;
+    assert!(!world.prober.is_settled(), "it waits for room");
+    world.paper.0.lock().unwrap().full = false;
+    world.turn().await;
+    let urgent = {
+        let sheet = world.paper.0.lock().unwrap();
+        let [(_, first), (_, urgent)] = sheet.targets.as_slice() else { panic!("one question out of turn") };
+        assert_eq!((first.key, first.address, urgent.initial), (steady, urgent.address, Health::Unknown));
+        let Policy { interval, timeout, thresholds, .. } = *urgent.policy;
+        assert_eq!((interval.as_millis(), timeout, thresholds.rise.get()), (100, first.policy.timeout, 1));
+        urgent.key
+    };
+    assert!(!one.is_finished() && !two.is_finished());
+    world.paper.says(urgent, Health::Up);
+    world.turn().await;
+    for answer in [one, two] {
+        let found = answer.await.unwrap().unwrap();
+        let [found] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((&found.vantage, found.health, found.rtt_ns), (&Vantage::Registry, Health::Up, 1_000));
+    }
+    assert_eq!((world.health("a", 1).health, world.health("b", 1).health), (Health::Up, Health::Up));
+    let now = world.paper.0.lock().unwrap().targets.clone();
+    let [(_, target)] = now.as_slice() else { panic!("the steady question alone is left") };
+    assert_eq!((target.key == steady, target.initial), (false, Health::Up));
+    // Late words on the two that are gone are nobody's; those on the third count.
+    world.paper.says(steady, Health::Down);
+    world.paper.says(urgent, Health::Down);
+    world.turn().await;
+    assert_eq!(world.health("a", 1).health, Health::Up);
+    world.paper.says(target.key, Health::Down);
+    world.turn().await;
+    assert_eq!(world.health("a", 1).health, Health::Down);
+
+    for (name, port, why) in [("e", 2, now::NotNow::Nobody), ("a", 3, now::NotNow::NoInstance)] {
+        let answer = ask(name, port);
+        let order = orders.0.recv().await.unwrap();
+        world.prober.on_order(&world.registry, order);
+        assert_eq!(answer.await.unwrap(), Err(why));
+    }
+    // Enough is enough.
+    let waiting: Vec<_> = (0..now::ERRANDS_MAX).map(|_| ask("a", 1)).collect();
+    for _ in &waiting {
+        let order = orders.0.recv().await.unwrap();
+        world.prober.on_order(&world.registry, order);
+    }
+    let one_more = ask("b", 1);
+    let order = orders.0.recv().await.unwrap();
+    world.prober.on_order(&world.registry, order);
+    assert_eq!(one_more.await.unwrap(), Err(now::NotNow::Busy));
+    drop(orders);
+    assert_eq!(ask("a", 1).await.unwrap(), Err(now::NotNow::Stopped));
 }

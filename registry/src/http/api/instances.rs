@@ -6,9 +6,10 @@ use super::problem::Problem;
 use super::scan;
 use super::seen::{Seen, Tally, is_of};
 use super::settings::{InstanceBody, InstancePatch};
-use crate::health::Health;
-use crate::http::App;
+use crate::health::{Health, health_str};
+use crate::http::{App, REQUEST_TIME_MAX};
 use crate::model::{Instance, InstanceId, ServiceKey};
+use crate::prober::now::{Found, NotNow};
 use crate::selector::Selector;
 use crate::snapshot::{InstanceView, ServiceView};
 use crate::table::{Change, Changes, Command, Refusal};
@@ -19,6 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post, put};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
 
 const OF_SERVICE: &str = "/api/v1/services/{namespace}/{group}/{name}/instances";
 const PATH: &str = "/api/v1/services/{namespace}/{group}/{name}/instances/{cluster}/{host}/{port}";
@@ -31,18 +33,21 @@ pub(super) fn operations() -> Vec<Operation> {
             .takes(&[param::NAMESPACE_OR_ALL, param::GROUP_OF_LIST, param::SERVICE_OF_LIST])
             .takes(&picks)
             .takes(&param::PAGE)
-            .answers(200, "The page, how many there are in all, and how those are.", "InstancePage"),
+            .answers(200, "The page, how many there are in all, and how those are.", "InstancePage")
+            .tagged(),
         Operation::new("get", OF_SERVICE, get(list))
             .says("listInstances", "instances", "Instances of a service, a page at a time, ordered by cluster, host and port.")
             .takes(&picks)
             .takes(&param::PAGE)
             .takes(&[param::FRESH])
             .answers(200, "The page, how many there are in all, and how those are.", "InstancePage")
+            .tagged()
             .refuses(&["no-service"]),
         Operation::new("get", PATH, get(show))
             .says("getInstance", "instances", "An instance, and what each vantage found of it.")
             .takes(&[param::FRESH])
             .answers(200, "The instance.", "Instance")
+            .tagged()
             .refuses(&["no-service", "no-instance"]),
         Operation::new("put", PATH, put(register))
             .says(
@@ -78,6 +83,15 @@ pub(super) fn operations() -> Vec<Operation> {
             .done(204, "It is known.")
             .writes()
             .refuses(&["no-service", "no-instance"]),
+        Operation::new("post", "/api/v1/services/{namespace}/{group}/{name}/instances/{cluster}/{host}/{port}/probe", post(probe))
+            .says(
+                "probeInstance",
+                "instances",
+                "Has an instance probed now, by all who check it, within 100 ms. What they find counts at once, as a first probe's outcome does.",
+            )
+            .answers(200, "What each of them found, and the instance as it is now.", "Probed")
+            .answers(202, "It takes longer than 8 s: the instance as it is so far. What is found will count all the same.", "Probed")
+            .refuses(&["no-service", "no-instance", "not-probed"]),
     ]
 }
 
@@ -258,6 +272,65 @@ async fn set_health(
     query.only(&[])?;
     app.registry.submit(Command::SetHealth { service: service.clone(), id: id.clone(), healthy }).await?;
     seen(&app, &service, &id)
+}
+
+/// How long an answer waits for what is found: below the longest that any request may take.
+const PROBE_WAIT_MAX: Duration = Duration::from_secs(8);
+const _: () = assert!(PROBE_WAIT_MAX.as_millis() < REQUEST_TIME_MAX.as_millis());
+
+#[derive(Serialize)]
+struct Probed {
+    /// Whether all have answered.
+    done: bool,
+    found: Vec<FoundBy>,
+    instance: Seen,
+}
+
+#[derive(Serialize)]
+struct FoundBy {
+    vantage: String,
+    health: &'static str,
+    reason: &'static str,
+    why: &'static str,
+    rtt_us: u64,
+}
+
+impl FoundBy {
+    fn of(found: &Found) -> FoundBy {
+        FoundBy {
+            vantage: found.vantage.to_string(),
+            health: health_str(found.health),
+            reason: found.reason.as_str(),
+            why: found.reason.sentence(),
+            rtt_us: found.rtt_ns / 1_000,
+        }
+    }
+}
+
+async fn probe(State(app): State<App>, OfInstance(service, id): OfInstance, query: Query) -> Result<Response, Problem> {
+    query.only(&[])?;
+    // It says which of the two is not there.
+    let Json(_) = seen(&app, &service, &id)?;
+    let prober = app.probe_now.as_ref().ok_or(NotNow::Stopped)?;
+    let asked = tokio::time::timeout(PROBE_WAIT_MAX, prober.ask(service.clone(), id.clone())).await;
+    let (status, found) = match asked {
+        Ok(found) => (StatusCode::OK, found?),
+        Err(_elapsed) => (StatusCode::ACCEPTED, Vec::new()),
+    };
+    let Json(instance) = seen(&app, &service, &id)?;
+    let probed = Probed { done: status == StatusCode::OK, found: found.iter().map(FoundBy::of).collect(), instance };
+    Ok((status, Json(probed)).into_response())
+}
+
+impl From<NotNow> for Problem {
+    fn from(not: NotNow) -> Problem {
+        let kind = match not {
+            NotNow::NoInstance => "no-instance",
+            NotNow::Elsewhere(_) | NotNow::Nobody => "not-probed",
+            NotNow::Busy | NotNow::Stopped => "busy",
+        };
+        Problem::new(kind, not.to_string())
+    }
 }
 
 async fn beat(

@@ -2,7 +2,9 @@
 //! are made of the same list, so that neither has what the other has not.
 
 use super::problem::{KINDS, PROBLEM_JSON};
+use super::tag::tagged;
 use crate::http::App;
+use axum::middleware;
 use axum::routing::MethodRouter;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +25,8 @@ pub(crate) struct Operation {
     refusals: BTreeSet<&'static str>,
     /// Whether the host in the path must be an IP address.
     addresses: bool,
+    /// Whether its answer has a tag.
+    is_tagged: bool,
 }
 
 /// What an answer holds.
@@ -48,6 +52,7 @@ impl Operation {
             answers: BTreeMap::new(),
             refusals: BTreeSet::from(["invalid", "unauthorized", "forbidden", "too-many-requests", "busy"]),
             addresses: false,
+            is_tagged: false,
         }
     }
 
@@ -62,6 +67,12 @@ impl Operation {
 
     pub(super) fn addresses(self) -> Operation {
         Operation { addresses: true, ..self }
+    }
+
+    /// Its answer has an entity tag, and is left out where the asker has it already.
+    pub(super) fn tagged(mut self) -> Operation {
+        self.handler = self.handler.route_layer(middleware::from_fn(tagged));
+        Operation { is_tagged: true, ..self }.takes(&[param::IF_NONE_MATCH])
     }
 
     pub(super) fn body(self, schema: &'static str) -> Operation {
@@ -142,7 +153,15 @@ impl Operation {
                 }
                 Answer::Nothing => {}
             }
+            if self.is_tagged {
+                response["headers"] = json!({ "ETag": { "description": "Of these bytes.", "required": true, "schema": reference("Tag") } });
+            }
             responses.insert(status.to_string(), response);
+        }
+        if self.is_tagged {
+            let headers = json!({ "ETag": { "description": "As it was sent before.", "required": true, "schema": reference("Tag") } });
+            let says = "It is what If-None-Match says: nothing is sent.";
+            responses.insert("304".into(), json!({ "description": says, "headers": headers }));
         }
         // Where a name of the path is none, there is no such path.
         let lost = self.path.contains('{').then_some("not-found");
@@ -261,6 +280,13 @@ pub(super) mod param {
             || json!({ "type": "integer", "minimum": 1, "maximum": SIZE_MAX, "default": SIZE_DEFAULT }),
         ),
     ];
+    pub(in super::super) const IF_NONE_MATCH: Param = Param {
+        name: "If-None-Match",
+        place: "header",
+        says: "Tags of answers that the asker has, separated by commas; or *.",
+        is_required: false,
+        schema: || json!({ "type": "string", "examples": ["\"6d0c1f7a90be42f3a1c55e8b7d42c9f0\""] }),
+    };
     pub(in super::super) const LAST_EVENT_ID: Param = Param {
         name: "Last-Event-ID",
         place: "header",

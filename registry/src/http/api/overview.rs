@@ -33,21 +33,25 @@ pub(super) fn operations() -> Vec<Operation> {
             .answers(200, "The account; no name where there are no accounts.", "Me"),
         Operation::new("get", "/api/v1/openapi.json", get(openapi))
             .says("getDocument", "server", "This document.")
-            .answers(200, "OpenAPI 3.1.", "Document"),
+            .answers(200, "OpenAPI 3.1.", "Document")
+            .tagged(),
         Operation::new("get", "/api/v1/cluster", get(cluster))
             .says("getCluster", "server", "The members of the cluster that live, with the addresses of their HTTP APIs.")
             .answers(200, "None, if there is no cluster.", "Cluster"),
         Operation::new("get", "/api/v1/namespaces", get(namespaces))
             .says("listNamespaces", "services", "Namespaces that services are in, a page at a time. A namespace exists by being named.")
             .takes(&param::PAGE)
-            .answers(200, "The page, and how many there are in all.", "NamespacePage"),
+            .answers(200, "The page, and how many there are in all.", "NamespacePage")
+            .tagged(),
         Operation::new("get", "/api/v1/agents", get(agents))
             .says("listAgents", "agents", "Agents that have connected or have instances, a page at a time.")
             .takes(&param::PAGE)
-            .answers(200, "The page, and how many there are in all.", "AgentPage"),
+            .answers(200, "The page, and how many there are in all.", "AgentPage")
+            .tagged(),
         Operation::new("get", "/api/v1/agents/{agent}", get(agent))
             .says("getAgent", "agents", "An agent, what it exposes, and what it was asked to look at: of each the first 1000.")
             .answers(200, "The agent.", "AgentDetail")
+            .tagged()
             .refuses(&["no-agent"]),
         Operation::new("get", "/api/v1/events", get(events))
             .says(

@@ -45,6 +45,7 @@ pub(super) const KINDS: &[(&str, u16)] = &[
     ("service-exists", 409),
     ("not-empty", 409),
     ("still-checked", 409),
+    ("not-probed", 409),
     ("too-large", 413),
     ("unsupported-media-type", 415),
     ("too-many-requests", 429),

@@ -26,11 +26,13 @@ pub(super) fn operations() -> Vec<Operation> {
             .says("listServices", "services", "Services, a page at a time, ordered by namespace, group and name.")
             .takes(&[param::NAMESPACE_OR_ALL, param::GROUP_OF_LIST, param::NAME_PART, param::LABEL, param::HEALTH_ANY])
             .takes(&param::PAGE)
-            .answers(200, "The page, and how many there are in all.", "ServicePage"),
+            .answers(200, "The page, and how many there are in all.", "ServicePage")
+            .tagged(),
         Operation::new("get", PATH, get(show))
             .says("getService", "services", "A service: settings, clusters with their checkers, and its first 1000 instances.")
             .takes(&[param::FRESH])
             .answers(200, "The service.", "Service")
+            .tagged()
             .refuses(&["no-service"]),
         Operation::new("put", PATH, put(replace))
             .says("putService", "services", "Configures a service, wholly: what is not named is the default. The same again changes nothing.")

@@ -334,3 +334,80 @@ async fn the_document_is_whole() {
         assert_ne!(status, 405, "{line}: {answer}");
     }
 }
+
+/// What is read has a tag; whoever has it already is told so, until something that is shown changes.
+#[tokio::test]
+async fn tags() {
+    let api = Api::new();
+    api.good(&format!("PUT {}", at(80)), Some(json!({}))).await;
+    let get = async |path: &str, have: Option<&str>| {
+        let request = Request::builder().uri(format!("/api/v1{path}"));
+        let request = have.into_iter().fold(request, |request, tag| request.header("if-none-match", tag));
+        let response = api.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        let tag = response.headers().get("etag").map(|tag| tag.to_str().unwrap().to_owned());
+        let status = response.status().as_u16();
+        let body = axum::body::to_bytes(response.into_body(), 4 << 20).await.unwrap();
+        (status, tag, body.len())
+    };
+    let one = at(80);
+    let paths =
+        ["/services", WEB, &format!("{WEB}/instances"), "/instances", &one, "/namespaces", "/agents", "/openapi.json"];
+    for path in paths {
+        let (status, tag, bytes) = get(path, None).await;
+        assert!(status == 200 && bytes > 0, "{path}");
+        let tag = tag.unwrap_or_else(|| panic!("{path} has no tag"));
+        assert_eq!(get(path, Some(&tag)).await, (304, Some(tag.clone()), 0), "{path}");
+        assert_eq!(get(path, Some(&format!("\"x\", W/{tag}"))).await.0, 304, "{path}");
+        assert_eq!(get(path, Some("\"x\"")).await, (200, Some(tag), bytes), "{path}");
+    }
+    let (_, before, _) = get(WEB, None).await;
+    // The same again changes nothing.
+    api.good(&format!("PUT {}", at(80)), Some(json!({}))).await;
+    assert_eq!(get(WEB, before.as_deref()).await.0, 304);
+    api.good(&format!("PATCH {}", at(80)), Some(json!({ "weight": 2 }))).await;
+    let (status, after, _) = get(WEB, before.as_deref()).await;
+    assert_eq!((status, before == after), (200, false));
+    // Refusals have none, and a health check is about this moment.
+    assert_eq!(get("/services/public/g/moon", Some("*")).await.1, None);
+    assert_eq!(get("/health", None).await.1, None);
+}
+
+/// Nacos' label selector by its labels: whole, changed, taken away; what no expression can name is refused.
+#[tokio::test]
+async fn label_selectors() {
+    let api = Api::new();
+    let shown = api.good(&format!("PUT {WEB}"), Some(json!({ "same_labels": ["zone", "room"] }))).await;
+    assert_eq!(shown["same_labels"], json!(["room", "zone"]));
+    let shown = api.good(&format!("PATCH {WEB}"), Some(json!({ "protect_threshold": 0.5 }))).await;
+    assert_eq!(shown["same_labels"], json!(["room", "zone"]));
+    for bad in [json!([""]), json!(["a b"]), json!(["a=b"]), json!(["x", "x"]), json!([1])] {
+        let (status, answer) = api.call(&format!("PATCH {WEB}"), Some(json!({ "same_labels": bad }))).await;
+        // A label said twice is one.
+        assert_eq!(status, if bad == json!(["x", "x"]) { 200 } else { 400 }, "{bad}: {answer}");
+    }
+    let many: Vec<String> = (0..17).map(|n| n.to_string()).collect();
+    let refused = api.bad(&format!("PATCH {WEB}"), Some(json!({ "same_labels": many }))).await;
+    assert_eq!(refused, (400, "invalid".into(), "same_labels".into()));
+    let shown = api.good(&format!("PATCH {WEB}"), Some(json!({ "same_labels": null }))).await;
+    assert_eq!(shown.get("same_labels"), None);
+    api.good(&format!("PATCH {WEB}"), Some(json!({ "same_labels": [] }))).await;
+    assert_eq!(api.good(&format!("PUT {WEB}"), Some(json!({}))).await.get("same_labels"), None);
+}
+
+/// A probe out of turn where nobody probes: what is wrong is told apart.
+#[tokio::test]
+async fn probes_out_of_turn() {
+    let api = Api::new();
+    let probe = format!("POST {}/probe", at(80));
+    assert_eq!(api.bad(&probe, None).await.1, "no-service");
+    api.good(&format!("PUT {}", at(81)), Some(json!({}))).await;
+    assert_eq!(api.bad(&probe, None).await.1, "no-instance");
+    api.good(&format!("PUT {}", at(80)), Some(json!({}))).await;
+    assert_eq!(api.bad(&probe, None).await.1, "busy", "there is no prober");
+    let (asks, orders) = crate::prober::now::probe_now();
+    let options = Options { probe_now: Some(asks), ..Options::default() };
+    let api = Api { router: router(api.registry.clone(), options), registry: api.registry };
+    // A prober that is gone before it has answered.
+    let (answer, ()) = tokio::join!(api.bad(&probe, None), async move { drop(orders) });
+    assert_eq!(answer.1, "busy");
+}

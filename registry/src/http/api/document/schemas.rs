@@ -59,6 +59,7 @@ fn names() -> Schemas {
                 "examples": ["127.0.0.1"],
             }),
         ),
+        ("Tag", json!({ "type": "string", "pattern": "^\"[0-9a-f]{32}\"$" })),
         ("Port", json!({ "type": "integer", "minimum": 1, "maximum": 65535, "examples": [8080] })),
         (
             "Selector",
@@ -396,6 +397,10 @@ fn shown() -> Schemas {
             "metadata": reference("MetadataShown"),
         }),
     );
+    let mut found = with(verdict(), json!({ "vantage": text() }));
+    if let Value::Object(found) = &mut found {
+        found.remove("since_ms");
+    }
     let kinds: Vec<String> = KINDS.iter().map(|(word, _)| format!("urn:ringspan:problem:{word}")).collect();
     let problem = json!({
         "type": { "type": "string", "enum": kinds },
@@ -408,6 +413,17 @@ fn shown() -> Schemas {
         ("MetadataShown", json!({ "type": "object", "additionalProperties": { "type": "string" } })),
         ("Service", full(service, &["checked_by", "same_labels"])),
         ("Instance", full(instance, &["probed"])),
+        (
+            "Probed",
+            full(
+                json!({
+                    "done": { "type": "boolean", "description": "Whether all who check it have answered." },
+                    "found": { "type": "array", "items": full(found, &[]) },
+                    "instance": reference("Instance"),
+                }),
+                &[],
+            ),
+        ),
         (
             "AgentLink",
             full(
