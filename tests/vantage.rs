@@ -5,9 +5,12 @@
 //! event. Namespaces take root: without it these tests say so and check nothing.
 
 mod common;
+#[path = "common/nacos.rs"]
+mod nacos;
 
 use common::world::get;
 use common::{Running, parts, ringspan, run_with, until};
+use nacos::Nacos;
 use serde_json::{Value, json};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
@@ -152,6 +155,8 @@ struct Shore {
     folder: TempDir,
     bridge: Option<Running>,
     http: SocketAddr,
+    grpc: SocketAddr,
+    dns: SocketAddr,
     token: String,
 }
 
@@ -161,10 +166,14 @@ impl Shore {
         let free = TcpListener::bind((link_at, 0)).expect("a free port");
         let link = free.local_addr().expect("bound");
         drop(free);
-        let toml = format!("data_dir = \"data\"\n[http]\nlisten = \"127.0.0.1:0\"\n[link]\nlisten = \"{link}\"\n");
+        let toml = format!(
+            "data_dir = \"data\"\n[http]\nlisten = \"127.0.0.1:0\"\n\
+             grpc_listen = \"127.0.0.1:0\"\n[dns]\nlisten = \"127.0.0.1:0\"\nttl = \"0s\"\n[link]\nlisten = \"{link}\"\n"
+        );
         std::fs::write(folder.path().join("bridge.toml"), toml).expect("written");
-        let http = "127.0.0.1:1".parse().expect("an address");
-        let mut shore = Shore { folder, bridge: None, http, token: String::new() };
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        let mut shore =
+            Shore { folder, bridge: None, http: nowhere, grpc: nowhere, dns: nowhere, token: String::new() };
         shore.start();
         let mut create = ringspan(&["token", "create", "--config", "bridge.toml", "--uses", "9"]);
         let (code, token, err) = parts(&run_with(create.current_dir(shore.folder.path()), ""));
@@ -176,9 +185,13 @@ impl Shore {
     fn start(&mut self) {
         let mut command = ringspan(&["bridge", "--config", "bridge.toml"]);
         let bridge = Running::start(command.current_dir(self.folder.path()));
+        let address = |line: &str, key: &str| -> SocketAddr {
+            let rest = line.split(key).nth(1).unwrap_or_else(|| panic!("{line}"));
+            rest.split_whitespace().next().and_then(|a| a.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+        };
+        self.dns = address(&bridge.wait_line(&["dns", "zone"]), " address=");
         let line = bridge.wait_line(&["bridge is up"]);
-        let rest = line.split(" http=").nth(1).unwrap_or_else(|| panic!("{line}"));
-        self.http = rest.split_whitespace().next().and_then(|a| a.parse().ok()).unwrap_or_else(|| panic!("{line}"));
+        (self.http, self.grpc) = (address(&line, " http="), address(&line, " grpc="));
         self.bridge = Some(bridge);
     }
 
@@ -275,6 +288,35 @@ impl Shore {
         assert!(all.iter().all(|ports| *ports == all[0]), "{views:?}: {all:?}");
         all[0].clone()
     }
+
+    /// Ports that SDKs find over gRPC, well ones alone; that they are called healthy is part of the claim.
+    fn found_by(&self, client: &Nacos) -> Vec<u64> {
+        let ask = |healthy: bool| {
+            let question = json!({ "serviceName": "isle", "groupName": "DEFAULT_GROUP", "healthyOnly": healthy });
+            let said = client.ask("ServiceQueryRequest", &question);
+            said["serviceInfo"]["hosts"].as_array().expect("hosts").clone()
+        };
+        let (all, well) = (ask(false), ask(true));
+        assert!(well.iter().all(|h| h["healthy"] == true), "{well:?}");
+        let ports = |hosts: &[Value]| -> Vec<u64> {
+            hosts.iter().filter(|h| h["healthy"] == true).filter_map(|h| h["port"].as_u64()).collect()
+        };
+        assert_eq!(ports(&all), ports(&well));
+        ports(&well)
+    }
+
+    /// What `dig` has of a service: its addresses, and the ports of its SRV records.
+    fn resolved(&self) -> (Vec<String>, Vec<u64>) {
+        let dig = |kind: &str| {
+            let (at, port) = (format!("@{}", self.dns.ip()), self.dns.port().to_string());
+            let args = [&at, "-p", &port, "+short", "+tries=1", "+time=20", kind, "isle.svc.ringspan.internal"];
+            let said = Command::new("dig").args(args).output().expect("dig is installed: scripts/setup");
+            assert!(said.status.success(), "{said:?}");
+            String::from_utf8(said.stdout).expect("text")
+        };
+        let port = |line: &str| line.split(' ').nth(2).and_then(|p| p.parse().ok()).unwrap_or_else(|| panic!("{line}"));
+        (dig("A").lines().map(str::to_owned).collect(), dig("SRV").lines().map(port).collect())
+    }
 }
 
 /// Checks that tell fast, and bear a machine that is busy.
@@ -336,6 +378,100 @@ fn what_only_an_agent_can_reach() {
     shore.wait(8080, "up", "L4OK");
     assert_eq!(shore.healthy(), [8080]);
     drop(nginx);
+}
+
+/// The same over gRPC and DNS: found, pushed and routed while the agent says that it is well; pushed as unhealthy and
+/// routed no more when it is not, when the agent is gone, and when a bridge that was killed has not heard of it yet.
+#[test]
+fn what_sdks_and_resolvers_see() {
+    if !is_root() {
+        return;
+    }
+    let island = Island::new();
+    let mut shore = Shore::new(&island.ours);
+    let nginx = island.nginx(shore.folder.path());
+    let mut client = Nacos::connect(shore.grpc);
+    let subscription =
+        json!({ "serviceName": "isle", "groupName": "DEFAULT_GROUP", "clusters": "", "subscribe": true });
+    client.ask("SubscribeServiceRequest", &subscription);
+    assert_eq!(client.pushed()["hosts"], json!([]));
+    // Each push, until one is this.
+    let until_pushed = |client: &mut Nacos, healthy: bool| {
+        loop {
+            let hosts = client.pushed()["hosts"].clone();
+            eprintln!("pushed {hosts}");
+            let [host] = hosts.as_array().expect("hosts").as_slice() else { panic!("it stays registered: {hosts}") };
+            if host["healthy"] == healthy {
+                return;
+            }
+        }
+    };
+    let nobody = (Vec::new(), Vec::new());
+    let here = (vec![island.inside.clone()], vec![8080]);
+    assert_eq!(shore.register(&island.inside, 8080, &seen_by("agent:isle")), "ok");
+    // No threshold makes it well, either.
+    assert_eq!(shore.request("PUT", "/nacos/v1/ns/service?serviceName=isle&protectThreshold=1"), "ok");
+    shore.wait(8080, "unknown", "AGENTGONE");
+    until_pushed(&mut client, false);
+    assert_eq!((shore.found_by(&client), shore.resolved()), (vec![], nobody.clone()));
+
+    let agent = shore.agent(&island, "isle");
+    until_pushed(&mut client, true);
+    assert_eq!((shore.found_by(&client), shore.resolved()), (vec![8080], here.clone()));
+    assert_eq!(shore.request("PUT", "/nacos/v1/ns/service?serviceName=isle&protectThreshold=0"), "ok");
+    drop(nginx);
+    until_pushed(&mut client, false);
+    assert_eq!((shore.found_by(&client), shore.resolved()), (vec![], nobody.clone()));
+    let _nginx = island.nginx(shore.folder.path());
+    until_pushed(&mut client, true);
+    assert_eq!(shore.request("PUT", "/nacos/v1/ns/service?serviceName=isle&protectThreshold=1"), "ok");
+
+    agent.kill();
+    until_pushed(&mut client, false);
+    shore.wait(8080, "unknown", "AGENTGONE");
+    assert_eq!((shore.found_by(&client), shore.resolved()), (vec![], nobody.clone()));
+
+    let agent = shore.agent(&island, "isle");
+    until_pushed(&mut client, true);
+    assert_eq!((shore.found_by(&client), shore.resolved()), (vec![8080], here.clone()));
+    agent.signal("STOP");
+    shore.kill();
+    shore.start();
+    let client = Nacos::connect(shore.grpc);
+    assert_eq!((shore.found_by(&client), shore.resolved()), (vec![], nobody));
+    agent.signal("CONT");
+    shore.wait(8080, "up", "L4OK");
+    assert_eq!((shore.found_by(&client), shore.resolved()), (vec![8080], here));
+}
+
+/// Who cannot wait has the agent look at once; what it finds counts. With the agent gone nobody can look.
+#[test]
+fn agents_probe_out_of_turn() {
+    if !is_root() {
+        return;
+    }
+    let island = Island::new();
+    let shore = Shore::new(&island.ours);
+    let nginx = island.nginx(shore.folder.path());
+    let agent = shore.agent(&island, "isle");
+    // Its turn comes within an hour.
+    let slow = r#"{"type":"TCP","intervalMs":3600000,"timeoutMs":450,"rise":2,"fall":3}"#;
+    let metadata = json!({ "preserved.vantage": "agent:isle", "preserved.checker": slow });
+    assert_eq!(shore.register(&island.inside, 8080, &metadata), "ok");
+    let instance = format!("/api/v1/services/public/DEFAULT_GROUP/isle/instances/DEFAULT/{}/8080", island.inside);
+    let probe =
+        || -> Value { serde_json::from_str(&shore.request("POST", &format!("{instance}/probe"))).expect("JSON") };
+    let probed = until("the agent to be there", || Some(probe()).filter(|p| p["done"] == true));
+    let found = probed["found"][0].clone();
+    assert_eq!((&found["vantage"], &found["health"]), (&"agent:isle".into(), &"up".into()), "{probed}");
+    assert_eq!((&probed["instance"]["health"], shore.healthy()), (&"up".into(), vec![8080]));
+    drop(nginx);
+    let probed = probe();
+    assert_eq!((&probed["found"][0]["reason"], &probed["instance"]["health"]), (&"L4CON".into(), &"down".into()));
+    assert_eq!(shore.healthy(), [0_u64; 0]);
+    agent.kill();
+    shore.wait(8080, "unknown", "AGENTGONE");
+    assert_eq!(probe()["type"], "urn:ringspan:problem:not-probed");
 }
 
 /// A wire that is cut in silence, and a bridge that is killed: unknown until the agent is heard of again, and says so.
