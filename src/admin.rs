@@ -2,6 +2,11 @@
 //! folder, mode 0600: whoever may open the data folder's files may use it. One JSON line in, one JSON line out.
 //! Promise: a client that says nothing, too much or nonsense costs its own connection.
 
+use crate::Failure;
+use crate::cli::{DATA_DIR_DEFAULT, Whose};
+use crate::config::bridge::Bridge;
+use crate::keyring::Error::Locked;
+use crate::keyring::Keyring;
 use crate::office::{Answer, Office, Request};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -102,6 +107,41 @@ async fn serve_one(mut stream: UnixStream, office: Arc<Office>, successors: Succ
     tokio::time::timeout(CLIENT_TIME_MAX, stream.write_all(&bytes)).await?
 }
 
+/// Asks whoever has the data folder: the bridge that runs there, or `alone`, which gets the lock of one that does not, so
+/// that none starts meanwhile. `is_new`: what is asked may make the folder.
+pub(crate) fn ask_owner(
+    whose: &Whose,
+    request: Request,
+    is_new: bool,
+    alone: impl FnOnce(&Bridge, Keyring, Request) -> Result<Answer, Failure>,
+) -> Result<Answer, Failure> {
+    let config = match &whose.config {
+        Some(file) => Bridge::read(file)?,
+        None => {
+            Bridge { data_dir: whose.data_dir.clone().unwrap_or_else(|| DATA_DIR_DEFAULT.into()), ..Bridge::default() }
+        }
+    };
+    let folder = &config.data_dir;
+    let ask_bridge =
+        || ask(folder, &request).map_err(|e| Failure::Run(format!("{}: {e}", folder.join(SOCKET).display())));
+    if let Some(answer) = ask_bridge()? {
+        return Ok(answer);
+    }
+    if !is_new && !folder.exists() {
+        // What is asked of a folder that is not there is a slip of the hand.
+        return Err(Failure::Usage(format!(
+            "data_dir {}: there is none. Try: --config bridge.toml, or --data-dir with the bridge's folder",
+            folder.display()
+        )));
+    }
+    match Keyring::open(folder) {
+        Ok(keyring) => alone(&config, keyring, request),
+        // A bridge started between the two looks.
+        Err(e @ Locked(_)) => ask_bridge()?.ok_or_else(|| Failure::Run(e.to_string())),
+        Err(e) => Err(Failure::Run(e.to_string())),
+    }
+}
+
 /// Asks the bridge that runs on `data_dir`. `None`: none runs there.
 pub(crate) fn ask(data_dir: &Path, request: &Request) -> io::Result<Option<Answer>> {
     ask_within(data_dir, request, Some(CLIENT_TIME_MAX * 2))
@@ -130,7 +170,6 @@ fn ask_within(data_dir: &Path, request: &Request, patience: Option<Duration>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keyring::Keyring;
     use ringspan_tunnel::fingerprint::Trust;
     use ringspan_tunnel::rights::Rights;
 

@@ -1,10 +1,9 @@
 //! `ringspan token create | list | revoke`: asks the running bridge through its admin socket; if none runs, opens the
 //! keyring itself.
 
-use crate::cli::{self, DATA_DIR_DEFAULT, ListFormat};
+use crate::cli::{self, ListFormat};
 use crate::config::bridge::{Bridge, Tls};
 use crate::config::unit;
-use crate::keyring::Keyring;
 use crate::office::{Answer, Listing, Office, Request, unix_now};
 use crate::{Ending, Failure, admin};
 use ringspan_tunnel::address::Address;
@@ -123,39 +122,14 @@ fn unexpected(answer: Answer) -> Failure {
     }
 }
 
-/// Asks whoever keeps the keyring.
+/// Asks the bridge, or the keyring itself.
 fn ask(whose: &cli::Whose, request: Request) -> Result<Answer, Failure> {
-    let config = match &whose.config {
-        Some(file) => Bridge::read(file)?,
-        None => {
-            Bridge { data_dir: whose.data_dir.clone().unwrap_or_else(|| DATA_DIR_DEFAULT.into()), ..Bridge::default() }
-        }
-    };
-    let ask_bridge = || {
-        admin::ask(&config.data_dir, &request)
-            .map_err(|e| Failure::Run(format!("{}: {e}", config.data_dir.join(admin::SOCKET).display())))
-    };
-    if let Some(answer) = ask_bridge()? {
-        return Ok(answer);
-    }
-    // Only `create` may make a data folder: a list of one that is not there is a slip of the hand.
-    if !matches!(request, Request::Create { .. }) && !config.data_dir.exists() {
-        return Err(Failure::Usage(format!(
-            "data_dir {}: there is none. Try: --config bridge.toml, or --data-dir with the bridge's folder",
-            config.data_dir.display()
-        )));
-    }
-    let keyring = match Keyring::open(&config.data_dir) {
-        Ok(keyring) => Arc::new(keyring),
-        // A bridge started between the two looks.
-        Err(e @ crate::keyring::Error::Locked(_)) => {
-            return ask_bridge()?.ok_or_else(|| Failure::Run(e.to_string()));
-        }
-        Err(e) => return Err(Failure::Run(e.to_string())),
-    };
-    let (_, trust) = protection(&config)?;
-    let office = Office { keyring, address: public_address(&config), trust, floor: None };
-    Ok(office.answer(request))
+    let is_new = matches!(request, Request::Create { .. });
+    admin::ask_owner(whose, request, is_new, |config, keyring, request| {
+        let (_, trust) = protection(config)?;
+        let office = Office { keyring: Arc::new(keyring), address: public_address(config), trust, floor: None };
+        Ok(office.answer(request))
+    })
 }
 
 /// The bridge's end of the link's TLS, and what tokens say of it.

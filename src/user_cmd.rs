@@ -3,10 +3,8 @@
 //! a lost password is replaced.
 //! Promise: a password is read from stdin or made by chance, never taken from the command line, where others see it.
 
-use crate::cli::{self, DATA_DIR_DEFAULT, ListFormat};
-use crate::config::bridge::Bridge;
+use crate::cli::{self, ListFormat};
 use crate::config::unit::Shown;
-use crate::keyring::Keyring;
 use crate::office::{Answer, Request, unix_now};
 use crate::{Ending, Failure, admin, bridge_cmd, machine};
 use ringspan_registry::access::{Access, Change, Listed, Options, Password, Refused, generate};
@@ -123,41 +121,16 @@ fn unexpected(answer: Answer) -> Failure {
     }
 }
 
+/// Asks the bridge, or the accounts themselves.
 fn ask(whose: &cli::Whose, request: Request) -> Result<Answer, Failure> {
-    let config = match &whose.config {
-        Some(file) => Bridge::read(file)?,
-        None => {
-            Bridge { data_dir: whose.data_dir.clone().unwrap_or_else(|| DATA_DIR_DEFAULT.into()), ..Bridge::default() }
-        }
-    };
-    let ask_bridge = || {
-        admin::ask(&config.data_dir, &request)
-            .map_err(|e| Failure::Run(format!("{}: {e}", config.data_dir.join(admin::SOCKET).display())))
-    };
-    if let Some(answer) = ask_bridge()? {
-        return Ok(answer);
-    }
-    // Only `add` may make a data folder: another one of one that is not there is a slip of the hand.
-    if !matches!(request, Request::Account(Change::Add { .. })) && !config.data_dir.exists() {
-        return Err(Failure::Usage(format!(
-            "data_dir {}: there is none. Try: --config bridge.toml, or --data-dir with the bridge's folder",
-            config.data_dir.display()
-        )));
-    }
-    // Its lock keeps a bridge from starting meanwhile.
-    let _keyring = match Keyring::open(&config.data_dir) {
-        Ok(keyring) => keyring,
-        // A bridge started between the two looks.
-        Err(e @ crate::keyring::Error::Locked(_)) => {
-            return ask_bridge()?.ok_or_else(|| Failure::Run(e.to_string()));
-        }
-        Err(e) => return Err(Failure::Run(e.to_string())),
-    };
-    let options = Options { audit: None, ..bridge_cmd::access::options(&config) };
-    let access = Access::open(&options).map_err(|e| Failure::Run(e.to_string()))?;
-    let answer = machine::runtime()?.block_on(answer(&access, request));
-    access.stop();
-    Ok(answer)
+    let is_new = matches!(request, Request::Account(Change::Add { .. }));
+    admin::ask_owner(whose, request, is_new, |config, _lock, request| {
+        let options = Options { audit: None, ..bridge_cmd::access::options(config) };
+        let access = Access::open(&options).map_err(|e| Failure::Run(e.to_string()))?;
+        let answer = machine::runtime()?.block_on(answer(&access, request));
+        access.stop();
+        Ok(answer)
+    })
 }
 
 /// Does what is asked of accounts.
