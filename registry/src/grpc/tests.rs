@@ -138,6 +138,7 @@ impl Peer {
             (&*kind, &ack["abilityTable"]["supportPersistentInstanceByGrpc"]),
             ("SetupAckRequest", &true.into())
         );
+        assert_eq!(ack["abilityTable"]["fuzzyWatch"], false, "what is not served is not announced");
         line
     }
 }
@@ -214,6 +215,9 @@ async fn a_life() {
     assert_eq!((&*kind, &sorry["errorCode"]), ("ErrorResponse", &500.into()), "to a 3xx clients say: well, go on");
     let (_line_one, mut line) = (one.set_up().await, two.set_up().await);
     one.done("HealthCheckRequest", json!({})).await;
+    let watch = json!({ "groupKeyPattern": "public>>*>>web*", "watchType": "WATCH", "initializing": true });
+    let (kind, sorry) = one.ask("NamingFuzzyWatchRequest", watch).await;
+    assert_eq!((&*kind, &sorry["errorCode"]), ("ErrorResponse", &302.into()), "asked for all the same");
 
     let subscribed = two.done("SubscribeServiceRequest", subscription(true)).await;
     assert_eq!(ports(&subscribed["serviceInfo"]), [0_u64; 0], "clients subscribe before servers register");
