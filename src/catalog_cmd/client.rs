@@ -152,7 +152,11 @@ impl Client {
         let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let name = ServerName::try_from(name).map_err(|e| failed(e.to_string()))?;
         let stream = connector.connect(name, stream).await.map_err(|e| {
-            failed(format!("TLS: {e}. Try: --ca with the authority of its certificate, or http:// if it speaks no TLS"))
+            let remedy = match e.to_string().contains("CaUsedAsEndEntity") {
+                true => "its certificate says that it is an authority; make one with basicConstraints CA:FALSE (docs/security.md)",
+                false => "--ca with the authority of its certificate, or http:// if it speaks no TLS",
+            };
+            failed(format!("TLS: {e}. Try: {remedy}"))
         })?;
         self.send(stream, request).await
     }
