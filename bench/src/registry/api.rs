@@ -3,7 +3,7 @@
 //! Promise: an answer other than 2xx is an error that shows it; a server that says nothing for [`PATIENCE`] is one too.
 
 use crate::process::Failure;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
@@ -50,8 +50,20 @@ impl Api {
     /// # Errors
     /// As [`call`](Api::call).
     pub(crate) fn call_as(&mut self, agent: &str, method: &str, path: &str) -> Result<String, Failure> {
-        let (status, body) =
-            self.exchange(agent, method, path).map_err(|e| format!("{method} {path} of {}: {e}", self.host))?;
+        let outcome = match self.exchange(agent, method, path) {
+            // A server may close a connection that has been idle for long (RFC 9112 section 9.3.1): once is no failure.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+                ) =>
+            {
+                *self = Api::connect(self.host)?;
+                self.exchange(agent, method, path)
+            }
+            outcome => outcome,
+        };
+        let (status, body) = outcome.map_err(|e| format!("{method} {path} of {}: {e}", self.host))?;
         if (200..300).contains(&status) { Ok(body) } else { Err(format!("{method} {path}: {status} {body:.200}")) }
     }
 
