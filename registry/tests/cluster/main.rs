@@ -3,161 +3,18 @@
 //! Method: real etcd processes (scripts/setup installs them), and several registries in this process, each with a runtime
 //! and connections of its own. Every wait ends with an event.
 
+mod etcd;
+
+use etcd::*;
 use ringspan_engine::health::Health;
-use ringspan_registry::cluster::{EtcdOptions, Options as ClusterOptions};
-use ringspan_registry::health::Reason;
-use ringspan_registry::model::{Instance, InstanceId, ServiceKey};
-use ringspan_registry::table::{Command, Delta, Patch, Refusal};
-use ringspan_registry::{Options, Registry};
+use ringspan_registry::Registry;
+use ringspan_registry::cluster::EtcdOptions;
+use ringspan_registry::model::Instance;
+use ringspan_registry::table::{Command, Patch, Refusal};
 use std::collections::BTreeSet;
 use std::net::TcpListener;
-use std::process::{Child, Command as Process, Stdio};
-use std::time::{Duration, Instant};
-use tempfile::TempDir;
-
-/// No claim about speed: the end of patience on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// One etcd process or three of them.
-struct Etcd {
-    nodes: Vec<Node>,
-    _folder: TempDir,
-}
-
-struct Node {
-    client: String,
-    args: Vec<String>,
-    process: Option<Child>,
-}
-
-impl Node {
-    fn start(&mut self) {
-        let log = Stdio::null;
-        let etcd = Process::new("etcd").args(&self.args).stdout(log()).stderr(log()).spawn();
-        self.process = Some(etcd.expect("etcd is there: scripts/setup"));
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
-        }
-    }
-}
-
-impl Etcd {
-    fn start(n: usize) -> Etcd {
-        let folder = tempfile::tempdir().unwrap();
-        // Ports that are free now: etcd takes no socket of ours.
-        let held: Vec<_> = (0..2 * n).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let urls: Vec<_> = held.iter().map(|l| format!("http://{}", l.local_addr().unwrap())).collect();
-        drop(held);
-        let (clients, peers) = urls.split_at(n);
-        let cluster: Vec<_> = peers.iter().enumerate().map(|(i, url)| format!("e{i}={url}")).collect();
-        let node = |i: usize| {
-            let data = folder.path().join(format!("e{i}"));
-            let args = [
-                ("name", format!("e{i}")),
-                ("data-dir", data.display().to_string()),
-                ("listen-client-urls", clients[i].clone()),
-                ("advertise-client-urls", clients[i].clone()),
-                ("listen-peer-urls", peers[i].clone()),
-                ("initial-advertise-peer-urls", peers[i].clone()),
-                ("initial-cluster", cluster.join(",")),
-            ];
-            let args = args.into_iter().map(|(key, value)| format!("--{key}={value}")).collect();
-            let mut node = Node { client: clients[i].clone(), args, process: None };
-            node.start();
-            node
-        };
-        let nodes = (0..n).map(node).collect();
-        Etcd { nodes, _folder: folder }
-    }
-
-    /// Asks etcdctl of those nodes that run.
-    fn ctl(&self, args: &[&str]) -> String {
-        let running: Vec<_> = self.nodes.iter().filter(|n| n.process.is_some()).map(|n| n.client.as_str()).collect();
-        let output = Process::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .arg(format!("--endpoints={}", running.join(",")))
-            .args(args)
-            .output()
-            .expect("etcdctl is there: scripts/setup");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    fn member(&self, name: &str) -> Registry {
-        let etcd =
-            EtcdOptions { endpoints: self.nodes.iter().map(|n| n.client.clone()).collect(), ..Default::default() };
-        let cluster =
-            ClusterOptions { etcd, prefix: "/test/".into(), member: name.into(), address: format!("{name}:8848") };
-        Registry::open(&Options { cluster: Some(cluster), ..Options::default() }).unwrap()
-    }
-
-    /// These members, when each knows of all.
-    async fn members(&self, names: &[&str]) -> Vec<Registry> {
-        let all: Vec<_> = names.iter().map(|name| self.member(name)).collect();
-        for registry in &all {
-            until("everybody to know everybody", || registry.members().len() == names.len()).await;
-        }
-        all
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        self.nodes.iter_mut().for_each(Node::kill);
-    }
-}
-
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-fn service(name: &str) -> ServiceKey {
-    ServiceKey::public(name).unwrap()
-}
-
-fn id(n: u16) -> InstanceId {
-    InstanceId::new("", &format!("10.0.0.{}", n % 250 + 1), 80 + n / 250).unwrap()
-}
-
-fn register(name: &str, n: u16, weight: f64) -> Command {
-    Command::Register { service: service(name), instance: Instance { weight, ..Instance::new(id(n)) } }
-}
-
-fn ephemeral(name: &str, n: u16) -> Command {
-    Command::Register { service: service(name), instance: Instance { ephemeral: true, ..Instance::new(id(n)) } }
-}
-
-fn deregister(name: &str, n: u16) -> Command {
-    Command::Deregister { service: service(name), id: id(n), ephemeral: None }
-}
-
-fn heard(name: &str, n: u16, health: Health) -> Command {
-    let code = if health == Health::Up { "L4OK" } else { "L4CON" };
-    let code = *ringspan_engine::outcome::Code::ALL.iter().find(|c| c.as_str() == code).unwrap();
-    let reason = Reason::Probe { code, errno: 0 };
-    Command::Heard {
-        deltas: vec![Delta { service: service(name), id: id(n), health, reason, rtt_ns: 5_000, due: None }],
-    }
-}
-
-fn weight(registry: &Registry, name: &str, n: u16) -> Option<f64> {
-    Some(registry.snapshot().service(&service(name))?.instance(&id(n))?.record.weight)
-}
-
-fn health(registry: &Registry, name: &str, n: u16) -> Option<Health> {
-    Some(registry.snapshot().service(&service(name))?.instance(&id(n))?.health().health)
-}
-
-fn stop(all: Vec<Registry>) {
-    all.iter().for_each(Registry::stop);
-}
+use std::process::Command as Process;
+use std::time::Instant;
 
 /// What one member acknowledges, it shows at once, the others soon, and after `fresh` surely; subscribers hear of it; a
 /// restart finds it.
