@@ -53,14 +53,14 @@ struct Probed {
 /// The instances at one address. Nearly always there is one, and a set of one takes ten times its room.
 enum Here {
     One(Key),
-    More(Box<BTreeSet<Key>>),
+    More(BTreeSet<Key>),
 }
 
 impl Here {
     fn insert(&mut self, key: Key) {
         match self {
             Here::One(known) if *known == key => {}
-            Here::One(known) => *self = Here::More(Box::new(BTreeSet::from([known.clone(), key]))),
+            Here::One(known) => *self = Here::More(BTreeSet::from([known.clone(), key])),
             Here::More(all) => drop(all.insert(key)),
         }
     }
