@@ -20,6 +20,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+/// Otherwise it reserves 8 TiB of addresses, more than a process on user-mode Linux has. Older servers have no such option:
+/// `loose-` lets them pass over it.
+const BUFFERS_MAX: &str = "--loose-innodb-buffer-pool-size-max=64M";
+
 /// A MariaDB of our own on loopback; killed and swept away when dropped.
 struct Server {
     process: Child,
@@ -42,7 +46,7 @@ impl Server {
         let user: &[&str] = if is_root { &["--user=root"] } else { &[] };
         let data = format!("--datadir={}", path.join("data").display());
         let installed = command("mariadb-install-db")
-            .args(["--no-defaults", &data, "--auth-root-authentication-method=normal", "--skip-test-db"])
+            .args(["--no-defaults", &data, "--auth-root-authentication-method=normal", "--skip-test-db", BUFFERS_MAX])
             .args(user)
             .output()
             .expect("mariadb-install-db runs; scripts/setup installs it");
@@ -58,6 +62,7 @@ impl Server {
                 "--bind-address=127.0.0.1",
                 "--connect-timeout=60",
                 "--performance-schema=OFF",
+                BUFFERS_MAX,
             ])
             .args(["--innodb-buffer-pool-size=8M", "--max-connect-errors=1", &format!("--port={}", address.port())])
             .args([file("socket", "socket"), file("pid-file", "pid")])
