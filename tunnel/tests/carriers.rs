@@ -222,7 +222,8 @@ fn a_lost_direct_carrier_costs_its_stream() {
         let bridge = rig::bridge(shape, &["web"]);
         let cable = cable::straight(bridge.handle.link_address());
         let agent = bridge.agent_via(shape, cable.address, &[("web", address)]);
-        bridge.log.wait_for(&format!("health {} 0 Up", agent.id), 1);
+        // All of the link's connections come before the direct ones, which are made when they are asked for.
+        bridge.wait_for(&agent, shape, 1);
         warm(&bridge);
         reports.recv_timeout(PATIENCE).unwrap();
         let mut visitor = bridge.visit(0);

@@ -125,9 +125,11 @@ impl World {
                     self.bind(to);
                 }
                 Some(_) if !self.ends[to].reads_direct(!self.held[to].is_empty()) => return false,
+                Some(&Said::Byte(_)) if self.slow[to] => return false,
+                // Straight to the socket: past what is held, if the way is open too early.
                 Some(&Said::Byte(byte)) => {
                     self.direct[to].pop_front();
-                    self.take(to, byte);
+                    self.got[to].push(byte);
                 }
                 Some(Said::End) => {
                     self.direct[to].pop_front();
