@@ -232,8 +232,23 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
         })?;
         let wrong = |e: serde_json::Error| Problem::param("body", format!("the body: {e}"));
         let mut body = serde_json::from_slice(&bytes).map_err(wrong)?;
+        if let Some(field) = misplaced_list("", "body", &body) {
+            return Err(Problem::param(field, format!("{field}: it is a list, and none belongs there")));
+        }
         whole_numbers(&mut body);
         serde_json::from_value(body).map(Body).map_err(wrong)
+    }
+}
+
+/// The fields that are lists, each with what it is a field of.
+const LISTS: [(&str, &str); 3] = [("body", "same_labels"), ("checker", "expected"), ("checked_by", "vantages")];
+
+/// A list in any other place, by the field that holds it: serde would read one as the fields of a structure, in order.
+fn misplaced_list<'a>(of: &str, field: &'a str, value: &'a Value) -> Option<&'a str> {
+    match value {
+        Value::Array(_) => (!LISTS.contains(&(of, field))).then_some(field),
+        Value::Object(fields) => fields.iter().find_map(|(name, value)| misplaced_list(field, name, value)),
+        _ => None,
     }
 }
 

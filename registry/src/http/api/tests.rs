@@ -372,6 +372,28 @@ async fn tags() {
     assert_eq!(get("/health", None).await.1, None);
 }
 
+/// A list is no structure: where none belongs it is refused, at whatever depth.
+#[tokio::test]
+async fn lists_are_no_structures() {
+    let api = Api::new();
+    let bodies = [
+        (json!([]), "body"),
+        (json!([0.5, {}]), "body"),
+        (json!({ "checked_by": [["registry"], 1] }), "checked_by"),
+        (json!({ "clusters": { "a": [] } }), "a"),
+        (json!({ "clusters": { "vantages": [] } }), "vantages"),
+        (json!({ "clusters": { "a": { "checker": ["tcp"] } } }), "checker"),
+        (json!({ "clusters": { "a": { "checker": { "type": "tcp", "manner": [100, 50, 1, 1] } } } }), "manner"),
+    ];
+    for (body, field) in bodies {
+        let refused = api.bad(&format!("PUT {WEB}"), Some(body.clone())).await;
+        assert_eq!(refused, (400, "invalid".into(), field.into()), "{body}");
+    }
+    let checker = json!({ "type": "http", "expected": ["2xx"] });
+    let clusters = json!({ "a": { "checker": checker, "checked_by": { "vantages": ["registry"] } } });
+    api.good(&format!("PUT {WEB}"), Some(json!({ "clusters": clusters, "same_labels": ["zone"] }))).await;
+}
+
 /// Nacos' label selector by its labels: whole, changed, taken away; what no expression can name is refused.
 #[tokio::test]
 async fn label_selectors() {
