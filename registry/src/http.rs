@@ -213,7 +213,7 @@ async fn no_such_method(method: Method, uri: Uri) -> Sorry {
 }
 
 /// What every request passes, in and out. One layer for all of it: each costs a copy of the whole route and a future on
-/// the heap, a twentieth of a registration.
+/// the heap.
 async fn pass(State(app): State<App>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let method = request.method().clone();

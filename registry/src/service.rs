@@ -8,7 +8,7 @@
 //!           volatile (bounded) ┘     └─ no record in it: publish └─► failed: revert, refuse
 //! ```
 //! While a commit is under way, records wait in their queue (and so become the next batch: group commit); volatile
-//! commands go on. A full queue makes the submitter wait, up to [`SUBMIT_WAIT_MAX`], then it is refused as busy.
+//! commands go on. When it ends, the next batch is applied and given to the disk before the last is published. A full queue makes the submitter wait, up to [`SUBMIT_WAIT_MAX`], then it is refused as busy.
 
 mod clustered;
 mod news;

@@ -14,7 +14,7 @@ const BYTES_MAX: usize = 16 << 20;
 /// What an entry takes beside its text, about. Bytes.
 const ENTRY_BYTES: usize = 256;
 
-/// What was asked. Where it is short it is kept as it was asked, so that no list can be mistaken for another's.
+/// What was asked, letter by letter, so that no list can be mistaken for another's.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Question {
     service: ServiceKey,
