@@ -19,14 +19,15 @@ pub(crate) use stream::stream;
 use crate::health::{HealthRecord, health_str};
 use crate::model::{InstanceId, Name, ServiceKey};
 use crate::service::Registry;
-use crate::table::Change;
+use crate::table::{Change, Changes};
+use ringspan_engine::time::Instant;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
-/// Events that are kept: a minute of a large registry's day, 2 MiB.
+/// Events that are kept: a minute of a large registry's day, 4 MiB.
 pub const KEPT: usize = 8_192;
 
 /// Something that happened.
@@ -120,17 +121,33 @@ struct Inner {
 
 #[derive(Default)]
 struct Ring {
-    kept: VecDeque<Arc<Event>>,
+    kept: VecDeque<Noted>,
     latest: u64,
     /// How often a reader was told that it missed something.
     lapped: u64,
+}
+
+/// Events as they are kept: as the changes they are made of. Most are never read.
+struct Noted {
+    /// The number of the first of them.
+    first: u64,
+    changes: Arc<Changes>,
+    at: Instant,
+    at_ms: u64,
+}
+
+impl Noted {
+    fn events(&self) -> impl Iterator<Item = Event> {
+        let changes = self.changes.list.iter().filter_map(|change| event(self.at, self.at_ms, change));
+        changes.zip(self.first..).map(|(event, number)| Event { number, ..event })
+    }
 }
 
 /// What is new to a reader.
 #[derive(Debug, PartialEq)]
 enum News {
     /// These, in order.
-    Events(Vec<Arc<Event>>),
+    Events(Vec<Event>),
     /// So many that it has not read are not kept any more.
     Missed(u64),
 }
@@ -205,11 +222,7 @@ impl Events {
             match changes.recv().await {
                 Ok(changes) => {
                     let now = registry.now();
-                    let events: Vec<Event> =
-                        changes.list.iter().filter_map(|change| event(&registry, now, change)).collect();
-                    if !events.is_empty() {
-                        self.add(events);
-                    }
+                    self.add(changes, now, registry.unix_ms(now));
                 }
                 // Nobody knows what is missing: whoever reads has to look anew.
                 Err(RecvError::Lagged(missed)) => self.skip(missed),
@@ -224,15 +237,19 @@ impl Events {
         self.inner.latest.send_replace(u64::MAX);
     }
 
-    fn add(&self, events: Vec<Event>) {
-        let mut ring = self.ring();
-        for event in events {
-            ring.latest += 1;
-            let number = ring.latest;
-            ring.kept.push_back(Arc::new(Event { number, ..event }));
+    fn add(&self, changes: Arc<Changes>, at: Instant, at_ms: u64) {
+        let count = changes.list.iter().filter(|change| kind(change).is_some()).count() as u64;
+        if count == 0 {
+            return;
         }
-        let surplus = ring.kept.len().saturating_sub(KEPT);
-        ring.kept.drain(..surplus);
+        let mut ring = self.ring();
+        let first = ring.latest + 1;
+        ring.latest += count;
+        ring.kept.push_back(Noted { first, changes, at, at_ms });
+        let oldest = ring.oldest();
+        while ring.kept.get(1).is_some_and(|next| next.first <= oldest) {
+            ring.kept.pop_front();
+        }
         let latest = ring.latest;
         drop(ring);
         self.tell(latest);
@@ -260,13 +277,14 @@ impl Events {
     /// At most `max` events after this one; may be none yet.
     fn after(&self, number: u64, max: usize) -> News {
         let mut ring = self.ring();
-        let first = ring.kept.front().map_or(ring.latest + 1, |e| e.number);
-        if number + 1 < first {
+        let oldest = ring.oldest();
+        if number + 1 < oldest {
             ring.lapped += 1;
-            return News::Missed(first - 1 - number);
+            return News::Missed(oldest - 1 - number);
         }
-        let skip = usize::try_from(number + 1 - first).expect("within the ring");
-        News::Events(ring.kept.iter().skip(skip).take(max).cloned().collect())
+        let from = ring.kept.partition_point(|noted| noted.first <= number + 1).saturating_sub(1);
+        let events = ring.kept.iter().skip(from).flat_map(Noted::events);
+        News::Events(events.skip_while(|event| event.number <= number).take(max).collect())
     }
 
     /// An event's name, unique over runs.
@@ -304,9 +322,33 @@ impl Events {
     }
 }
 
-fn event(registry: &Registry, now: ringspan_engine::time::Instant, change: &Change) -> Option<Event> {
-    let at_ms = registry.unix_ms(now);
-    let blank = Event { number: 0, event: "", at_ms, place: None, instance: None, health: None, agent: None };
+impl Ring {
+    /// The number of the oldest event that is there to be read; the next one's, if none is.
+    fn oldest(&self) -> u64 {
+        let kept = self.kept.front().map_or(self.latest + 1, |noted| noted.first);
+        kept.max((self.latest + 1).saturating_sub(KEPT as u64))
+    }
+}
+
+/// What kind of event a change is; `None`: none.
+fn kind(change: &Change) -> Option<&'static str> {
+    match change {
+        Change::Instance { before: None, .. } => Some("registered"),
+        Change::Instance { after: None, .. } => Some("removed"),
+        Change::Instance { before: Some(before), after: Some(after), .. } => {
+            (before.record != after.record).then_some("changed")
+        }
+        Change::Service { .. } => Some("service"),
+        Change::Health { before, after, .. } => (before.health != after.health).then_some("health"),
+        Change::Agent { .. } => Some("agent"),
+        Change::Votes { .. } => None,
+    }
+}
+
+/// The event that a change is, if it is one.
+fn event(at: Instant, at_ms: u64, change: &Change) -> Option<Event> {
+    let blank =
+        Event { number: 0, event: kind(change)?, at_ms, place: None, instance: None, health: None, agent: None };
     let place = |s: &ServiceKey| {
         let (namespace, group) = (s.namespace().clone(), s.group().clone());
         Some(Place { namespace, group, service: s.name().clone() })
@@ -314,19 +356,11 @@ fn event(registry: &Registry, now: ringspan_engine::time::Instant, change: &Chan
     let which =
         |id: &InstanceId| Some(Which { cluster: id.cluster().clone(), host: id.host().clone(), port: id.port() });
     Some(match change {
-        Change::Instance { service, id, before, after } => {
-            let event = match (before, after) {
-                (None, _) => "registered",
-                (Some(_), None) => "removed",
-                (Some(before), Some(after)) if before.record == after.record => return None,
-                (Some(_), Some(_)) => "changed",
-            };
-            Event { event, place: place(service), instance: which(id), ..blank }
-        }
-        Change::Service { service, .. } => Event { event: "service", place: place(service), ..blank },
-        Change::Health { service, id, before, after } if before.health != after.health => {
+        Change::Instance { service, id, .. } => Event { place: place(service), instance: which(id), ..blank },
+        Change::Service { service, .. } => Event { place: place(service), ..blank },
+        Change::Health { service, id, before, after } => {
             let HealthRecord { health, reason, rtt_ns, due, .. } = *after;
-            let latency_us = due.map(|due| u64::try_from(now.since(due).as_micros()).unwrap_or(u64::MAX));
+            let latency_us = due.map(|due| u64::try_from(at.since(due).as_micros()).unwrap_or(u64::MAX));
             let turn = Turn {
                 was: health_str(before.health),
                 is: health_str(health),
@@ -335,12 +369,12 @@ fn event(registry: &Registry, now: ringspan_engine::time::Instant, change: &Chan
                 rtt_us: rtt_ns / 1_000,
                 latency_us,
             };
-            Event { event: "health", place: place(service), instance: which(id), health: Some(turn), ..blank }
+            Event { place: place(service), instance: which(id), health: Some(turn), ..blank }
         }
         Change::Agent { agent, after, .. } => {
             let connected = after.is_some_and(|(_, connected)| connected);
-            Event { event: "agent", agent: Some(Agent { agent: agent.clone(), connected }), ..blank }
+            Event { agent: Some(Agent { agent: agent.clone(), connected }), ..blank }
         }
-        Change::Health { .. } | Change::Votes { .. } => return None,
+        Change::Votes { .. } => blank,
     })
 }

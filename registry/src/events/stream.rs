@@ -81,7 +81,7 @@ async fn write(
         match news {
             News::Events(batch) => {
                 for event in batch.iter().filter(|event| filter.takes(event)) {
-                    tell(&ahead, event.event, events.id(event.number), &**event).await?;
+                    tell(&ahead, event.event, events.id(event.number), event).await?;
                 }
             }
             News::Missed(missed) => {

@@ -25,6 +25,12 @@ pub(super) fn plain(number: u64) -> Event {
     Event { number, event: "service", at_ms: 0, place: None, instance: None, health: None, agent: None }
 }
 
+/// So many events happen at once.
+pub(super) fn note(events: &Events, count: usize) {
+    let change = Change::Service { service: service("web"), before: None, after: None };
+    events.add(Arc::new(Changes { list: vec![change; count] }), Instant::ZERO, 0);
+}
+
 /// A reader goes on where it was, as long as that is kept; further behind, and ahead of all, it has lost its place.
 #[test]
 fn the_ring_is_bounded() {
@@ -33,14 +39,14 @@ fn the_ring_is_bounded() {
     assert_eq!(events.read_id(&events.id(0)), Some(0));
     assert_eq!(events.read_id(&events.id(1)), None, "nothing that we ever said");
     assert_eq!(events.read_id("1-0"), None, "of another run");
-    events.add((0..3).map(|_| plain(0)).collect());
+    note(&events, 3);
     let numbers = |next| match next {
         News::Events(events) => events.iter().map(|e| e.number).collect::<Vec<_>>(),
         News::Missed(_) => panic!("it is kept"),
     };
     assert_eq!(numbers(events.after(1, 9)), [2, 3]);
     assert_eq!(numbers(events.after(0, 1)), [1]);
-    events.add((0..KEPT).map(|_| plain(0)).collect());
+    note(&events, KEPT);
     assert_eq!(events.after(2, 9), News::Missed(1));
     assert_eq!(numbers(events.after(3, 2)), [4, 5]);
     events.skip(7);
@@ -136,7 +142,7 @@ async fn slow_readers_are_told() {
     // More than the sockets between us hold, and in one step more than is kept.
     let total = 40 * KEPT as u64;
     for _ in 0..4 {
-        events.add((0..10 * KEPT).map(|_| plain(0)).collect());
+        note(&events, 10 * KEPT);
         tokio::task::yield_now().await;
     }
     let (mut at, mut got, mut missed) = (0, 0, 0);

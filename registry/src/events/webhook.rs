@@ -151,7 +151,7 @@ async fn collect(hook: &Hook, mut reader: Reader, shares: &watch::Receiver<Arc<S
         match news {
             News::Events(batch) => {
                 let shares = shares.borrow().clone();
-                let wanted = |e: &Arc<Event>| hook.filter.takes(e) && (hook.everything || is_ours(&shares, e));
+                let wanted = |e: &Event| hook.filter.takes(e) && (hook.everything || is_ours(&shares, e));
                 queue.push(batch.into_iter().filter(wanted));
             }
             News::Missed(missed) => queue.miss(missed),
@@ -200,7 +200,7 @@ impl Sender<'_> {
         }
     }
 
-    async fn deliver(&self, client: &mut Client, events: &[Arc<Event>], missed: u64) -> End {
+    async fn deliver(&self, client: &mut Client, events: &[Event], missed: u64) -> End {
         let Hook { name, pace, .. } = self.hook;
         let (first, last) = (events.first().map_or(0, |e| e.number), events.last().map_or(0, |e| e.number));
         // The same in each attempt: a receiver knows by it what it has taken already.

@@ -18,7 +18,7 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 struct Inner {
-    waiting: VecDeque<Arc<Event>>,
+    waiting: VecDeque<Event>,
     missed: u64,
     closed: bool,
 }
@@ -26,7 +26,7 @@ struct Inner {
 /// What goes together.
 pub(super) struct Batch {
     /// One or more, in order.
-    pub(super) events: Vec<Arc<Event>>,
+    pub(super) events: Vec<Event>,
     /// Lost since the batch before.
     pub(super) missed: u64,
 }
@@ -41,7 +41,7 @@ impl Queue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn push(&self, events: impl Iterator<Item = Arc<Event>>) {
+    pub(super) fn push(&self, events: impl Iterator<Item = Event>) {
         let mut inner = self.inner();
         let mut dropped = 0;
         for event in events {

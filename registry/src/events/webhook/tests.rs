@@ -1,7 +1,7 @@
 //! Webhooks against real receivers: axum's server that takes, refuses, fails, hangs, breaks off, sends elsewhere; each a
 //! bounded cost, and nothing is lost in silence.
 
-use super::super::tests::plain;
+use super::super::tests::{note, plain};
 use super::*;
 use axum::body::Body;
 use axum::http::StatusCode;
@@ -119,7 +119,7 @@ fn start(hook: Hook) -> (Events, Arc<Stats>, JoinHandle<()>) {
 }
 
 fn tell(events: &Events, count: usize) {
-    events.add((0..count).map(|_| plain(0)).collect());
+    note(events, count);
 }
 
 /// Ends the stream of events, and with it the hook, which has delivered all by then.
