@@ -34,15 +34,20 @@ use crate::table::Refusal;
 use crate::wire::kept::Kept;
 use axum::Router;
 use axum::body::{Body, HttpBody};
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use axum::routing::Route;
 use http_body_util::Limited;
 use metrics::Metrics;
+use std::convert::Infallible;
 use std::ops::Deref;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tower::layer::layer_fn;
+use tower::{Service, ServiceExt};
 
 /// What the router needs besides the registry.
 #[derive(Clone, Default)]
@@ -122,7 +127,10 @@ pub fn router(registry: Registry, options: Options) -> Router {
         .route("/metrics", axum::routing::get(metrics::scrape))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .layer(middleware::from_fn_with_state(app.clone(), pass))
+        .layer(layer_fn({
+            let app = app.clone();
+            move |route| Passage { app: app.clone(), route }
+        }))
         .with_state(app)
 }
 
@@ -212,9 +220,31 @@ async fn no_such_method(method: Method, uri: Uri) -> Sorry {
     Sorry::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
 }
 
-/// What every request passes, in and out. One layer for all of it: each costs a copy of the whole route and a future on
-/// the heap.
-async fn pass(State(app): State<App>, request: Request, next: Next) -> Response {
+/// A route, and what every request to it passes, in and out. One layer for all of it, and one of our own: axum's for
+/// functions boxes the route and copies it once more for each request.
+#[derive(Clone)]
+struct Passage {
+    app: App,
+    route: Route,
+}
+
+impl Service<Request> for Passage {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // Routes are always ready.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let Passage { app, route } = self.clone();
+        Box::pin(async move { Ok(pass(app, request, route).await) })
+    }
+}
+
+async fn pass(app: App, request: Request, next: Route) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let method = request.method().clone();
     let is_own = api::is_ours(request.uri().path());
@@ -229,13 +259,13 @@ async fn pass(State(app): State<App>, request: Request, next: Next) -> Response 
         }
     };
     let response = if is_own { api::refusal_as_problem(response).await } else { response };
-    app.metrics.count(&method, route.as_ref().map(MatchedPath::as_str), response.status());
+    app.metrics.count(&method, route, response.status());
     response
 }
 
 /// A change that a page of some other site asks a visitor's browser for is refused (such a request carries an `Origin` that
 /// is not the host it goes to; programs send no `Origin` at all), and so is a body that is too large.
-async fn admit(app: &App, request: Request, next: Next) -> Response {
+async fn admit(app: &App, request: Request, next: Route) -> Response {
     if request.method() != Method::GET && is_foreign(request.headers()) {
         let text = "requests that another site's page makes are refused".to_owned();
         return Sorry::new(StatusCode::FORBIDDEN, text).into_response();
@@ -251,6 +281,14 @@ async fn admit(app: &App, request: Request, next: Next) -> Response {
         None => request.map(|body| Body::new(Limited::new(body, BODY_BYTES_MAX))),
     };
     access::enter(app, request, next).await
+}
+
+/// What the route answers.
+async fn pass_on(route: Route, request: Request) -> Response {
+    match route.oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
 }
 
 fn is_foreign(headers: &HeaderMap) -> bool {

@@ -8,15 +8,15 @@
 
 use super::api::ALL;
 use super::params::{Params, is_form};
-use super::{App, BODY_BYTES_MAX, Sorry, envelope};
+use super::{App, BODY_BYTES_MAX, Sorry, envelope, pass_on};
 use crate::access::{Access, Action, Actor, Principal, Unknown, Version};
 use crate::model::NAMESPACE_DEFAULT;
 use axum::body::{Body, HttpBody};
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum::routing::Route;
 use http_body::Frame;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -136,7 +136,7 @@ fn nacos(rest: &str, action: Action, account_or_admin: Need) -> Need {
 }
 
 /// See the module.
-pub(super) async fn enter(app: &App, request: Request, next: Next) -> Response {
+pub(super) async fn enter(app: &App, request: Request, next: Route) -> Response {
     let access = &app.access;
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| *peer);
     if let Some(peer) = peer
@@ -147,19 +147,19 @@ pub(super) async fn enter(app: &App, request: Request, next: Next) -> Response {
     let via = "http";
     if !access.is_required() {
         if access.audit().is_none() {
-            return next.run(request).await;
+            return pass_on(next, request).await;
         }
         let actor = Actor { access: access.clone(), principal: Principal::anybody(), peer, via };
-        return actor.scope(next.run(request)).await;
+        return actor.scope(pass_on(next, request)).await;
     }
     let Some(route) = request.extensions().get::<MatchedPath>().cloned() else {
         // There is no such path, and that is no secret.
-        return next.run(request).await;
+        return pass_on(next, request).await;
     };
     let need = need(route.as_str(), request.method());
     if need == Need::Nothing {
         let actor = Actor { access: access.clone(), principal: Principal::nobody(), peer, via };
-        return actor.scope(next.run(request)).await;
+        return actor.scope(pass_on(next, request)).await;
     }
     let (mut parts, body) = request.into_parts();
     let (body, form) = match form_of(&parts, body).await {
@@ -169,8 +169,7 @@ pub(super) async fn enter(app: &App, request: Request, next: Next) -> Response {
     // Our own API takes its parameters from the query alone: what a form says beside it is not what will be done.
     let is_own = parts.uri.path().starts_with("/api/v1/");
     let form = if is_own { axum::body::Bytes::new() } else { form };
-    // What cannot be read, the handler refuses.
-    let params = Params::read(parts.uri.query().unwrap_or_default(), &form).unwrap_or_default();
+    let params = Params::read(parts.uri.query().unwrap_or_default(), &form);
     let token = token_of(&parts, &params);
     let what = || format!("{} {}", parts.method, route.as_str());
     let principal = match access.principal(token.as_deref()) {
@@ -190,7 +189,7 @@ pub(super) async fn enter(app: &App, request: Request, next: Next) -> Response {
         return answer(parts.uri.path(), &Sorry::new(StatusCode::FORBIDDEN, text), &[]);
     }
     let actor = Actor { access: access.clone(), principal: principal.clone(), peer, via };
-    let response = actor.scope(next.run(Request::from_parts(parts, body))).await;
+    let response = actor.scope(pass_on(next, Request::from_parts(parts, body))).await;
     let content_type = response.headers().get(header::CONTENT_TYPE);
     if content_type.is_none_or(|t| t != mime_of_streams()) {
         return response;

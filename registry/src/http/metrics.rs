@@ -9,11 +9,13 @@ use crate::health::{Health, health_str};
 use crate::model::Vantage;
 use crate::push::Hub;
 use crate::service::Registry;
-use axum::extract::State;
+use axum::extract::{MatchedPath, State};
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, text};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, MetricEncoder, text,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -22,6 +24,7 @@ use ringspan_engine::histogram::Histogram;
 use ringspan_engine::outcome::Code;
 use ringspan_engine::stats::{Numbers, Stats};
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -39,9 +42,39 @@ pub(super) struct Metrics {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Request {
-    method: String,
-    route: String,
+    method: &'static str,
+    route: Route,
     status: u16,
+}
+
+/// A route as the router has it; `None`: no route.
+#[derive(Clone, Debug)]
+struct Route(Option<MatchedPath>);
+
+impl Route {
+    fn as_str(&self) -> &str {
+        self.0.as_ref().map_or("other", MatchedPath::as_str)
+    }
+}
+
+impl PartialEq for Route {
+    fn eq(&self, other: &Route) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Route {}
+
+impl Hash for Route {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+impl EncodeLabelValue for Route {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.as_str().encode(encoder)
+    }
 }
 
 impl Metrics {
@@ -62,15 +95,22 @@ impl Metrics {
     }
 
     /// Counts an answer. Paths that are no route, and methods of the sender's invention, share a series.
-    pub(super) fn count(&self, method: &Method, route: Option<&str>, status: StatusCode) {
-        let known =
-            [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::HEAD, Method::OPTIONS];
-        let method = if known.contains(method) { method.as_str() } else { "other" };
-        let route = route.unwrap_or("other");
-        let labels = Request { method: method.to_owned(), route: route.to_owned(), status: status.as_u16() };
+    pub(super) fn count(&self, method: &Method, route: Option<MatchedPath>, status: StatusCode) {
+        let method = KNOWN.iter().find(|(known, _)| known == method).map_or("other", |(_, name)| name);
+        let labels = Request { method, route: Route(route), status: status.as_u16() };
         self.requests.get_or_create(&labels).inc();
     }
 }
+
+const KNOWN: [(Method, &str); 7] = [
+    (Method::GET, "GET"),
+    (Method::POST, "POST"),
+    (Method::PUT, "PUT"),
+    (Method::DELETE, "DELETE"),
+    (Method::PATCH, "PATCH"),
+    (Method::HEAD, "HEAD"),
+    (Method::OPTIONS, "OPTIONS"),
+];
 
 pub(super) async fn scrape(State(app): State<App>) -> Response {
     // The engine's numbers are asked for and waited for, and a million instances take a while to count.
@@ -175,6 +215,8 @@ impl Scrape {
         counter(encoder, "registry_push_rounds", help, pushes.rounds.load(Ordering::Relaxed))?;
         let store = self.registry.store_stats();
         let of = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let waiting = of(&store.waiting) as f64;
+        gauge(encoder, "registry_store_waiting", "Commands that wait to be stored", waiting)?;
         counter(encoder, "registry_store_commits", "Batches stored: one fsync each", of(&store.commits))?;
         counter(encoder, "registry_store_commands", "Commands in those batches", of(&store.commands))?;
         counter(encoder, "registry_store_failures", "Batches that could not be stored", of(&store.failures))?;
