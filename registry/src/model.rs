@@ -13,6 +13,7 @@ use crate::selector::service::ServiceSelector;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
@@ -204,8 +205,9 @@ pub fn cluster_name(text: &str) -> Result<Name, Invalid> {
 }
 
 /// Names an instance within its service. Ordered by cluster, then host, then port.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct InstanceId {
+    head: Head,
     cluster: Name,
     host: Name,
     port: u16,
@@ -220,13 +222,15 @@ impl InstanceId {
     pub fn new(cluster: &str, host: &str, port: u16) -> Result<InstanceId, Invalid> {
         let cluster = cluster_name(or_default(cluster, CLUSTER_DEFAULT))?;
         let host = match host.parse::<IpAddr>() {
-            Ok(ip) => Name::from(ip.to_string()),
+            // There is one way to write these.
+            Ok(IpAddr::V4(_)) => shared(host),
+            Ok(IpAddr::V6(ip)) => Name::from(ip.to_string()),
             Err(_) => check_name("ip", host, HOST_LEN_MAX, is_cluster)?,
         };
         if port == 0 {
             return Err(Invalid::new("port", "it should be 1 to 65535."));
         }
-        Ok(InstanceId { cluster, host, port })
+        Ok(InstanceId { head: Head::of(&host), cluster, host, port })
     }
 
     /// The cluster.
@@ -252,8 +256,40 @@ impl InstanceId {
 
 impl Ord for InstanceId {
     fn cmp(&self, other: &InstanceId) -> Ordering {
-        let by_host = || compare(&self.host, &other.host);
+        let by_tail = || if self.head.is_all() { Ordering::Equal } else { compare(&self.host, &other.host) };
+        let by_host = || self.head.cmp(&other.head).then_with(by_tail);
         compare(&self.cluster, &other.cluster).then_with(by_host).then_with(|| self.port.cmp(&other.port))
+    }
+}
+
+impl Hash for InstanceId {
+    /// Of what need not be fetched from elsewhere; few hosts are in two clusters of one service.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.head.hash(state);
+        if !self.head.is_all() {
+            self.host.hash(state);
+        }
+        self.port.hash(state);
+    }
+}
+
+/// How a host begins, zeros behind it, as numbers that are ordered as texts are. It is all of an IPv4 address, so that
+/// looking one up among others fetches none of their texts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Head([u64; 2]);
+
+impl Head {
+    fn of(host: &str) -> Head {
+        let mut bytes = [0; 16];
+        let len = host.len().min(16);
+        bytes[..len].copy_from_slice(&host.as_bytes()[..len]);
+        let number = u128::from_be_bytes(bytes);
+        Head([(number >> 64) as u64, number as u64])
+    }
+
+    /// Whether there is nothing behind it: no host has a zero in it.
+    fn is_all(self) -> bool {
+        self.0[1] as u8 == 0
     }
 }
 

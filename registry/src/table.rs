@@ -211,9 +211,10 @@ impl Table {
         if before.is_none() {
             self.check_room(1, usize::from(known.is_none()))?;
         }
-        let mut changes = Changes::default();
+        // Nearly always it is one change, and a list makes room for four.
+        let mut changes = Changes { list: Vec::with_capacity(1) };
         let (id, ephemeral, well) = (instance.id.clone(), instance.ephemeral, instance.claims_healthy);
-        let meta = self.meta(service).cloned();
+        let meta = known.and_then(|s| s.meta.clone());
         let ballot = |before| self.convene(now, &instance, meta.as_deref(), before);
         match before {
             Some(before) if !ephemeral && *before.record == instance => {}
@@ -321,7 +322,9 @@ impl Table {
         // All of a service's instances, and all who hear of them, share its names.
         let known = self.services.get_key_value(service).map(|(known, _)| known.clone());
         let service = known.unwrap_or_else(|| service.clone());
-        self.take(&service, &id);
+        if before.is_some() {
+            self.take(&service, &id);
+        }
         if let Some(entry) = &after {
             self.put(&service, entry.clone());
         }
@@ -358,7 +361,10 @@ impl Table {
             self.clients.entry(client).or_default().insert((service.clone(), id.clone()));
         }
         self.index(service, &id, entry.ballot.as_deref(), true);
-        let known = self.services.entry(service.clone()).or_default();
+        let known = match self.services.get_mut(service) {
+            Some(known) => known,
+            None => self.services.entry(service.clone()).or_default(),
+        };
         known.count(&entry.record, 1);
         let old = known.instances.insert(id, entry);
         assert!(old.is_none(), "an entry is taken out before another takes its place");

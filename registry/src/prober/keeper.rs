@@ -20,15 +20,19 @@ pub(super) trait Asker {
     fn leave_off(&mut self, id: TargetId) -> bool;
 }
 
+/// std's hash takes longer than all else that is done for an instance. These keys are names that whoever may register has
+/// chosen; the seeds are this process's.
+type Table<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Keeper {
     /// Each instance's target.
-    asked: HashMap<Key, u64>,
+    asked: Table<Key, u64>,
     /// The target of each question.
-    known: HashMap<Asked, u64>,
+    known: Table<Asked, u64>,
     /// By its key.
-    targets: HashMap<u64, Probed>,
+    targets: Table<u64, Probed>,
     key_last: u64,
     /// What could not be added yet, and targets that could not be removed yet.
     to_add: Vec<u64>,
