@@ -3,14 +3,16 @@
 //! Uses `table`, `store`, `snapshot`. One thread owns the table; a second one waits for the disk.
 //!
 //! ```text
-//! submit ─► records (bounded) ─┐ all that wait: one batch        ┌─► publish ─► acknowledge
-//!                              ├─► apply ─► store: one commit ───┤
-//!           volatile (bounded) ┘     └─ no record in it: publish └─► failed: revert, refuse
+//! submit ─► records (bounded) ──► apply ─► disk: all that came during one commit are the next ─┬─► publish ─► acknowledge
+//!              │                     │                                                          └─► failed: revert, refuse
+//!              └─► volatile (bounded) ─► apply ─► publish                                            (what came on top: anew)
 //! ```
-//! While a commit is under way, records wait in their queue (and so become the next batch: group commit); volatile
-//! commands go on. When it ends, the next batch is applied and given to the disk before the last is published. A full queue makes the submitter wait, up to [`SUBMIT_WAIT_MAX`], then it is refused as busy.
+//! Records are applied while the disk is busy with those before them, so that its next commit waits for nobody (group
+//! commit); they are published when they are stored. A full queue makes the submitter wait, up to [`SUBMIT_WAIT_MAX`], then it
+//! is refused as busy.
 
 mod clustered;
+mod disk;
 mod news;
 #[cfg(test)]
 mod tests;
@@ -28,6 +30,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// How long a submitter waits for room in a full queue before it is told that the registry is busy.
@@ -169,11 +172,18 @@ impl Registry {
         let queue = if command.is_volatile() { &self.inner.volatile } else { &self.inner.records };
         let (reply, answer) = oneshot::channel();
         let message = Message { command, reply };
-        match tokio::time::timeout(SUBMIT_WAIT_MAX, queue.send(message)).await {
-            Ok(Ok(())) => answer.await.unwrap_or(Err(Refusal::Stopped)),
-            Ok(Err(_closed)) => Err(Refusal::Stopped),
-            Err(_elapsed) => Err(Refusal::Busy { waiting: queue.max_capacity() }),
+        match queue.try_send(message) {
+            Ok(()) => {}
+            Err(TrySendError::Closed(_)) => return Err(Refusal::Stopped),
+            Err(TrySendError::Full(message)) => {
+                match tokio::time::timeout(SUBMIT_WAIT_MAX, queue.send(message)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_closed)) => return Err(Refusal::Stopped),
+                    Err(_elapsed) => return Err(Refusal::Busy { waiting: queue.max_capacity() }),
+                }
+            }
         }
+        answer.await.unwrap_or(Err(Refusal::Stopped))
     }
 
     /// What there is. Costs nothing to hold.

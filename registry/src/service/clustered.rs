@@ -400,7 +400,7 @@ impl Member {
         for changes in batch.iter().filter_map(|w| w.outcome.as_deref().ok()) {
             self.cluster.note(&self.writer.table, changes);
         }
-        self.writer.settle(batch, Ok(()));
+        self.writer.settle(batch);
     }
 
     fn on_news(&mut self, news: News) {

@@ -5,8 +5,8 @@ use crate::health::Health;
 use crate::model::{Instance, InstanceId, ServiceKey};
 use crate::panel::VANTAGE_KEY;
 use crate::store::tests::disk::Disk;
-use crate::table::Change;
 use crate::table::edits::InstanceEdit;
+use crate::table::{Change, Patch};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use tokio::runtime::{Builder, Runtime};
@@ -35,6 +35,13 @@ fn register(name: &str, port: u16, ephemeral: bool) -> Command {
 fn shown(registry: &Registry, name: &str) -> Vec<u16> {
     let view = registry.snapshot().service(&service(name));
     view.iter().flat_map(|v| &v.instances).map(|i| i.record.id.port()).collect()
+}
+
+/// Until so many commands are applied and wait for the disk.
+async fn until_they_wait(registry: &Registry, count: u64) {
+    while registry.store_stats().waiting.load(Ordering::Relaxed) < count {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// What was acknowledged is there after the process is gone, ephemeral instances aside.
@@ -73,10 +80,7 @@ fn waiting_writers_share_a_commit() {
                 tokio::spawn(async move { registry.submit(register("web", port, false)).await })
             })
             .collect();
-        let queue = &registry.inner.records;
-        while queue.max_capacity() - queue.capacity() < many.len() {
-            tokio::task::yield_now().await;
-        }
+        until_they_wait(&registry, 100).await;
         assert_eq!(shown(&registry, "web"), [0_u16; 0], "nobody sees what is not stored");
         disk.mend();
         first.await.unwrap().unwrap();
@@ -199,10 +203,7 @@ fn a_batch_shows_nothing_of_the_next() {
             tokio::task::yield_now().await;
             disk.until_somebody_hangs();
             let second = tokio::spawn(submit(elsewhere()));
-            let queue = &registry.inner.records;
-            while queue.max_capacity() - queue.capacity() < 1 {
-                tokio::task::yield_now().await;
-            }
+            until_they_wait(&registry, 2).await;
             disk.go_on_for(good);
             let (first, second) = (first.await.unwrap().is_ok(), second.await.unwrap().is_ok());
             let view = registry.snapshot().service(&service("web")).unwrap();
@@ -217,6 +218,47 @@ fn a_batch_shows_nothing_of_the_next() {
         registry.stop();
     }
     assert_eq!(seen, BTreeSet::from([(false, false), (true, false), (true, true)]), "each of them was met");
+}
+
+/// Wherever the disk fails between batches of which each builds on the last: what was refused because of a change that was
+/// undone is asked anew, and what is acknowledged is what is stored.
+#[test]
+fn a_failure_undoes_what_came_of_it() {
+    let mut seen = BTreeSet::new();
+    for good in 0..40 {
+        let (disk, runtime) = (Disk::default(), runtime());
+        let registry = registry(&disk);
+        let submit = |command| {
+            let registry = registry.clone();
+            tokio::spawn(async move { registry.submit(command).await.map(drop) })
+        };
+        let expected = runtime.block_on(async {
+            registry.submit(register("web", 1, false)).await.unwrap();
+            disk.hang();
+            let gone = submit(Command::Deregister { service: service("web"), id: id(1), ephemeral: None });
+            tokio::task::yield_now().await;
+            disk.until_somebody_hangs();
+            let patch = Patch { weight: Some(2.0), ..Patch::default() };
+            let heavier = submit(Command::Update { service: service("web"), id: id(1), patch });
+            let again = submit(register("web", 1, false));
+            until_they_wait(&registry, 3).await;
+            disk.go_on_for(good);
+            let (gone, heavier, again) = (gone.await.unwrap(), heavier.await.unwrap(), again.await.unwrap());
+            let is_missing = matches!(heavier, Err(Refusal::NoInstance { .. } | Refusal::NoService { .. }));
+            assert_eq!(gone.is_ok(), is_missing, "{good}: {gone:?} {heavier:?}");
+            disk.mend();
+            registry.submit(register("web", 2, false)).await.unwrap();
+            seen.insert((gone.is_ok(), again.is_ok()));
+            if gone.is_ok() && again.is_err() { vec![2] } else { vec![1, 2] }
+        });
+        assert_eq!(shown(&registry, "web"), expected, "{good}");
+        assert_eq!(registry.store_stats().waiting.load(Ordering::Relaxed), 0);
+        registry.stop();
+        let second = self::registry(&disk);
+        assert_eq!(shown(&second, "web"), expected, "{good}: after a restart");
+        second.stop();
+    }
+    assert_eq!(seen, BTreeSet::from([(false, true), (true, false), (true, true)]), "each of them was met");
 }
 
 /// An ephemeral instance that is silent is taken out by the registry itself.

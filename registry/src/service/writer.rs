@@ -1,18 +1,22 @@
-//! The thread that owns the table, and the one that waits for the disk.
+//! The thread that owns the table. It applies records while the disk is busy with those before them.
 
+use super::disk::{Disk, Ended};
 use super::news::HealthNews;
 use super::{Clock, Message};
 use crate::snapshot::Snapshot;
 use crate::store::Store;
 use crate::table::{Change, Changes, Command, Refusal, Table};
+use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::{Arc, mpsc as std_mpsc};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 /// Commands of one commit. More would make the first of them wait for the last; fewer would waste fsyncs.
-const BATCH_LEN: usize = 1_024;
+pub(super) const BATCH_LEN: usize = 1_024;
+/// Commands that are applied and not stored yet, at most and for one batch more: those of a commit, and those of the next.
+const AHEAD_MAX: usize = 2 * BATCH_LEN;
 /// Ephemeral instances looked at in one go, so that the expiry of a million does not stop beats for long.
 const TICK_LEN: usize = 4_096;
 /// Changes of several commands that subscribers are told of at once. Each telling wakes them all; more at once would keep
@@ -29,14 +33,6 @@ pub(super) struct Waiting {
 }
 
 pub(super) type Batch = Vec<Waiting>;
-
-/// A batch that has been applied.
-enum Begun {
-    /// The disk has it.
-    UnderWay(Batch),
-    /// Nothing in it is to be stored.
-    Done(Batch),
-}
 
 /// Owns the table.
 pub(super) struct Writer {
@@ -83,27 +79,21 @@ impl Writer {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut news, mut batch) = (Vec::new(), Vec::new());
-        let mut under_way: Option<Batch> = None;
+        // Applied, and on their way to the disk: in this order.
+        let mut ahead = VecDeque::new();
         let mut stopping = false;
-        while !stopping || under_way.is_some() {
+        while !stopping || !ahead.is_empty() {
+            // First those whose wait is over.
+            if let Some(ended) = disk.as_mut().and_then(Disk::try_ended) {
+                self.on_ended(ended, &mut ahead, disk.as_ref());
+                continue;
+            }
             tokio::select! {
-                result = Disk::done(&mut disk), if under_way.is_some() => {
-                    let stored = under_way.take().expect("the arm is armed only then");
-                    if result.is_ok() && !stopping {
-                        // First the disk's next work: telling about the last can go on beside it.
-                        while batch.len() < BATCH_LEN && let Ok(message) = records.try_recv() {
-                            batch.push(message);
-                        }
-                    }
-                    let next = self.begin(&mut batch, disk.as_ref());
-                    self.settle(stored, result);
-                    under_way = self.or_settle(next);
-                }
+                ended = Disk::ended(&mut disk), if !ahead.is_empty() => self.on_ended(ended, &mut ahead, disk.as_ref()),
                 _ = &mut stop, if !stopping => stopping = true,
                 _ = volatile.recv_many(&mut news, BATCH_LEN), if !stopping => self.apply_volatile(&mut news),
-                _ = records.recv_many(&mut batch, BATCH_LEN), if under_way.is_none() && !stopping => {
-                    let next = self.begin(&mut batch, disk.as_ref());
-                    under_way = self.or_settle(next);
+                _ = records.recv_many(&mut batch, BATCH_LEN), if ahead.len() < AHEAD_MAX && !stopping => {
+                    self.begin(&mut batch, &mut ahead, disk.as_ref());
                 }
                 // Nobody's time runs: no wake-ups, so that a registry at rest costs nothing.
                 _ = tick.tick(), if self.table.due().is_some() || self.news.is_owing() => self.expire(),
@@ -116,25 +106,30 @@ impl Writer {
         }
     }
 
-    /// Applies a batch, and gives the disk what is to be stored of it.
-    fn begin(&mut self, batch: &mut Vec<Message>, disk: Option<&Disk>) -> Begun {
+    /// Applies a batch, and gives it to the disk behind what waits for it already; what needs no disk is settled.
+    fn begin(&mut self, batch: &mut Vec<Message>, ahead: &mut VecDeque<Waiting>, disk: Option<&Disk>) {
         let applied = self.apply_batch(batch);
-        match disk.filter(|_| applied.iter().flat_map(|w| &w.outcome).any(|c| c.is_durable())) {
+        let is_durable = || applied.iter().flat_map(|w| &w.outcome).any(|c| c.is_durable());
+        match disk.filter(|_| !ahead.is_empty() || is_durable()) {
             Some(disk) => {
-                disk.commit(&applied);
-                Begun::UnderWay(applied)
+                disk.push(applied.iter().map(|w| &w.outcome));
+                ahead.extend(applied);
             }
-            None => Begun::Done(applied),
+            None => self.settle(applied),
         }
     }
 
-    /// What is under way; what needs no disk is settled.
-    fn or_settle(&mut self, begun: Begun) -> Option<Batch> {
-        match begun {
-            Begun::UnderWay(batch) => Some(batch),
-            Begun::Done(batch) => {
-                self.settle(batch, Ok(()));
-                None
+    /// The disk has taken the first of those that wait for it, or has not.
+    fn on_ended(&mut self, ended: Ended, ahead: &mut VecDeque<Waiting>, disk: Option<&Disk>) {
+        let Ended { count, result } = ended;
+        match result {
+            Ok(()) => self.settle(ahead.drain(..count.min(ahead.len())).collect()),
+            Err(problem) => {
+                let failed = self.refuse(ahead, count, &problem);
+                self.settle(failed);
+                if let Some(disk) = disk {
+                    disk.go_on(ahead.iter().map(|w| &w.outcome));
+                }
             }
         }
     }
@@ -150,12 +145,8 @@ impl Writer {
         batch.drain(..).map(apply).collect()
     }
 
-    /// The batch is stored, or it is not: tell everybody.
-    pub(super) fn settle(&mut self, mut batch: Batch, stored: Result<(), String>) {
-        if let Err(problem) = stored {
-            tracing::warn!(commands = batch.len(), problem, "registry cannot store; what needs storing is refused");
-            self.refuse(&mut batch, &problem);
-        }
+    /// The batch is as it will be: tell everybody.
+    pub(super) fn settle(&mut self, batch: Batch) {
         self.publish(batch.iter().flat_map(|w| &w.outcome));
         for Waiting { outcome, reply, .. } in batch {
             // Who does not wait any more does not need the answer.
@@ -163,16 +154,19 @@ impl Writer {
         }
     }
 
-    /// Undoes the batch, then does again what needs no disk.
-    fn refuse(&mut self, batch: &mut Batch, problem: &str) {
-        for waiting in batch.iter().rev() {
+    /// The disk has not taken the first `count`: undoes them and all that were applied on top of them, then does again
+    /// what needs no disk, and those behind them anew. Gives the first.
+    fn refuse(&mut self, ahead: &mut VecDeque<Waiting>, count: usize, problem: &str) -> Batch {
+        tracing::warn!(commands = count, problem, "registry cannot store; what needs storing is refused");
+        for waiting in ahead.iter().rev() {
             if let Ok(changes) = &waiting.outcome {
                 self.table.revert(changes);
             }
         }
-        self.show_again(batch.iter().flat_map(|w| &w.outcome));
+        self.show_again(ahead.iter().flat_map(|w| &w.outcome));
         let now = self.clock.now();
-        for waiting in batch {
+        let mut failed: Batch = ahead.drain(..count.min(ahead.len())).collect();
+        for waiting in &mut failed {
             waiting.outcome = match self.table.apply(now, waiting.command.clone()) {
                 Ok(changes) if changes.is_durable() => {
                     self.table.revert(&changes);
@@ -181,6 +175,10 @@ impl Writer {
                 outcome => outcome.map(Arc::new),
             };
         }
+        for waiting in ahead {
+            waiting.outcome = self.table.apply(now, waiting.command.clone()).map(Arc::new);
+        }
+        failed
     }
 
     /// Shows readers instances as they are once these changes are undone: the batch before was published when these were
@@ -224,28 +222,34 @@ impl Writer {
     pub(super) fn publish<'a>(&mut self, changes: impl IntoIterator<Item = &'a Arc<Changes>> + Clone) {
         self.snapshot.publish(&self.table, changes.clone().into_iter().map(|c| &**c));
         let now = self.clock.now();
-        let mut together: Option<Arc<Changes>> = None;
+        let mut together: Vec<&Arc<Changes>> = Vec::with_capacity(TOGETHER_MAX);
+        let mut length = 0;
         for changes in changes.into_iter().filter(|c| !c.is_empty()) {
             for change in &changes.list {
                 log(change);
                 self.news.tell(now, change);
             }
-            together = match together {
-                None => Some(changes.clone()),
-                Some(so_far) if so_far.list.len() + changes.list.len() > TOGETHER_MAX => {
-                    self.tell(so_far);
-                    Some(changes.clone())
-                }
-                Some(mut so_far) => {
-                    Arc::make_mut(&mut so_far).list.extend_from_slice(&changes.list);
-                    Some(so_far)
-                }
-            };
+            if length + changes.list.len() > TOGETHER_MAX {
+                self.tell(&mut together);
+                length = 0;
+            }
+            length += changes.list.len();
+            together.push(changes);
         }
-        together.into_iter().for_each(|changes| self.tell(changes));
+        self.tell(&mut together);
     }
 
-    fn tell(&self, changes: Arc<Changes>) {
+    fn tell(&self, together: &mut Vec<&Arc<Changes>>) {
+        let changes = match together[..] {
+            [] => return,
+            [one] => one.clone(),
+            _ => {
+                let mut list = Vec::with_capacity(together.iter().map(|c| c.list.len()).sum());
+                together.iter().for_each(|c| list.extend_from_slice(&c.list));
+                Arc::new(Changes { list })
+            }
+        };
+        together.clear();
         // Nobody listening is no trouble.
         let _nobody = self.changes.send(changes);
     }
@@ -261,48 +265,5 @@ fn log(change: &Change) {
             tracing::debug!(%service, instance = %id, "removed");
         }
         _ => {}
-    }
-}
-
-/// The thread that waits for the disk, so that the table's does not. One batch at a time.
-struct Disk {
-    work: std_mpsc::SyncSender<Vec<Arc<Changes>>>,
-    done: mpsc::Receiver<Result<(), String>>,
-    thread: JoinHandle<()>,
-}
-
-impl Disk {
-    fn start(mut store: Store) -> std::io::Result<Disk> {
-        let (work, todo) = std_mpsc::sync_channel::<Vec<Arc<Changes>>>(1);
-        let (report, done) = mpsc::channel(1);
-        let thread = std::thread::Builder::new().name("registry-store".into()).spawn(move || {
-            while let Ok(batch) = todo.recv() {
-                if report.blocking_send(store.commit(&batch)).is_err() {
-                    return;
-                }
-            }
-        })?;
-        Ok(Disk { work, done, thread })
-    }
-
-    fn commit(&self, batch: &Batch) {
-        let changes = batch.iter().flat_map(|w| &w.outcome).filter(|c| c.is_durable()).cloned().collect();
-        // If that thread is gone, `done` says so.
-        let _gone = self.work.send(changes);
-    }
-
-    /// The result of the batch under way.
-    async fn done(disk: &mut Option<Disk>) -> Result<(), String> {
-        match disk {
-            Some(disk) => disk.done.recv().await.unwrap_or_else(|| Err("the store's thread is gone".into())),
-            None => Ok(()),
-        }
-    }
-
-    fn stop(self) {
-        drop((self.work, self.done));
-        if self.thread.join().is_err() {
-            tracing::error!("the registry's store thread panicked");
-        }
     }
 }
