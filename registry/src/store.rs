@@ -4,12 +4,14 @@
 //! good file. A damaged file, or one that lacks an acknowledged commit, is refused, never used with what is left of it.
 //! Uses redb (a copy-on-write B-tree, two fsyncs a commit at most). Blocking: belongs on a thread of its own.
 
+mod ahead;
 pub(crate) mod codec;
 #[cfg(test)]
 pub(crate) mod tests;
 mod witness;
 
 use crate::table::{Change, Changes, Table};
+use ahead::AheadFile;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use ringspan_engine::time::Instant;
 use std::fs::File;
@@ -105,6 +107,8 @@ pub struct StoreStats {
     pub commands: AtomicU64,
     /// Batches that could not be stored.
     pub failures: AtomicU64,
+    /// Commands that wait to be stored now, those under way too.
+    pub waiting: AtomicU64,
     /// Time spent in commits, nanoseconds.
     pub commit_ns: AtomicU64,
 }
@@ -160,7 +164,7 @@ impl Store {
         let mut store = Store::with_database(path, move || match file.try_exists() {
             // Never a new one in its place: that would be an empty one.
             Ok(false) => Err(StorageError::Io(io::ErrorKind::NotFound.into()).into()),
-            _ => builder().open(&file),
+            _ => open_ahead(&file),
         })?;
         if store.sequence < acknowledged {
             return Err(OpenError::Lost { path: path.to_owned(), found: store.sequence, acknowledged });
@@ -294,6 +298,16 @@ fn builder() -> Builder {
     builder
 }
 
+/// Opens a file that is there.
+fn open_ahead(path: &Path) -> Result<Database, DatabaseError> {
+    let file = File::options().read(true).write(true).open(path)?;
+    if file.metadata()?.len() == 0 {
+        // redb would take it for one that is to be made.
+        return Err(StorageError::Io(io::Error::new(io::ErrorKind::InvalidData, "the file is empty")).into());
+    }
+    builder().create_with_backend(AheadFile::new(file)?)
+}
+
 /// Makes a new file, whole or not at all: a process that is killed half-way leaves one under another name.
 fn create(path: &Path) -> Result<(), OpenError> {
     let mut name = path.as_os_str().to_owned();
@@ -348,12 +362,16 @@ fn write(database: &Database, writes: &[Write], sequence: u64) -> Result<(), red
     // redb's default durability: commit returns after fsync.
     let txn = database.begin_write()?;
     {
-        let mut instances = txn.open_table(INSTANCES)?;
-        let mut services = txn.open_table(SERVICES)?;
+        // A table that is opened is written, and most often services stay as they are.
+        let (mut instances, mut services) = (None, None);
         for Write { table, key, value } in writes {
+            let (table, definition) = match table {
+                Records::Instances => (&mut instances, INSTANCES),
+                Records::Services => (&mut services, SERVICES),
+            };
             let table = match table {
-                Records::Instances => &mut instances,
-                Records::Services => &mut services,
+                Some(table) => table,
+                None => table.insert(txn.open_table(definition)?),
             };
             match value {
                 Some(value) => drop(table.insert(&**key, &**value)?),

@@ -7,6 +7,7 @@ use crate::model::{
 use crate::selector::service::{LabelSelector, ServiceSelector};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt::Write;
 
 /// An instance's value; its key holds the names.
 #[derive(Serialize, Deserialize)]
@@ -51,12 +52,28 @@ struct StoredChecker {
 }
 
 pub(crate) fn service_key(service: &ServiceKey) -> Vec<u8> {
-    [&**service.namespace(), &**service.group(), &**service.name()].join("\0").into_bytes()
+    names_of(service, 0).into_bytes()
 }
 
 pub(crate) fn instance_key(service: &ServiceKey, id: &InstanceId) -> Vec<u8> {
-    let mut key = service_key(service);
-    key.extend(format!("\0{}\0{}\0{}", id.cluster(), id.host(), id.port()).into_bytes());
+    let mut key = names_of(service, id.cluster().len() + id.host().len() + 8);
+    for part in [id.cluster(), id.host()] {
+        key.push('\0');
+        key.push_str(part);
+    }
+    write!(key, "\0{}", id.port()).expect("a text grows");
+    key.into_bytes()
+}
+
+/// A service's names, and room for `more` bytes.
+fn names_of(service: &ServiceKey, more: usize) -> String {
+    let (namespace, group, name) = (service.namespace(), service.group(), service.name());
+    let mut key = String::with_capacity(namespace.len() + group.len() + name.len() + 2 + more);
+    key.push_str(namespace);
+    for part in [group, name] {
+        key.push('\0');
+        key.push_str(part);
+    }
     key
 }
 
