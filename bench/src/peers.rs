@@ -18,11 +18,19 @@ pub(crate) enum RatholeTransport {
     Tls,
 }
 
-/// Where rathole is: the given path, `scripts/peers`' folder, or the PATH.
-pub(crate) fn rathole(given: Option<&Path>) -> Option<PathBuf> {
-    let target = process::own_program().parent()?.parent()?.join("peers/bin/rathole");
-    let candidates = [given.map(Path::to_path_buf), Some(target), Some(PathBuf::from("rathole"))];
+/// Where a program is that `scripts/peers` builds: the given path; its folder, of the checkout that this program was built
+/// in or of the one that it is run in (a program that was copied away has only that); or the PATH.
+fn find(name: &str, given: Option<&Path>) -> Option<PathBuf> {
+    let own = process::own_program();
+    let built_in = own.parent().and_then(Path::parent).map(|target| target.join("peers/bin").join(name));
+    let run_in = std::env::current_dir().ok().map(|folder| folder.join("target/peers/bin").join(name));
+    let candidates = [given.map(Path::to_path_buf), built_in, run_in, Some(PathBuf::from(name))];
     candidates.into_iter().flatten().find(|p| process::is_there(p))
+}
+
+/// Where rathole is.
+pub(crate) fn rathole(given: Option<&Path>) -> Option<PathBuf> {
+    find("rathole", given)
 }
 
 /// A key pair that `rathole --genkey` prints: private, then public.
@@ -132,11 +140,9 @@ pub(crate) fn start_rathole(
     Ok(started)
 }
 
-/// Where r-nacos is: the given path, `scripts/peers`' folder, or the PATH.
+/// Where r-nacos is.
 pub(crate) fn rnacos(given: Option<&Path>) -> Option<PathBuf> {
-    let target = process::own_program().parent()?.parent()?.join("peers/bin/rnacos");
-    let candidates = [given.map(Path::to_path_buf), Some(target), Some(PathBuf::from("rnacos"))];
-    candidates.into_iter().flatten().find(|p| process::is_there(p))
+    find("rnacos", given)
 }
 
 /// Starts r-nacos with its defaults but for ports and folder; it writes no log of its own.
@@ -166,11 +172,9 @@ pub(crate) struct Frp {
     frpc: PathBuf,
 }
 
-/// Where frp is: `scripts/peers`' folder.
+/// Where frp is.
 pub(crate) fn frp() -> Option<Frp> {
-    let bin = process::own_program().parent()?.parent()?.join("peers/bin");
-    let frp = Frp { frps: bin.join("frps"), frpc: bin.join("frpc") };
-    (frp.frps.is_file() && frp.frpc.is_file()).then_some(frp)
+    Some(Frp { frps: find("frps", None)?, frpc: find("frpc", None)? })
 }
 
 impl Frp {
@@ -302,11 +306,10 @@ pub(crate) fn start_haproxy_checks(
     Process::start("haproxy", process::command(program, &["-db", "-f", &file], Some(core)), folder)
 }
 
-/// The HTTP probers of bench/peers: what each is called in a report, and its program, where `scripts/peers` has built it.
+/// The HTTP probers of bench/peers: what each is called in a report, and its program, if it is there.
 pub(crate) fn probers() -> Vec<(&'static str, Option<PathBuf>)> {
-    let folder = process::own_program().parent().and_then(Path::parent).map(|target| target.join("peers/bin"));
     [("tokio/hyper", "peer-hyper"), ("tokio-uring", "peer-tokio-uring"), ("Go net/http", "peer-go")]
         .into_iter()
-        .map(|(name, program)| (name, folder.as_ref().map(|folder| folder.join(program)).filter(|p| p.is_file())))
+        .map(|(name, program)| (name, find(program, None)))
         .collect()
 }
