@@ -120,7 +120,7 @@ fn look() -> Facts {
 fn judge(facts: &Facts) -> Vec<Finding> {
     let mut all = vec![
         finding(Mark::Good, "kernel", &facts.kernel, "what follows was tried, not read off this number", ""),
-        finding(Mark::Good, "cores", &facts.cores, "one worker thread each; [engine] affinity takes others", ""),
+        finding(Mark::Good, "cores", &facts.cores, "one worker thread each; [engine] affinity keeps them in place", ""),
         judge_io(facts),
     ];
     all.extend(facts.nofile.map(judge_nofile));

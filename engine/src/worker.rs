@@ -185,8 +185,9 @@ impl Workers {
         if options.backend == Backend::Auto && io.tier == Tier::Epoll {
             tracing::warn!(workers = count, why = io.why, "no io_uring here: workers run on epoll");
         } else {
-            let used = Cores::of(cores.iter().copied().take(count)).unwrap_or_default();
-            tracing::info!(workers = count, cores = %used, %io, "workers run");
+            let kept_on =
+                Cores::of(cores.iter().copied().take(count)).map_or("any".to_owned(), |used| used.to_string());
+            tracing::info!(workers = count, cores = kept_on, %io, "workers run");
         }
         Ok(workers)
     }

@@ -1,7 +1,7 @@
 //! `ringspan agent`: checks its backends with the engine, tells the bridge, carries visitors to them.
 //!
 //! ```text
-//! workers (pinned): prober ── transitions ──► set_health ──► data path: health feed, carriers, dials
+//! workers: prober ── transitions ──► set_health ──► data path: health feed, carriers, dials
 //! ```
 //! How it ends: a signal, 0; a token or an exposed service that the bridge refuses, 2; an identity that the bridge has
 //! revoked or does not know, 1. A bridge that is away, busy, or of another version is tried again for ever.

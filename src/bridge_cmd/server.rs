@@ -1,7 +1,7 @@
 //! A running bridge: engine, tunnel, registry and control plane, put together and taken apart.
 //!
 //! ```text
-//! workers (pinned): prober + bridge's data path        control plane (tokio): http, registry prober, pump, admin
+//! workers: prober + bridge's data path        control plane (tokio): http, registry prober, pump, admin
 //! ```
 
 use super::access;

@@ -29,6 +29,7 @@ pub(super) fn affinity(doc: &Document, raw: &Spanned<RawCores>, allowed: &Cores)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::bridge::Engine;
 
     #[derive(Deserialize)]
     struct File {
@@ -59,5 +60,14 @@ mod tests {
         }
         let no_list = read("true").unwrap_err();
         assert!(no_list.starts_with("bridge.toml:1: ") && no_list.contains("[0, 1, 2, 3, 6]"), "{no_list}");
+    }
+
+    /// The kernel places the workers, unless the file keeps them on cores: then there is one on each.
+    #[test]
+    fn only_affinity_keeps_workers_on_cores() {
+        assert!(!Engine::default().options().pin);
+        let cores: Cores = "0,2,5".parse().unwrap();
+        let options = Engine { affinity: Some(cores.clone()), ..Engine::default() }.options();
+        assert!(options.pin && options.cores == cores && options.workers == 3);
     }
 }

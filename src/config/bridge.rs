@@ -129,7 +129,7 @@ pub(crate) struct Engine {
     pub(crate) backend: Backend,
     /// Workers wake without pushing others aside.
     pub(crate) batch: bool,
-    /// Which cores the workers are kept on; `None`: those that the process may use.
+    /// Which cores the workers are kept on; `None`: none, the kernel places them.
     pub(crate) affinity: Option<Cores>,
 }
 
@@ -142,6 +142,9 @@ impl Engine {
             workers: self.workers.map_or(one_a_core, |n| n.get().into()),
             backend: self.backend.into(),
             batch: self.batch,
+            // Kept on a core, a worker waits for it while others are free: visitors, backends and whatever else the machine
+            // runs go where the kernel puts them.
+            pin: self.affinity.is_some(),
             cores: self.affinity.clone().unwrap_or_else(|| defaults.cores.clone()),
             ..defaults
         }
