@@ -15,6 +15,9 @@ use tokio::sync::mpsc;
 /// Ends that are not looked at yet. With more the thread waits, so that answers keep up with commits.
 const ENDS_MAX: usize = 4;
 
+/// More than wait at any time.
+pub(super) const ALL: usize = usize::MAX;
+
 /// What a command changed; `None`: it was refused.
 type Item = Option<Arc<Changes>>;
 
@@ -26,7 +29,7 @@ pub(super) struct Disk {
     thread: JoinHandle<()>,
 }
 
-/// How it went with the next `count` commands.
+/// How it went with the next `count` commands; [`ALL`]: with all there are.
 pub(super) struct Ended {
     pub(super) count: usize,
     pub(super) result: Result<(), String>,
@@ -114,7 +117,7 @@ impl Disk {
 
     /// The end of what is under way.
     pub(super) async fn ended(disk: &mut Option<Disk>) -> Ended {
-        let gone = || Ended { count: usize::MAX, result: Err("the store's thread is gone".into()) };
+        let gone = || Ended { count: ALL, result: Err("the store's thread is gone".into()) };
         match disk {
             Some(disk) => disk.ends.recv().await.unwrap_or_else(gone),
             None => std::future::pending().await,

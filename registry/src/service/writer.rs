@@ -1,6 +1,6 @@
 //! The thread that owns the table. It applies records while the disk is busy with those before them.
 
-use super::disk::{Disk, Ended};
+use super::disk::{ALL, Disk, Ended};
 use super::news::HealthNews;
 use super::{Clock, Message};
 use crate::snapshot::Snapshot;
@@ -122,6 +122,7 @@ impl Writer {
     /// The disk has taken the first of those that wait for it, or has not.
     fn on_ended(&mut self, ended: Ended, ahead: &mut VecDeque<Waiting>, disk: Option<&Disk>) {
         let Ended { count, result } = ended;
+        debug_assert!(count <= ahead.len() || count == ALL, "the disk tells of what it was given, once");
         match result {
             Ok(()) => self.settle(ahead.drain(..count.min(ahead.len())).collect()),
             Err(problem) => {
