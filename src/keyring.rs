@@ -7,11 +7,12 @@ use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefini
 use ringspan_tunnel::hello::{Admission, AgentRecord, Applicant, Refusal, admit, admit_visit};
 use ringspan_tunnel::token::{JoinGrant, TokenId};
 use serde::Serialize;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 /// The answer of a closed one.
 const CLOSED: &str = "another process has taken over";
@@ -68,6 +69,10 @@ pub(crate) enum Error {
     NoSuchId(String),
 }
 
+/// How long a bridge that starts waits for whoever has its data folder: a command beside it is done sooner, another bridge
+/// is not.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// An open keyring.
 pub(crate) struct Keyring {
     /// `None`: closed.
@@ -87,6 +92,9 @@ impl Keyring {
             other => Error::Store { path: path.clone(), why: other.to_string() },
         };
         if !path.try_exists().map_err(folder)? {
+            // One process at a time: a token may be asked for while a bridge starts for the first time.
+            let making = File::open(data_dir).map_err(folder)?;
+            making.lock().map_err(folder)?;
             // Under another name until it is whole, so that a process that is killed half-way leaves no half file; a link,
             // not a renaming, so that it never takes the place of one that another process has just made.
             let fresh = data_dir.join(format!("{FILE}.new"));
@@ -103,6 +111,17 @@ impl Keyring {
         // Both tables are there from now on, so that a reader needs no special case.
         keyring.write(|_, _| Ok(()))?;
         Ok(keyring)
+    }
+
+    /// As [`Keyring::open`], but waits up to [`PATIENCE`] for a command that has the file for a moment.
+    pub(crate) fn open_patiently(data_dir: &Path) -> Result<Keyring, Error> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match Keyring::open(data_dir) {
+                Err(Error::Locked(_)) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+                opened => return opened,
+            }
+        }
     }
 
     /// Lets another process open the file: everything asked from now on is an error.
@@ -299,6 +318,22 @@ pub(crate) mod tests {
         match bridge.on_message(Kind::Auth, &auth.payload) {
             BridgeStep::Decide(applicant) => *applicant,
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// However many start at once in a folder that is not there: each has the keyring, or is told that another one has.
+    #[test]
+    fn many_make_it_at_once() {
+        for _ in 0..5 {
+            let parent = tempfile::tempdir().expect("a folder");
+            let folder = parent.path().join("data");
+            std::thread::scope(|scope| {
+                let all: Vec<_> = (0..8).map(|_| scope.spawn(|| Keyring::open(&folder).map(drop))).collect();
+                let all: Vec<_> = all.into_iter().map(|one| one.join().expect("no panic")).collect();
+                assert!(all.iter().all(|one| matches!(one, Ok(()) | Err(Error::Locked(_)))), "{all:?}");
+                assert!(all.iter().any(Result::is_ok), "{all:?}");
+            });
+            Keyring::open(&folder).map(drop).expect("it is whole");
         }
     }
 

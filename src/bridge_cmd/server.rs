@@ -95,7 +95,7 @@ impl BridgeServer {
     pub(super) fn start_with(config: &Config, before: Option<&Estate>) -> Result<BridgeServer, Failure> {
         let hold = before.is_some();
         let run = |text: String| Failure::Run(text);
-        let keyring = Arc::new(Keyring::open(&config.data_dir).map_err(|e| run(e.to_string()))?);
+        let keyring = Arc::new(Keyring::open_patiently(&config.data_dir).map_err(|e| run(e.to_string()))?);
         let (tls, trust) = protection(config)?;
         let registry = Registry::open(&registry_options(config)).map_err(|e| run(e.to_string()))?;
         wait_for_ports(config);
