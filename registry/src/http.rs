@@ -244,6 +244,7 @@ impl Service<Request> for Passage {
     }
 }
 
+/// Lets a request through, in good time, and counts it.
 async fn pass(app: App, request: Request, next: Route) -> Response {
     let route = request.extensions().get::<MatchedPath>().cloned();
     let method = request.method().clone();

@@ -49,10 +49,10 @@ impl FromRequest<App> for Params {
 
     async fn from_request(request: Request, app: &App) -> Result<Params, Sorry> {
         let query = request.uri().query().unwrap_or_default();
-        if request.body().is_end_stream() {
-            return Ok(Params::read(query, &[]));
-        }
         let mut params = Params::read(query, &[]);
+        if request.body().is_end_stream() {
+            return Ok(params);
+        }
         let is_form = is_form(request.headers());
         let body = Bytes::from_request(request, app).await;
         let body = body.map_err(|e| Sorry::new(e.status(), format!("the body cannot be read: {}", e.body_text())))?;

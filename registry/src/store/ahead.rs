@@ -27,7 +27,7 @@ pub(super) struct AheadFile {
 struct Marks {
     /// Behind everything that was written, and everything that was there when the file was opened.
     used: u64,
-    /// Up to here there are blocks.
+    /// Up to here there are blocks, or none could be had.
     filled: u64,
     /// The file's length.
     len: u64,
@@ -86,10 +86,9 @@ impl StorageBackend for AheadFile {
         if !due.is_empty() {
             static ZEROS: [u8; STEP as usize] = [0; STEP as usize];
             let len = usize::try_from(due.end - due.start).unwrap_or(0).min(ZEROS.len());
-            // A full disk is for those to meet who have something to store.
-            if self.file.write(due.start, &ZEROS[..len]).is_ok() {
-                marks.filled = due.start + len as u64;
-            }
+            // A full disk is for those to meet who have something to store; nor is it tried again for each of their pages.
+            let _full = self.file.write(due.start, &ZEROS[..len]);
+            marks.filled = due.start + len as u64;
         }
         Ok(())
     }
