@@ -102,6 +102,7 @@ impl Metrics {
     }
 }
 
+/// Methods with a series of their own.
 const KNOWN: [(Method, &str); 7] = [
     (Method::GET, "GET"),
     (Method::POST, "POST"),

@@ -114,10 +114,12 @@ impl Params {
     pub(super) fn flag(&self, name: &'static str) -> Result<Option<bool>, Invalid> {
         let Some(text) = self.text(name) else { return Ok(None) };
         let is_one_of = |words: [&str; 6]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
-        match text {
-            _ if is_one_of(["true", "on", "yes", "t", "y", "1"]) => Ok(Some(true)),
-            _ if is_one_of(["false", "off", "no", "f", "n", "0"]) => Ok(Some(false)),
-            _ => Err(Invalid::new(name, format!("{text:?} is neither true nor false."))),
+        if is_one_of(["true", "on", "yes", "t", "y", "1"]) {
+            Ok(Some(true))
+        } else if is_one_of(["false", "off", "no", "f", "n", "0"]) {
+            Ok(Some(false))
+        } else {
+            Err(Invalid::new(name, format!("{text:?} is neither true nor false.")))
         }
     }
 

@@ -123,8 +123,9 @@ impl Writer {
     fn on_ended(&mut self, ended: Ended, ahead: &mut VecDeque<Waiting>, disk: Option<&Disk>) {
         let Ended { count, result } = ended;
         debug_assert!(count <= ahead.len() || count == ALL, "the disk tells of what it was given, once");
+        let count = count.min(ahead.len());
         match result {
-            Ok(()) => self.settle(ahead.drain(..count.min(ahead.len())).collect()),
+            Ok(()) => self.settle(ahead.drain(..count).collect()),
             Err(problem) => {
                 let failed = self.refuse(ahead, count, &problem);
                 self.settle(failed);
@@ -166,7 +167,7 @@ impl Writer {
         }
         self.show_again(ahead.iter().flat_map(|w| &w.outcome));
         let now = self.clock.now();
-        let mut failed: Batch = ahead.drain(..count.min(ahead.len())).collect();
+        let mut failed: Batch = ahead.drain(..count).collect();
         for waiting in &mut failed {
             waiting.outcome = match self.table.apply(now, waiting.command.clone()) {
                 Ok(changes) if changes.is_durable() => {
