@@ -3,8 +3,8 @@
 //! beat them by much.
 
 use crate::process::Failure;
-use ringspan_engine::kernel::floor::{HTTP_PROBES, PROBES, splice_relay};
-use ringspan_engine::kernel::{CpuOf, cpu_time};
+use ringspan_engine::kernel::floor::{HTTP_PROBES, PROBES, message_relay, splice_relay};
+use ringspan_engine::kernel::{CpuOf, Socket, cpu_time};
 use serde::{Deserialize, Serialize};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -68,4 +68,14 @@ pub(crate) fn splice(listen: SocketAddr, connect: SocketAddr) -> Result<(), Fail
         }
     }
     Ok(())
+}
+
+/// Runs the relay of small messages in this process, for ever: all connections on one thread.
+///
+/// # Errors
+/// The port cannot be had, or the backend is not there.
+pub(crate) fn messages(listen: SocketAddr, connect: SocketAddr) -> Result<(), Failure> {
+    // Not std's listener: its backlog of 128 is too few for visitors who all come at once.
+    let socket = Socket::listen(&listen, 4096, false).map_err(|e| format!("listen on {listen}: {e}"))?;
+    message_relay(&socket.into_owned().into(), connect).map_err(|e| format!("relay of messages: {e}"))
 }

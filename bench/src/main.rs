@@ -129,6 +129,7 @@ enum Child {
     Sink { listen: SocketAddr },
     Source { connect: SocketAddr, bytes: u64 },
     Splice { listen: SocketAddr, connect: SocketAddr },
+    Messages { listen: SocketAddr, connect: SocketAddr },
     Roles { listen: SocketAddr },
     Crowd { plan: String },
     Hold { connect: SocketAddr, count: usize },
@@ -152,6 +153,7 @@ fn child(child: Child) -> Result<(), Failure> {
             load::source(connect, bytes).map(|sent| print(serde_json::to_string(&sent)))
         }
         Child::Splice { listen, connect } => floor::splice(listen, connect),
+        Child::Messages { listen, connect } => floor::messages(listen, connect),
         Child::Roles { listen } => roles::serve(listen),
         Child::Crowd { plan } => {
             let plan = serde_json::from_str(&plan).map_err(|e| format!("crowd: plan: {e}"))?;

@@ -233,6 +233,26 @@ pub(crate) fn nginx() -> Option<PathBuf> {
 /// # Errors
 /// It does not come up; with the end of its log.
 pub(crate) fn start_nginx(name: &str, folder: &Path, listen: SocketAddr, root: &Path) -> Result<Process, Failure> {
+    process::until_free(listen)?;
+    start_one_nginx(name, folder, (listen, ""), root)
+}
+
+/// Starts so many of them on one port, which share its connections (SO_REUSEPORT): what `worker_processes` is, and still
+/// no master to outlive.
+///
+/// # Errors
+/// As [`start_nginx`].
+pub(crate) fn start_nginxes(count: usize, folder: &Path, listen: SocketAddr) -> Result<Vec<Process>, Failure> {
+    process::until_free(listen)?;
+    (0..count).map(|n| start_one_nginx(&format!("nginx-{n}"), folder, (listen, "reuseport"), folder)).collect()
+}
+
+fn start_one_nginx(
+    name: &str,
+    folder: &Path,
+    (listen, shared): (SocketAddr, &str),
+    root: &Path,
+) -> Result<Process, Failure> {
     let program = nginx().ok_or("nginx is not installed. Try: scripts/setup")?;
     let own = folder.join(name);
     std::fs::create_dir_all(&own).map_err(|e| format!("{}: {e}", own.display()))?;
@@ -243,12 +263,11 @@ pub(crate) fn start_nginx(name: &str, folder: &Path, listen: SocketAddr, root: &
          http {{\n  access_log off;\n  keepalive_requests 1000000000;\n  keepalive_timeout 75s;\n\
            client_body_temp_path {own}/body;\n  proxy_temp_path {own}/proxy;\n  fastcgi_temp_path {own}/fastcgi;\n\
            uwsgi_temp_path {own}/uwsgi;\n  scgi_temp_path {own}/scgi;\n\
-           server {{\n    listen {listen} backlog=4096;\n    root {root:?};\n\
+           server {{\n    listen {listen} backlog=4096 {shared};\n    root {root:?};\n\
              location = / {{ default_type text/plain; return 200 \"{name}\\n\"; }}\n  }}\n}}\n"
     );
     let file = folder.join(format!("{name}.conf"));
     write(&file, &text)?;
-    process::until_free(listen)?;
     let file = file.to_string_lossy().into_owned();
     let mut process = Process::start(name, process::command(&program, &["-c", &file], None), folder)?;
     process.wait_listening(listen)?;

@@ -9,8 +9,8 @@ use crate::probe::Common;
 use crate::process::{self, Failure};
 use crate::report::{Goal, Section};
 use crate::stage::{
-    AUTO, AUTO_TLS, DIRECT, FRP, FRP_TLS, MUX, NOBODY, RATHOLE, RATHOLE_NOISE, RATHOLE_TLS, SPLICE, SPLICE_TWO, Stage,
-    Who, small_request, small_stream, until_ready,
+    AUTO, AUTO_TLS, DIRECT, FRP, FRP_TLS, MESSAGES, MESSAGES_TWO, MUX, NOBODY, RATHOLE, RATHOLE_NOISE, RATHOLE_TLS,
+    SPLICE, SPLICE_TWO, Stage, Who, small_request, small_stream, until_ready,
 };
 use crate::wrk;
 use std::net::SocketAddr;
@@ -37,6 +37,10 @@ pub(crate) struct Args {
     /// Connections of wrk.
     #[arg(long, default_value_t = 64)]
     connections: usize,
+    /// Threads of wrk, and processes of nginx: one takes the least from what is measured, as many as there are cores is
+    /// what people run.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
     /// One round of half a GB, or of one second: does everything run?
     #[arg(long)]
     short: bool,
@@ -117,18 +121,23 @@ pub(crate) fn http(args: &Args, common: &Common) -> Result<Vec<Section>, Failure
     let stage = Stage::new(&args.who, common, false);
     let backend = stage.port(4);
     let folder = stage.scratch("nginx")?;
-    let _nginx = peers::start_nginx("nginx", folder.path(), backend, folder.path())?;
+    let _nginx = peers::start_nginxes(args.threads, folder.path(), backend)?;
     let seconds = if args.short { 1 } else { args.seconds };
     let mut sections = Vec::new();
     for (name, fresh, what) in [
         ("http-fresh", true, "on a connection of its own each (Connection: close)"),
         ("http-kept", false, "on kept connections"),
     ] {
-        let question = format!("requests to nginx {what}, {} visitors at once: how many, how late?", args.connections);
+        let (visitors, threads) = (args.connections, args.threads);
+        let question = format!(
+            "requests to nginx {what}, {visitors} visitors at once, wrk and nginx on {threads} thread(s) each: how many, \
+             how late?"
+        );
         let columns = [(REQUESTS, 0), ("p50 ms", 2), (P99, 2), (CPU_REQUEST, 1), ("RSS MiB", 1), ("errors", 0)];
         let mut section = Section::new(name, question, &columns);
         section.note("wrk is a closed loop: its p99 leaves out the requests that it did not make while it waited");
-        let everybody = [NOBODY, MUX, DIRECT, AUTO, AUTO_TLS, RATHOLE, RATHOLE_NOISE, FRP, FRP_TLS];
+        let everybody =
+            [NOBODY, MESSAGES, MESSAGES_TWO, MUX, DIRECT, AUTO, AUTO_TLS, RATHOLE, RATHOLE_NOISE, FRP, FRP_TLS];
         let contenders = stage.contenders(&everybody, &mut section);
         for round in 0..args.rounds() {
             for &(contender_name, contender) in &contenders {
@@ -136,7 +145,7 @@ pub(crate) fn http(args: &Args, common: &Common) -> Result<Vec<Section>, Failure
                 let found = stage.with(contender_name, contender, backend, |running, _| {
                     until_ready(contender_name, || small_request(running.entry))?;
                     let cpu = running.cpu_seconds();
-                    let result = wrk::run(running.entry, args.connections, seconds, fresh, None)?;
+                    let result = wrk::run(running.entry, args.connections, args.threads, seconds, fresh)?;
                     let cpu = running.cpu_seconds() - cpu;
                     Ok([
                         result.requests_per_s,
@@ -161,7 +170,12 @@ pub(crate) fn http(args: &Args, common: &Common) -> Result<Vec<Section>, Failure
         for column in [REQUESTS, CPU_REQUEST] {
             section.compare(column, AUTO, FRP, None);
             section.compare(column, AUTO_TLS, RATHOLE_NOISE, None);
+            // One process and nothing but the system calls that a request costs anywhere: what is to be had at all.
+            for floor in [MESSAGES, MESSAGES_TWO] {
+                section.compare(column, AUTO, floor, None);
+            }
         }
+        section.compare(REQUESTS, MESSAGES, RATHOLE, None);
         section.compare(REQUESTS, AUTO, NOBODY, None);
         section.promise(AUTO, "errors", Goal::AtMost(0.0));
         sections.push(section);

@@ -83,6 +83,8 @@ pub(crate) struct Plan {
     pub(crate) way: Way,
     /// Streams that move all they can.
     pub(crate) busy: usize,
+    /// No more than this each, bytes a second; none: no limit.
+    pub(crate) busy_rate: Option<u32>,
     /// Streams whose receiver never reads.
     pub(crate) stalled: usize,
     /// Kept streams with a small request each every [`ASK_EVERY`].
@@ -145,7 +147,7 @@ pub(crate) fn crowd(plan: &Plan) -> Result<Found, Failure> {
     thread::scope(|scope| {
         let spawn = |run| thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, run);
         let (begin, end) = (&begin, &end);
-        let move_bytes = |stream: TcpStream| move || pump(stream, plan.way, begin, end);
+        let move_bytes = |stream: TcpStream| move || pump(stream, plan, begin, end);
         let threads: Vec<_> =
             busy.into_iter().map(|s| spawn(Box::new(move_bytes(s)) as Box<dyn FnOnce() -> _ + Send>)).collect();
         if plan.way == Way::Up {
@@ -211,10 +213,11 @@ pub(crate) fn echo_once(entry: SocketAddr) -> Result<(), Failure> {
 }
 
 /// Moves bytes until the end; those between beginning and end count.
-fn pump(mut stream: TcpStream, way: Way, begin: &AtomicBool, end: &AtomicBool) -> io::Result<u64> {
+fn pump(mut stream: TcpStream, plan: &Plan, begin: &AtomicBool, end: &AtomicBool) -> io::Result<u64> {
     let (mut block, mut counted) = (vec![7; BLOCK_BYTES], 0);
+    let mut due = Instant::now();
     while !end.load(Ordering::Relaxed) {
-        let n = match way {
+        let n = match plan.way {
             Way::Down => stream.read(&mut block)?,
             Way::Up => stream.write(&block)?,
         };
@@ -223,6 +226,10 @@ fn pump(mut stream: TcpStream, way: Way, begin: &AtomicBool, end: &AtomicBool) -
         }
         if begin.load(Ordering::Relaxed) {
             counted += n as u64;
+        }
+        if let Some(rate) = plan.busy_rate {
+            due += Duration::from_secs_f64(n as f64 / f64::from(rate));
+            thread::sleep(due.saturating_duration_since(Instant::now()));
         }
     }
     Ok(counted)
@@ -284,7 +291,8 @@ mod tests {
             thread::yield_now();
         }
         for way in [Way::Down, Way::Up] {
-            let plan = Plan { entry, way, busy: 2, stalled: 1, askers: 2, warm_up: 0.05, seconds: 0.2 };
+            let plan =
+                Plan { entry, way, busy: 2, busy_rate: None, stalled: 1, askers: 2, warm_up: 0.05, seconds: 0.2 };
             let found = crowd(&plan).expect("the backend is there");
             assert_eq!((found.bytes.len(), found.broken), (2, 0));
             assert!(found.bytes.iter().all(|&n| n > 0) && found.asked > 0 && found.p99_us >= found.p50_us);

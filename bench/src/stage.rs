@@ -19,8 +19,10 @@ use std::time::{Duration, Instant};
 pub(crate) enum Contender {
     /// Nobody: the visitor dials the backend.
     Nobody,
-    /// Bare splice relays one behind the other.
-    Splice {
+    /// Bare relays one behind the other.
+    Floor {
+        /// The child that is one.
+        relay: &'static str,
         /// How many.
         hops: u16,
     },
@@ -44,6 +46,8 @@ pub(crate) enum Contender {
 pub(crate) const NOBODY: &str = "no tunnel";
 pub(crate) const SPLICE: &str = "floor splice, one hop";
 pub(crate) const SPLICE_TWO: &str = "floor splice, two hops";
+pub(crate) const MESSAGES: &str = "floor relay, one hop";
+pub(crate) const MESSAGES_TWO: &str = "floor relay, two hops";
 pub(crate) const MUX: &str = "ringspan mux";
 pub(crate) const DIRECT: &str = "ringspan direct";
 pub(crate) const AUTO: &str = "ringspan auto";
@@ -55,10 +59,12 @@ pub(crate) const FRP: &str = "frp";
 pub(crate) const FRP_TLS: &str = "frp, TLS";
 
 /// Everybody, in the order of the reports.
-pub(crate) const ALL: [(&str, Contender); 12] = [
+pub(crate) const ALL: [(&str, Contender); 14] = [
     (NOBODY, Contender::Nobody),
-    (SPLICE, Contender::Splice { hops: 1 }),
-    (SPLICE_TWO, Contender::Splice { hops: 2 }),
+    (SPLICE, Contender::Floor { relay: "splice", hops: 1 }),
+    (SPLICE_TWO, Contender::Floor { relay: "splice", hops: 2 }),
+    (MESSAGES, Contender::Floor { relay: "messages", hops: 1 }),
+    (MESSAGES_TWO, Contender::Floor { relay: "messages", hops: 2 }),
     (MUX, Contender::Ringspan { tls: false, carrier: Carrier::Mux }),
     (DIRECT, Contender::Ringspan { tls: false, carrier: Carrier::Direct }),
     (AUTO, Contender::Ringspan { tls: false, carrier: Carrier::Auto }),
@@ -141,6 +147,11 @@ impl<'a> Stage<'a> {
         self.pinned.then_some(core)
     }
 
+    /// Whether `--only` leaves it in.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        self.who.only.as_ref().is_none_or(|word| name.contains(word.as_str()))
+    }
+
     /// Those of the given names who are wanted and there; a note for who is not.
     pub(crate) fn contenders(&self, names: &[&str], section: &mut Section) -> Vec<(&'static str, Contender)> {
         let has_tls = self.rathole.as_deref().is_some_and(peers::rathole_has_tls);
@@ -148,11 +159,9 @@ impl<'a> Stage<'a> {
             Contender::Rathole(RatholeTransport::Tls) => has_tls,
             Contender::Rathole(_) => self.rathole.is_some(),
             Contender::Frp { .. } => self.frp.is_some(),
-            Contender::Nobody | Contender::Splice { .. } | Contender::Ringspan { .. } => true,
+            Contender::Nobody | Contender::Floor { .. } | Contender::Ringspan { .. } => true,
         };
-        let wanted = |name: &str| {
-            names.contains(&name) && self.who.only.as_ref().is_none_or(|word| name.contains(word.as_str()))
-        };
+        let wanted = |name: &str| names.contains(&name) && self.wants(name);
         let has_carriers = Tunnel::has_carriers(&self.common.ringspan, &self.common.folder);
         if !has_carriers {
             section.note("this ringspan has no choice of carriers: all of its rows are its one way");
@@ -174,7 +183,7 @@ impl<'a> Stage<'a> {
         }
         match contender {
             Contender::Nobody => Ok(Running { entry: backend, processes: Vec::new() }),
-            Contender::Splice { hops } => self.start_splice(hops, backend, folder),
+            Contender::Floor { relay, hops } => self.start_floor(relay, hops, backend, folder),
             Contender::Ringspan { tls, carrier } => {
                 let service = Service { name: "bench", listen: entry, backends: vec![backend] };
                 let ports = (self.port(0), self.port(1));
@@ -215,17 +224,17 @@ impl<'a> Stage<'a> {
         measure(&running, folder.path()).map_err(|e| format!("{e}\n{}", running.logs()))
     }
 
-    fn start_splice(&self, hops: u16, backend: SocketAddr, folder: &Path) -> Result<Running, Failure> {
+    fn start_floor(&self, relay: &str, hops: u16, backend: SocketAddr, folder: &Path) -> Result<Running, Failure> {
         let mut processes = Vec::new();
         let mut to = backend;
         for hop in (0..hops).rev() {
             let listen = self.port(if hop == 0 { 2 } else { hop - 1 });
             let (listen_arg, to_arg) = (listen.to_string(), to.to_string());
-            let args = ["child", "splice", &listen_arg, &to_arg];
+            let args = ["child", relay, &listen_arg, &to_arg];
             let command = process::command(&process::own_program(), &args, self.core(0));
-            let mut relay = Process::start(&format!("splice-{hop}"), command, folder)?;
-            relay.wait_listening(listen)?;
-            processes.push(relay);
+            let mut process = Process::start(&format!("{relay}-{hop}"), command, folder)?;
+            process.wait_listening(listen)?;
+            processes.push(process);
             to = listen;
         }
         Ok(Running { entry: to, processes })

@@ -138,7 +138,8 @@ fn seconds(args: &Args) -> f64 {
 }
 
 fn goodput(args: &Args, entry: SocketAddr, way: Way) -> Result<Found, Failure> {
-    let plan = Plan { entry, way, busy: 1, stalled: 0, askers: 0, warm_up: 8.0, seconds: seconds(args) };
+    let plan =
+        Plan { entry, way, busy: 1, busy_rate: None, stalled: 0, askers: 0, warm_up: 8.0, seconds: seconds(args) };
     let found = crate::roles::in_a_child(&plan)?;
     if found.broken == 0 { Ok(found) } else { Err("the stream broke".to_owned()) }
 }

@@ -19,25 +19,26 @@ pub(crate) struct Figures {
     pub(crate) errors: u64,
 }
 
-/// Loads `http://entry/` for some seconds. `fresh`: a connection for each request.
+/// Loads `http://entry/` for some seconds over so many connections, from so many threads. `fresh`: a connection for each request.
 ///
 /// # Errors
 /// wrk is not installed, or prints something else.
 pub(crate) fn run(
     entry: SocketAddr,
     connections: usize,
+    threads: usize,
     seconds: u64,
     fresh: bool,
-    core: Option<usize>,
 ) -> Result<Figures, Failure> {
     let url = format!("http://{entry}/");
     let (connections, duration) = (format!("-c{connections}"), format!("-d{seconds}s"));
-    let mut args = vec!["-t1", &connections, &duration, "--latency"];
+    let threads = format!("-t{threads}");
+    let mut args = vec![threads.as_str(), &connections, &duration, "--latency"];
     if fresh {
         args.extend(["-H", "Connection: close"]);
     }
     args.push(&url);
-    execute(&args, core)
+    execute(&args)
 }
 
 /// Loads `http://entry` for some seconds with the requests that a Lua script makes, on kept connections.
@@ -52,11 +53,11 @@ pub(crate) fn run_script(
 ) -> Result<Figures, Failure> {
     let (url, script) = (format!("http://{entry}"), script.to_string_lossy());
     let (connections, duration) = (format!("-c{connections}"), format!("-d{seconds}s"));
-    execute(&["-t1", &connections, &duration, "--latency", "-s", &script, &url], None)
+    execute(&["-t1", &connections, &duration, "--latency", "-s", &script, &url])
 }
 
-fn execute(args: &[&str], core: Option<usize>) -> Result<Figures, Failure> {
-    let output = process::run("wrk", process::command(Path::new("wrk"), args, core), &[0])?.stdout;
+fn execute(args: &[&str]) -> Result<Figures, Failure> {
+    let output = process::run("wrk", process::command(Path::new("wrk"), args, None), &[0])?.stdout;
     parse(&output).ok_or_else(|| format!("wrk printed something else:\n{output}"))
 }
 

@@ -7,7 +7,7 @@ mod http;
 mod probe;
 mod relay;
 
-pub use relay::splice_relay;
+pub use relay::{message_relay, splice_relay};
 
 use std::io;
 use std::net::SocketAddr;

@@ -2,7 +2,7 @@
 //! have come out, against the given targets in turn.
 
 use crate::io::Family;
-use crate::kernel::socket::{RawAddr, Socket, take_error};
+use crate::kernel::socket::{RawAddr, Socket, check, take_error};
 use io_uring::{IoUring, opcode, squeue, types};
 use std::io;
 use std::net::SocketAddr;
@@ -38,13 +38,7 @@ pub(super) fn epoll(count: usize, in_flight: usize, targets: &[SocketAddr]) -> i
     let mut sockets: Vec<Option<Socket>> = (0..in_flight).map(|_| None).collect();
     let mut free: Vec<usize> = (0..in_flight).collect();
     let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; in_flight.min(256)];
-    // SAFETY: epoll_create1(2) takes an integer.
-    let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-    if epoll < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call above has just given us this descriptor, and nobody else owns it.
-    let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
+    let epoll = new_epoll()?;
     let (mut started, mut done, mut up) = (0, 0, 0);
     while done < count {
         while started < count
@@ -75,6 +69,13 @@ pub(super) fn epoll(count: usize, in_flight: usize, targets: &[SocketAddr]) -> i
         }
     }
     Ok(up)
+}
+
+pub(super) fn new_epoll() -> io::Result<OwnedFd> {
+    // SAFETY: epoll_create1(2) takes an integer.
+    let epoll = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+    // SAFETY: the call above has just given us this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(epoll) })
 }
 
 fn watch(epoll: &OwnedFd, socket: &Socket, slot: usize) -> io::Result<()> {
