@@ -22,6 +22,7 @@ mod signs;
 mod spares;
 mod streams;
 mod tick;
+mod turn;
 mod tx;
 mod unplaced;
 
@@ -37,6 +38,7 @@ use options::Settled;
 pub use options::{CarrierMode, Mover, PlaneOptions};
 use pipes::Pipes;
 use signs::Signs;
+use turn::TURN_BYTES;
 use unplaced::Unplaced;
 pub(crate) use unplaced::{Arrival, Bounced};
 
@@ -75,12 +77,6 @@ const NOTSENT_BYTES: u32 = 128 << 10;
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// One read of a carrier and one batch of small frames are at most this long; four TLS records.
 const SCRATCH_BYTES: usize = 64 << 10;
-/// Bytes read in one turn of the worker, and written, over all carriers: 50 to 250 us of work, which is what a request on
-/// a quiet stream waits for at most behind everybody's bulk (twice: here and at the other end).
-const TURN_BYTES: usize = 512 << 10;
-/// Each busy carrier has an even share of it, but no less than this: a wake-up has to be worth its while.
-const SHARE_BYTES_MIN: usize = 64 << 10;
-
 /// What the role must know.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -137,6 +133,8 @@ pub(crate) struct Plane {
     scratch: Box<[u8]>,
     /// Carriers with something to read or write.
     work: Vec<Key>,
+    /// Those of them without frames that the last turn had no time for, the one that waits longest first.
+    bulk: VecDeque<Key>,
     events: Vec<Event>,
     stats: Arc<WorkerStats>,
     /// Bytes that wait for slow receivers on this worker.
@@ -157,6 +155,8 @@ pub(crate) struct Plane {
     options: Settled,
     /// What one carrier may read, and write, in this turn.
     turn_bytes: usize,
+    /// What carriers without frames have moved in this turn.
+    bulk_bytes: usize,
 }
 
 impl Plane {
@@ -176,6 +176,7 @@ impl Plane {
             pipes: Pipes::new(options.pipe_bytes),
             scratch: vec![0; SCRATCH_BYTES].into(),
             work: Vec::new(),
+            bulk: VecDeque::new(),
             events: Vec::new(),
             stats,
             held_bytes: 0,
@@ -189,6 +190,7 @@ impl Plane {
             looks_max: LOOKS_MIN,
             options,
             turn_bytes: TURN_BYTES,
+            bulk_bytes: 0,
         }
     }
 
@@ -389,46 +391,9 @@ impl Plane {
         }
     }
 
-    /// Reads and writes what is ready, [`TURN_BYTES`] of each over all carriers. Returns whether work is left.
-    pub(crate) fn turn(&mut self, cx: &mut Cx<'_>) -> bool {
-        if cx.now >= self.tick_at {
-            self.take_ring();
-            self.tick_at = cx.now + TICK;
-            self.on_tick(cx);
-        }
-        self.look(cx);
-        let work = std::mem::take(&mut self.work);
-        self.turn_bytes = (TURN_BYTES / work.len().max(1)).max(SHARE_BYTES_MIN);
-        // Marked as queued while all are read: what that gives them to write is written in the second pass.
-        for &key in &work {
-            self.rx(cx, key);
-        }
-        for &key in &work {
-            if let Some(c) = self.carriers.get_mut(key) {
-                c.queued = false;
-            }
-            self.tx(cx, key);
-            if self.carriers.get(key).is_some_and(|c| c.wants_rx() || c.wants_tx()) {
-                self.queue(key);
-            }
-        }
-        self.stats.pipes.set(self.pipes.made() as u64);
-        self.stats.bytes_held.set(self.held_bytes as u64);
-        !self.work.is_empty()
-    }
-
-    /// Once, on the worker's own thread: its pipes splice by a ring, if that is wanted.
-    fn take_ring(&mut self) {
-        if std::mem::take(&mut self.options.by_ring)
-            && let Err(error) = ringspan_engine::kernel::splice_by_ring()
-        {
-            tracing::warn!(%error, "no IORING_OP_SPLICE here: splice(2) it is");
-        }
-    }
-
     /// Whether something waits for the next turn.
     pub(crate) fn has_work(&self) -> bool {
-        !self.work.is_empty()
+        !self.work.is_empty() || !self.bulk.is_empty()
     }
 
     /// When the plane wants a turn at the latest.

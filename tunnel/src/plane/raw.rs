@@ -86,14 +86,14 @@ impl Plane {
             c.signs.on_heard(cx.now);
             if !plain {
                 match self.rx_raw_tls(cx, key, endpoint)? {
-                    Got::Bytes(n) => budget = budget.saturating_sub(n),
+                    Got::Bytes(n) => budget = self.bulk_moved(budget, n),
                     Got::Nothing | Got::End => return Ok(()),
                 }
                 continue;
             }
             if splices && let Some(pipe) = self.pipes.take() {
                 match self.rx_raw_splice(cx, key, endpoint, pipe)? {
-                    Got::Bytes(n) => budget = budget.saturating_sub(n),
+                    Got::Bytes(n) => budget = self.bulk_moved(budget, n),
                     Got::Nothing | Got::End => return Ok(()),
                 }
                 continue;
@@ -109,7 +109,7 @@ impl Plane {
                         }
                     }
                     self.raw_bytes(cx, key, endpoint, &scratch[..n]);
-                    budget = budget.saturating_sub(n);
+                    budget = self.bulk_moved(budget, n);
                     // A short read has emptied the socket: the next one would only say so.
                     if n < ask {
                         self.wait_raw(cx, key);
@@ -127,6 +127,12 @@ impl Plane {
             }
         }
         Ok(())
+    }
+
+    /// What is left of a carrier's budget; the turn's is counted too.
+    fn bulk_moved(&mut self, budget: usize, n: usize) -> usize {
+        self.bulk_bytes += n;
+        budget.saturating_sub(n)
     }
 
     fn rx_raw_splice(&mut self, cx: &mut Cx<'_>, key: Key, endpoint: Key, pipe: Pipe) -> Result<Got, Lost> {
@@ -236,7 +242,7 @@ impl Plane {
             }
             let Some(endpoint) = source else { return self.tx_raw_end(cx, key) };
             budget = match self.tx_raw_piece(cx, key, endpoint, scratch)? {
-                Piece::Moved(n) => budget.saturating_sub(n),
+                Piece::Moved(n) => self.bulk_moved(budget, n),
                 Piece::Blocked => return Ok(Sent::Blocked),
             };
         }
