@@ -4,7 +4,7 @@ use super::access::{self, Access};
 use super::affinity::{RawCores, affinity};
 use super::agent_limits::{AgentRules, RawAgent, check_agents};
 use super::balance::{Policies, RawService, check_services};
-use super::carrier::{self, CARRIER_DEFAULT};
+use super::carrier;
 use super::dns::{Dns, RawDns, check_dns};
 use super::doors::{Door, Keys, check_door, fits, unix_path};
 use super::drain::{DRAIN_DEFAULT, DRAIN_TAKEOVER_DEFAULT, check_drain};
@@ -353,7 +353,8 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
                 listen,
                 service,
                 door: Door::Http(Box::new(door)),
-                carrier: CARRIER_DEFAULT,
+                // Connections to backends are kept for many visitors, whose questions and answers are cheapest in frames.
+                carrier: CarrierMode::Mux,
                 limiter,
                 proxy_from,
             });

@@ -4,8 +4,8 @@ use super::{Document, Error};
 use ringspan_tunnel::bridge::CarrierMode;
 use toml::Spanned;
 
-/// A listener's carrier without a word in the file.
-pub(crate) const CARRIER_DEFAULT: CarrierMode = CarrierMode::Mux;
+/// A listener's carrier without a word in the file: what measures best for streams of every size (bench/README.md).
+pub(crate) const CARRIER_DEFAULT: CarrierMode = CarrierMode::Auto;
 /// An agent's direct carriers without a word in the file.
 pub(crate) const DIRECT_MAX_DEFAULT: u16 = 256;
 /// Each is a descriptor on both sides, of 65,535 ports to one bridge.

@@ -29,7 +29,6 @@ mod upgrade;
 
 use super::listening;
 use super::threshold::Threshold;
-use crate::config::carrier::CARRIER_DEFAULT;
 use crate::config::http::{HttpListener, Options, Route};
 use arc_swap::ArcSwap;
 use hyper::header::HeaderValue;
@@ -196,7 +195,7 @@ impl Setup {
         let mut ways = Vec::new();
         for route in &config.routes {
             let service = route.service.clone().try_into().map_err(|e| format!("service {:?}: {e}", route.service))?;
-            let gate = Arc::new(Gate { carrier: CARRIER_DEFAULT, ..Gate::new(config.name.clone(), service) });
+            let gate = Arc::new(Gate::new(config.name.clone(), service));
             let pool = pools.entry(route.service.clone());
             let pool = pool.or_insert_with(|| Arc::new(Pool::new(hall.handle.clone(), gate.clone()))).clone();
             ways.push((route.host.clone(), route.path.clone(), Arc::new(Way::new(route, options, gate, pool))));

@@ -160,7 +160,7 @@ impl World {
             streams_max: 1024,
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
             software: "adversary/bridge".into(),
-            plane: PlaneOptions::default(),
+            plane: PlaneOptions { move_bytes: 512 << 10, ..PlaneOptions::default() },
         };
         let bell = Arc::new(Bell::default());
         let seats = Workers::plan(2).unwrap();
@@ -320,7 +320,7 @@ impl Honest {
             dial_timeout: Duration::from_secs(5),
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
             direct_max: 8,
-            plane: PlaneOptions::default(),
+            plane: PlaneOptions { move_bytes: 512 << 10, ..PlaneOptions::default() },
             reach: Reach::Dial,
         };
         let bell = Arc::new(Bell::default());

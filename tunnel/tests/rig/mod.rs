@@ -130,6 +130,11 @@ pub(crate) const EPOLL: Shape = Shape { io: IoBackend::Epoll, ..RING };
 /// Both kinds of `Io`, with and without TLS.
 pub(crate) const SHAPES: [Shape; 4] = [RING, EPOLL, Shape { tls: true, ..RING }, Shape { tls: true, ..EPOLL }];
 
+/// Streams leave the mux early, so that small ones show what happens then.
+fn soon_bulk() -> PlaneOptions {
+    PlaneOptions { move_bytes: 512 << 10, ..PlaneOptions::default() }
+}
+
 /// What the shape asks for; where the tests are held at epoll (`RINGSPAN_IO_TIER=epoll`), that.
 fn io(shape: Shape) -> IoBackend {
     let is_held = std::env::var(TIER_VARIABLE).is_ok_and(|tier| tier == Tier::Epoll.as_str());
@@ -177,7 +182,7 @@ pub(crate) fn bridge_inheriting(shape: Shape, listeners: Vec<Listener>, inherite
         streams_max: 16_384,
         memory: shape.memory,
         software: "test".into(),
-        plane: PlaneOptions::default(),
+        plane: soon_bulk(),
     };
     let bell = Arc::new(Bell::default());
     let seats = Workers::plan(shape.workers).unwrap();
@@ -405,7 +410,7 @@ impl BridgeRig {
             dial_timeout: Duration::from_secs(5),
             memory: shape.memory,
             direct_max: 64,
-            plane: PlaneOptions::default(),
+            plane: soon_bulk(),
             reach: if connect.is_some() { Reach::Ask } else { Reach::Dial },
         };
         let bell = Arc::new(Bell::default());
