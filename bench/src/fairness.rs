@@ -38,7 +38,7 @@ const KEPT_UP: &str = "up: kept beside a stalled one";
 const LATER: &str = "p99 loaded / unloaded";
 const LATER_HELD: &str = "p99 held back / unloaded";
 
-/// Both questions.
+/// All of them.
 ///
 /// # Errors
 /// A contender does not work; with its log.

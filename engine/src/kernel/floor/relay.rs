@@ -59,7 +59,7 @@ fn wait(socket: &Socket, events: libc::c_short) -> io::Result<()> {
     }
 }
 
-/// Bytes of one message at most; a longer one ends its connection.
+/// Bytes of one message at most: the rest of a longer one stays until the next comes.
 const MESSAGE_BYTES: usize = 64 << 10;
 /// Events of one epoll_wait(2).
 const EVENTS: usize = 512;
@@ -92,13 +92,18 @@ pub fn message_relay(listener: &TcpListener, to: SocketAddr) -> io::Result<()> {
             }
             let fd = fd as usize;
             let Some((socket, partner)) = pairs.get(fd).and_then(Option::as_ref) else { continue };
-            let moved = socket.recv(&mut message).and_then(|n| {
-                let (partner, _) = pairs[*partner].as_ref().expect("they come and go together");
-                Ok(n > 0 && partner.send(&message[..n], false)? == n)
-            });
-            let is_over = match moved {
-                Ok(went) => !went,
-                Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+            // An end that came with the last message has no event of its own.
+            let ends = event.events & libc::EPOLLRDHUP as u32 != 0;
+            let is_over = loop {
+                let moved = socket.recv(&mut message).and_then(|n| {
+                    let (partner, _) = pairs[*partner].as_ref().expect("they come and go together");
+                    Ok(n > 0 && partner.send(&message[..n], false)? == n)
+                });
+                match moved {
+                    Ok(true) if ends => {}
+                    Ok(went) => break !went,
+                    Err(error) => break error.kind() != io::ErrorKind::WouldBlock,
+                }
             };
             if is_over {
                 let partner = *partner;
@@ -123,7 +128,7 @@ fn pair(
     }
     for fd in [a, b] {
         let (socket, _) = pairs[fd].as_ref().expect("just put there");
-        watch(epoll, &socket.fd, libc::EPOLLIN | libc::EPOLLET, fd as u64)?;
+        watch(epoll, &socket.fd, libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET, fd as u64)?;
     }
     Ok(())
 }
