@@ -6,11 +6,13 @@ use super::Plane;
 use crate::slots::Key;
 use ringspan_engine::resident::Cx;
 
-/// Bytes read from framed carriers in one turn, and written, over all of them; and bytes moved by carriers without
-/// frames. At 2 to 4 GB/s that is 70 to 150 us each: what a request on a quiet stream waits for behind everybody's bulk.
-/// Twice as much carries bulk no cheaper (`bench bulk`); without the limit for carriers without frames the median of small
-/// requests beside four of them was 2.3 ms instead of 0.8 (`bench fairness`; 2 cores, Linux 6.18, 2026-11).
-pub(super) const TURN_BYTES: usize = 256 << 10;
+/// Bytes read from framed carriers in one turn, and written, over all of them: at 2 to 4 GB/s 130 to 260 us each, which is what a
+/// request on a quiet stream waits for behind everybody's bulk. With half of it 99 busy streams on one carrier have an eighth
+/// less (`bench fairness`; 2 cores, Linux 6.18, 2026-11).
+pub(super) const TURN_BYTES: usize = 512 << 10;
+/// Bytes moved in one turn by carriers without frames, both ways and all of them together. Without it the median of small
+/// requests beside four of them was 2.3 ms instead of 0.8 (the same).
+const BULK_BYTES: usize = 256 << 10;
 /// Each busy framed carrier has an even share of it, but no less than this: a wake-up has to be worth its while.
 const SHARE_BYTES_MIN: usize = 64 << 10;
 
@@ -57,9 +59,9 @@ impl Plane {
 
     /// The others one by one, until the turn is over: who was not reached is first in the next one.
     fn turn_bulk(&mut self, cx: &mut Cx<'_>) {
-        (self.turn_bytes, self.bulk_bytes) = (TURN_BYTES, 0);
+        (self.turn_bytes, self.bulk_bytes) = (BULK_BYTES, 0);
         for _ in 0..self.bulk.len() {
-            if self.bulk_bytes >= TURN_BYTES {
+            if self.bulk_bytes >= BULK_BYTES {
                 break;
             }
             if let Some(key) = self.bulk.pop_front() {
