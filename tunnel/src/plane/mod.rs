@@ -77,6 +77,7 @@ const NOTSENT_BYTES: u32 = 128 << 10;
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// One read of a carrier and one batch of small frames are at most this long; four TLS records.
 const SCRATCH_BYTES: usize = 64 << 10;
+
 /// What the role must know.
 #[derive(Debug)]
 pub(crate) enum Event {

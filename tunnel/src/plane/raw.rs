@@ -72,7 +72,7 @@ impl Plane {
             if has_stash {
                 let stash = std::mem::take(&mut c.stash);
                 self.raw_bytes(cx, key, endpoint, &stash);
-                budget = budget.saturating_sub(stash.len());
+                budget = self.bulk_moved(budget, stash.len());
                 continue;
             }
             if c.said_end || c.tls.as_ref().is_some_and(|tls| tls.peer_closed()) {

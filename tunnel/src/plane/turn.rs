@@ -1,6 +1,6 @@
 //! One turn of the data path: whose bytes move, in which order, and how many before the ring is looked at again.
-//! Promise: however much bulk there is, a small message on the link waits for at most one turn here and one at the other
-//! end; every carrier with work gets a share of each turn or the next ones, in order.
+//! Promise: a turn is bounded, however much bulk there is; framed carriers, where small messages are, have a share of each;
+//! those without frames come in order, and nobody twice before all others.
 
 use super::Plane;
 use crate::slots::Key;
