@@ -276,6 +276,34 @@ fn a_lost_link_leaves_direct_streams() {
     }
 }
 
+/// The link is cut, and what is on the way of its direct streams then takes nothing and says nothing, with its TCP alive:
+/// both ends of the stream hear of it.
+#[test]
+fn a_silent_orphan_ends() {
+    let shapes = [RING, EPOLL, Shape { tls: true, ..RING }];
+    let silent = |shape: Shape| {
+        let shape = Shape { workers: 1, carriers: 1, carrier: CarrierMode::Auto, ..shape };
+        let (address, reports) = backend::start();
+        let bridge = rig::bridge(shape, &["web"]);
+        let cable = cable::straight(bridge.handle.link_address());
+        let agent = bridge.agent_via(shape, cable.address, &[("web", address)]);
+        bridge.log.wait_for(&format!("health {} 0 Up", agent.id), 1);
+        warm(&bridge);
+        reports.recv_timeout(PATIENCE).unwrap();
+        let mut visitor = bridge.visit(0);
+        ask(&mut visitor, Order::Flood, 1, 0);
+        visitor.read_exact(&mut vec![0; 8 << 20]).unwrap();
+        until("the stream has left the mux", || agent.handle.stats().direct_open > 0);
+        cable.reset_first(1);
+        cable.freeze();
+        assert!(is_reset(read_all(&mut visitor, 1).2), "{shape:?}: the visitor");
+        assert!(is_reset(reports.recv_timeout(PATIENCE).unwrap().error), "{shape:?}: the backend");
+        // The agent has come back, and serves.
+        echo(&bridge, 2, 1 << 20);
+    };
+    thread::scope(|scope| shapes.map(|shape| scope.spawn(move || silent(shape))).map(|it| it.join().unwrap()));
+}
+
 fn read_after(stream: &mut std::net::TcpStream, first: &[u8]) -> (u64, [u8; 32], Option<ErrorKind>) {
     let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
     digest.update(first);

@@ -5,6 +5,7 @@ mod rig;
 
 use rig::backend::{self, Order, Source, ask, finish, read_all};
 use rig::{BridgeRig, EPOLL, PATIENCE, RING, SHAPES, Shape};
+use ringspan_tunnel::bridge::CarrierMode;
 use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
@@ -117,5 +118,34 @@ fn a_goodbye_is_heard() {
         let agent = bridge.agent(shape, &[("web", address)]);
         bridge.handle.disconnect_agent(agent.id, "not you");
         agent.log.wait_for("disconnected not you", shape.carriers.into());
+    }
+}
+
+/// A stream that has left the mux is finished, too: the link stays for it, and asks for signs of life, and the agent stays
+/// for the link.
+#[test]
+fn moved_streams_are_finished() {
+    for shape in [RING, EPOLL, Shape { tls: true, ..RING }] {
+        let shape = Shape { workers: 1, carriers: 1, carrier: CarrierMode::Auto, ..shape };
+        let (address, _reports) = backend::start();
+        let bridge = rig::bridge(shape, &["web"]);
+        let busy = bridge.agent(shape, &[("web", address)]);
+        bridge.wait_for(&busy, shape, 1);
+        let mut visitor = bridge.visit(0);
+        ask(&mut visitor, Order::Flood, 1, 0);
+        let mut piece = vec![0; 1 << 20];
+        while bridge.stats().direct_open == 0 {
+            visitor.read_exact(&mut piece).unwrap();
+        }
+        let idle = bridge.agent(shape, &[("web", address)]);
+        bridge.wait_for(&idle, shape, 1);
+        busy.handle.drain();
+        idle.handle.drain();
+        // One worker looks at all of its links at once.
+        idle.log.wait_for("drained", 1);
+        assert_eq!(busy.log.count("drained"), 0, "{shape:?}");
+        visitor.read_exact(&mut vec![0; 8 << 20]).unwrap();
+        drop(visitor);
+        busy.log.wait_for("drained", 1);
     }
 }

@@ -119,6 +119,8 @@ pub(crate) struct Carrier {
     /// Stands in the plane's list of carriers with work.
     pub(super) queued: bool,
     pub(super) signs: Signs,
+    /// The socket has taken bytes since the last look.
+    pub(super) has_sent: bool,
     pub(super) since: Instant,
     /// Payload in the last full second, both ways.
     pub(super) bytes_last: u64,
@@ -160,6 +162,7 @@ impl Carrier {
             out_pipe: None,
             queued: false,
             signs,
+            has_sent: false,
             since: now,
             bytes_last: 0,
             notsent: super::NOTSENT_BYTES,

@@ -59,7 +59,7 @@ pub(super) struct Pool {
 #[derive(Debug)]
 pub(super) struct Raw {
     pub(super) endpoint: Key,
-    /// The carrier it was waiting for: if that falls silent, so has this one.
+    /// The carrier it was waiting for: if that falls silent, so has this one. If it is lost otherwise, this one is an orphan.
     pub(super) link: Key,
     pub(super) since: Instant,
     /// The peer's next byte is the stream's, no longer a header's.
@@ -107,11 +107,11 @@ impl Carrier {
         matches!(self.load, Load::Mux(_) | Load::Spare { .. })
     }
 
-    /// The link of the stream that it carries.
+    /// The link of the stream that it carries, or carries the last bytes of.
     pub(super) fn link_of_stream(&self) -> Option<Key> {
         match &self.load {
-            Load::Stream(raw) => Some(raw.link),
-            Load::Mux(_) | Load::Spare { .. } | Load::Ending { .. } => None,
+            Load::Stream(Raw { link, .. }) | Load::Ending { link, .. } => Some(*link),
+            Load::Mux(_) | Load::Spare { .. } => None,
         }
     }
 
@@ -544,16 +544,6 @@ impl Plane {
             Some(Load::Ending { answered: false, since, .. }) => now.since(*since) >= ANSWER_MAX,
             _ => false,
         }
-    }
-
-    /// The direct carriers that go with a link: those that wait, and if it fell silent, all.
-    pub(super) fn companions(&self, link: Key, all: bool) -> Vec<Key> {
-        let goes = |c: &Carrier| match &c.load {
-            Load::Spare { link: its } => *its == link,
-            Load::Stream(Raw { link: its, .. }) | Load::Ending { link: its, .. } => all && *its == link,
-            Load::Mux(_) => false,
-        };
-        self.carriers.iter().filter(|(_, c)| c.is_live() && goes(c)).map(|(key, _)| key).collect()
     }
 }
 

@@ -62,9 +62,7 @@ impl Plane {
             self.turn_away(cx, endpoint, lost.reason);
         }
         if matches!(load, Load::Mux(_)) {
-            for companion in self.companions(key, lost.reason == Reason::Silent) {
-                self.lose(cx, companion, Lost { reason: lost.reason, detail: "its link was lost".into() });
-            }
+            self.lose_companions(cx, key, lost.reason);
         }
         self.close_carrier(cx, key);
     }

@@ -9,6 +9,7 @@
 //! gives it carriers and visitors and takes its [`Event`]s.
 
 mod carrier;
+mod companions;
 mod direct;
 mod endpoint;
 mod ends;

@@ -123,6 +123,7 @@ impl Carrier {
     /// Counts what was written; a carrier whose keys are worn out is over.
     pub(super) fn wrote(&mut self, n: usize) -> Result<(), Lost> {
         self.wear_out.add(n);
+        self.has_sent |= n > 0;
         if self.records && self.wear_out.is_over() {
             let detail = "the TLS keys have encrypted as much as they may: reconnect".into();
             return Err(Lost { reason: Reason::LinkLost, detail });

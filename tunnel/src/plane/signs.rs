@@ -84,6 +84,11 @@ impl Signs {
         self.asked.get_or_insert(now);
     }
 
+    /// Whether nothing has come for as long as a far end may be silent that is asked.
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        now.since(self.heard) >= SILENT_MAX
+    }
+
     /// What is to be done. `awaited`: somebody waits for what the far end may say.
     pub(super) fn look(&self, now: Instant, awaited: bool) -> Sign {
         let silence = now.since(self.heard);

@@ -21,13 +21,14 @@ impl Plane {
     /// Looks at every carrier, and at dials.
     pub(super) fn on_tick(&mut self, cx: &mut Cx<'_>) {
         self.ask_for_signs(cx.now);
-        // A stream that has moved off waits for its link's signs of life all the same.
+        // A stream that has moved off waits for its link's signs of life all the same, and a link stays for it.
         let mut streaming: Vec<Key> = self.carriers.iter().filter_map(|(_, c)| c.link_of_stream()).collect();
         streaming.sort_unstable();
         for key in self.carriers.keys() {
             self.look_at_wear(key);
             let Some(c) = self.carriers.get_mut(key) else { continue };
             let busy = c.on_second();
+            let awaited = c.mux.streams() > 0 || streaming.binary_search(&key).is_ok();
             match c.phase {
                 Phase::Hello if cx.now.since(c.since) >= HANDSHAKE_MAX => {
                     let detail = format!("not done after {} s", HANDSHAKE_MAX.as_secs());
@@ -36,21 +37,20 @@ impl Plane {
                 Phase::Up if c.parted.is_some_and(|at| cx.now.since(at) >= PARTING_MAX) => {
                     self.lose(cx, key, Lost::drained());
                 }
-                Phase::Up if c.parted.is_none() && c.draining && c.mux.streams() == 0 => {
+                Phase::Up if c.parted.is_none() && c.draining && !awaited => {
                     // Read on until the peer closes: a socket that is closed with bytes unread is reset, and a reset
                     // may overtake the goodbye.
                     c.parted = Some(cx.now);
                     self.send(key, Kind::Goaway, Reason::Disconnected as u16, DRAINED.into());
                 }
-                Phase::Up if c.is_framed() => {
-                    match c.signs.look(cx.now, c.mux.streams() > 0 || streaming.binary_search(&key).is_ok()) {
-                        Sign::Dead => self.lose(cx, key, Lost { reason: Reason::Silent, detail: silence() }),
-                        Sign::Ask => self.ask(cx.now, key),
-                        Sign::Enough if busy => self.ask(cx.now, key),
-                        Sign::Enough => {}
-                    }
-                }
-                _ => {}
+                Phase::Up if c.is_framed() => match c.signs.look(cx.now, awaited) {
+                    Sign::Dead => self.lose(cx, key, Lost { reason: Reason::Silent, detail: silence() }),
+                    Sign::Ask => self.ask(cx.now, key),
+                    Sign::Enough if busy => self.ask(cx.now, key),
+                    Sign::Enough => {}
+                },
+                Phase::Up => self.look_at_orphan(cx, key),
+                Phase::Hello | Phase::Closing | Phase::Moving => {}
             }
             if self.side == Side::Opener {
                 self.tick_spares(cx, key);

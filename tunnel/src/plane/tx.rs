@@ -395,6 +395,7 @@ impl Carrier {
                 return Ok((taken, Sent::Blocked));
             }
             tls.on_sent(n);
+            self.has_sent = true;
         }
     }
 
