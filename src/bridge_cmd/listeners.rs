@@ -98,7 +98,7 @@ mod tests {
             listen: ([127, 0, 0, 1], port).into(),
             service: service.into(),
             door: Door::Tcp,
-            carrier: crate::config::carrier::CARRIER_DEFAULT,
+            carrier: ringspan_tunnel::bridge::CarrierMode::default(),
             limiter: None,
             proxy_from: None,
         };

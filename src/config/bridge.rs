@@ -353,8 +353,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
                 listen,
                 service,
                 door: Door::Http(Box::new(door)),
-                // Connections to backends are kept for many visitors, whose questions and answers are cheapest in frames.
-                carrier: CarrierMode::Mux,
+                carrier: http::CARRIER,
                 limiter,
                 proxy_from,
             });

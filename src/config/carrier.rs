@@ -4,8 +4,6 @@ use super::{Document, Error};
 use ringspan_tunnel::bridge::CarrierMode;
 use toml::Spanned;
 
-/// A listener's carrier without a word in the file: what measures best for streams of every size (bench/README.md).
-pub(crate) const CARRIER_DEFAULT: CarrierMode = CarrierMode::Auto;
 /// An agent's direct carriers without a word in the file.
 pub(crate) const DIRECT_MAX_DEFAULT: u16 = 256;
 /// Each is a descriptor on both sides, of 65,535 ports to one bridge.
@@ -19,7 +17,7 @@ pub(super) fn carrier(doc: &Document, raw: Option<&Spanned<String>>) -> Result<C
         "auto" => Ok(CarrierMode::Auto),
         _ => Err("no such kind of carrier".into()),
     };
-    raw.map_or(Ok(CARRIER_DEFAULT), |raw| doc.value(raw, read, "\"auto\", \"mux\" or \"direct\""))
+    raw.map_or(Ok(CarrierMode::default()), |raw| doc.value(raw, read, "\"auto\", \"mux\" or \"direct\""))
 }
 
 /// Reads an agent's `direct_max`.

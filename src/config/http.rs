@@ -11,11 +11,15 @@ use edits::{RawEdits, RawLogin, check_edits, check_login};
 pub(crate) use options::Options;
 pub(super) use options::RawOptions;
 use options::check_options;
+use ringspan_tunnel::bridge::CarrierMode;
 use serde::Deserialize;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::PathBuf;
 use toml::Spanned;
+
+/// Connections to backends are kept for many visitors, whose questions and answers are cheapest in frames.
+pub(crate) const CARRIER: CarrierMode = CarrierMode::Mux;
 
 /// One listener that speaks HTTP, or looks who is asked for in a TLS greeting.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,7 +16,6 @@ use crate::config::access::Access;
 use crate::config::agent::{Agent as AgentConfig, Secret};
 use crate::config::agent_link::AgentLink;
 use crate::config::bridge::{Bridge as BridgeConfig, Engine as EngineConfig, Link, Listener, Tls};
-use crate::config::carrier::CARRIER_DEFAULT;
 use crate::config::check::{CHECK_DEFAULT, Check};
 use crate::config::doors::Door;
 use crate::config::expose::Expose;
@@ -26,6 +25,7 @@ use crate::{Ending, Failure, cli, machine};
 use backend::Backend;
 use ringspan_engine::health::{Health, Thresholds};
 use ringspan_engine::target::Policy;
+use ringspan_tunnel::bridge::CarrierMode;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
@@ -164,7 +164,7 @@ impl Demo {
                 listen: loopback,
                 service: SERVICE.into(),
                 door: Door::Tcp,
-                carrier: CARRIER_DEFAULT,
+                carrier: CarrierMode::default(),
                 limiter: None,
                 proxy_from: None,
             }],

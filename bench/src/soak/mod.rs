@@ -5,6 +5,7 @@
 //! compared with its first rest. At the end: a thousand idle agents, and what the bridge's rest costs with them.
 
 mod herd;
+mod holdings;
 pub(crate) mod vault;
 
 pub(crate) use herd::run as run_herd;
@@ -15,6 +16,7 @@ use crate::process::{self, Failure, Process};
 use crate::product::{Service, Tunnel};
 use crate::report::{Goal, Section};
 use crate::visitor::Crowd;
+use holdings::Holdings;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -50,38 +52,28 @@ pub(crate) struct Args {
 const REST_EVERY: Duration = Duration::from_secs(60);
 /// Until what the last visitors left behind has gone: closing sockets, a pool that shrinks.
 const REST: Duration = Duration::from_secs(5);
-/// A process may have this many descriptors that are no pipes more than at its first rest: probe sockets that happen to be
-/// open, a pool of carriers that happens to be larger.
+/// A process may have this many descriptors more than at its first rest, but for its pools: probe sockets that happen to be
+/// open.
 const DESCRIPTORS_SLACK: f64 = 16.0;
 /// Pipes are kept for the next stream: at most this many for each worker, two descriptors each.
 const PIPE_ENDS_MAX: usize = 2 * 64;
+/// An agent's link: carriers, and for each this many connections at most that wait for the next bulk stream; half of them go
+/// each 30 s in which nobody comes.
+const CARRIERS: usize = 2;
+const SPARES_MAX: usize = 64;
 /// And this much more memory: buffers sized by their busiest moment.
 const MIB_SLACK: f64 = 16.0;
 /// What a bridge at rest may take of a core, in percent.
 const REST_PERCENT_MAX: f64 = 0.1;
 
-/// One process's size.
-#[derive(Clone, Copy, Debug)]
-struct Size {
-    descriptors: f64,
-    pipes: f64,
-    mib: f64,
-}
-
-fn size(process: &Process) -> Size {
-    Size {
-        descriptors: process.descriptors() as f64,
-        pipes: process.pipes() as f64,
-        mib: process.rss_bytes() as f64 / f64::from(1 << 20),
-    }
-}
-
 struct World {
     tunnel: Tunnel,
     cables: Vec<Cable>,
+    /// The link's ports, and the cables'.
+    ports: [u16; 3],
     alive: BTreeMap<&'static str, Process>,
     /// At the first rest of each, and at its last.
-    sizes: BTreeMap<&'static str, (Size, Size)>,
+    sizes: BTreeMap<&'static str, (Holdings, Holdings)>,
     harms: BTreeMap<&'static str, u64>,
 }
 
@@ -114,7 +106,7 @@ impl World {
 
     fn weigh(&mut self) {
         for (&name, process) in &self.alive {
-            let now = size(process);
+            let now = Holdings::of(process, &self.ports);
             self.sizes.entry(name).and_modify(|it| it.1 = now).or_insert((now, now));
         }
     }
@@ -172,11 +164,11 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Vec<Section>, Failure>
     let tunnel = Tunnel::new(&common.ringspan, &common.folder, None, (port(0), port(1)), args.tls, &[service])?;
     let cables = vec![lay(port(4), port(1))?, lay(port(5), port(1))?];
     let (alive, sizes, harms) = Default::default();
-    let mut world = World { tunnel, cables, alive, sizes, harms };
+    let mut world = World { tunnel, cables, ports: [1, 4, 5].map(|at| port(at).port()), alive, sizes, harms };
     world.start("bridge")?;
     for (i, name) in AGENTS.into_iter().enumerate() {
         world.tunnel.via = Some(world.cables[i].address);
-        world.tunnel.enrol_agent(name, i, 2, 2)?;
+        world.tunnel.enrol_agent(name, i, 2, CARRIERS)?;
         world.start(name)?;
     }
     let entry = port(2);
@@ -220,12 +212,14 @@ fn judge(world: &World, crowd: &Crowd, vault: &Process, seed: u64, minutes: f64)
         ("at last", 0),
         ("pipes at first", 0),
         ("pipes at last", 0),
+        ("link at first", 0),
+        ("link at last", 0),
         ("MiB at first", 1),
         ("MiB at last", 1),
     ];
     let mut section = Section::new("soak", question, &columns);
     for (name, (first, last)) in &world.sizes {
-        let figures = [first.descriptors, last.descriptors, first.pipes, last.pipes, first.mib, last.mib];
+        let figures = [first.others, last.others, first.pipes, last.pipes, first.link, last.link, first.mib, last.mib];
         section.record(name, &figures);
     }
     let tally = &crowd.tally;
@@ -246,16 +240,16 @@ fn judge(world: &World, crowd: &Crowd, vault: &Process, seed: u64, minutes: f64)
     section.hold("kinds of harm done", world.harms.len() as f64, Goal::AtLeast(EACH_KIND.len() as f64));
     section.hold("streams good", count(&tally.good) as f64, Goal::AtLeast(1.0));
     for (name, (first, last)) in &world.sizes {
-        let others = |size: &Size| size.descriptors - size.pipes;
-        let grown = [
-            ("descriptors that are no pipes", others(last) - others(first), DESCRIPTORS_SLACK),
-            ("MiB", last.mib - first.mib, MIB_SLACK),
-        ];
+        let grown =
+            [("descriptors", last.others - first.others, DESCRIPTORS_SLACK), ("MiB", last.mib - first.mib, MIB_SLACK)];
         for (what, more, slack) in grown {
             section.hold(&format!("{name}, {what} more than at its first rest"), more, Goal::AtMost(slack));
         }
         let pool = PIPE_ENDS_MAX * thread::available_parallelism().map_or(1, usize::from);
         section.hold(&format!("{name}, pipes' ends at its last rest"), last.pipes, Goal::AtMost(pool as f64));
+        let agents = if AGENTS.contains(name) { 1 } else { AGENTS.len() };
+        let pool = agents * CARRIERS * (1 + SPARES_MAX);
+        section.hold(&format!("{name}, the link's connections at its last rest"), last.link, Goal::AtMost(pool as f64));
     }
     section
 }
@@ -303,14 +297,6 @@ fn at_rest(args: &Args, world: &mut World, common: &Common) -> Result<Section, F
 }
 
 impl Process {
-    /// Open pipes, one for each end; 0 if it is gone.
-    fn pipes(&self) -> usize {
-        let Ok(folder) = fs::read_dir(format!("/proc/{}/fd", self.pid())) else { return 0 };
-        let is_pipe =
-            |path: std::path::PathBuf| fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("pipe:"));
-        folder.flatten().filter(|entry| is_pipe(entry.path())).count()
-    }
-
     /// User and system time of the threads there are, to the nanosecond: for what is too little to see in ticks of 10 ms.
     pub(crate) fn cpu_seconds_exact(&self) -> f64 {
         let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid())) else { return 0.0 };

@@ -2,7 +2,7 @@
 //! `agent_hosts` read.
 
 use super::{Setup, Shared, Way};
-use crate::config::http::plain_route;
+use crate::config::http::{CARRIER, plain_route};
 use arc_swap::ArcSwap;
 use ringspan_tunnel::bridge::Gate;
 use std::collections::HashMap;
@@ -35,7 +35,7 @@ pub(super) fn way(shared: &Shared, setup: &Setup, host: &str) -> Option<Arc<Way>
     }
     ways.retain(|host, (service, _)| hosts.get(host) == Some(service));
     let name = service.clone().try_into().ok()?;
-    let gate = Arc::new(Gate::new(setup.name.clone(), name));
+    let gate = Arc::new(Gate { carrier: CARRIER, ..Gate::new(setup.name.clone(), name) });
     let mut pools = shared.pools.lock().unwrap_or_else(PoisonError::into_inner);
     let pool = pools.entry(service.clone());
     let pool = pool.or_insert_with(|| Arc::new(super::Pool::new(shared.hall.handle.clone(), gate.clone()))).clone();

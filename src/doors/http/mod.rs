@@ -29,13 +29,13 @@ mod upgrade;
 
 use super::listening;
 use super::threshold::Threshold;
-use crate::config::http::{HttpListener, Options, Route};
+use crate::config::http::{CARRIER, HttpListener, Options, Route};
 use arc_swap::ArcSwap;
 use hyper::header::HeaderValue;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use pool::{Manner, Pool};
-use ringspan_tunnel::bridge::{BridgeHandle, Gate};
+use ringspan_tunnel::bridge::{BridgeHandle, CarrierMode, Gate};
 use ringspan_tunnel::frame::Reason;
 pub(crate) use stats::HttpStats;
 use std::collections::HashMap;
@@ -195,7 +195,9 @@ impl Setup {
         let mut ways = Vec::new();
         for route in &config.routes {
             let service = route.service.clone().try_into().map_err(|e| format!("service {:?}: {e}", route.service))?;
-            let gate = Arc::new(Gate::new(config.name.clone(), service));
+            // What is passed through is a stream like any other; the others keep connections for many visitors.
+            let carrier = if route.passthrough { CarrierMode::default() } else { CARRIER };
+            let gate = Arc::new(Gate { carrier, ..Gate::new(config.name.clone(), service) });
             let pool = pools.entry(route.service.clone());
             let pool = pool.or_insert_with(|| Arc::new(Pool::new(hall.handle.clone(), gate.clone()))).clone();
             ways.push((route.host.clone(), route.path.clone(), Arc::new(Way::new(route, options, gate, pool))));

@@ -2,15 +2,16 @@
 
 use super::pipes::PIPE_BYTES;
 
-/// By which kind of carrier the streams of a listener go.
+/// By which kind of carrier the streams of a listener go. Without a word: what measures best for streams of every size
+/// (bench/README.md).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CarrierMode {
     /// In frames, many on one connection.
-    #[default]
     Mux,
     /// Each on a connection of its own, without frames, as far as one waits for it; else as `Auto`.
     Direct,
     /// In frames, until it proves to be bulk; then on a connection of its own.
+    #[default]
     Auto,
 }
 
