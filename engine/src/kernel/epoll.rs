@@ -447,9 +447,9 @@ impl Io for Epoll {
         let before = completions.len();
         completions.append(&mut self.found);
         loop {
-            let until = if completions.len() > before { Some(Instant::ZERO) } else { deadline };
-            let count = self.poll_events(until);
-            let mut rung = false;
+            let may_block = completions.len() == before && self.waker.park();
+            let count = self.poll_events(if may_block { deadline } else { Some(Instant::ZERO) });
+            let mut rung = self.waker.unpark();
             for index in 0..count {
                 let libc::epoll_event { events, u64: data } = self.events[index];
                 if data == OF_WAKER {

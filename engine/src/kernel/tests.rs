@@ -6,13 +6,14 @@
 use super::{Tier, Waker, open_tier};
 use crate::io::{Completion, Errno, Event, Family, Interest, Io, Lane, LaneKind, Mode, Op, Way};
 use crate::kernel::{Shutdown, Socket};
-use crate::mailbox::Wake;
+use crate::mailbox::{Wake, mailbox};
 use crate::time::Instant;
 use crate::token::Token;
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 mod accepts;
@@ -208,6 +209,44 @@ fn wakes_are_not_lost() {
             thread.join().expect("it only wakes");
         }
         assert!(completions.is_empty());
+    });
+}
+
+/// Senders that ring while the owner falls asleep and wakes, thousands of times: it never sleeps on a message.
+#[test]
+fn nobody_sleeps_on_a_message() {
+    const EACH: u32 = 20_000;
+    on_every_io(|rig| {
+        let (sender, receiver) = mailbox::<u32>(8, Arc::new(rig.waker.clone()));
+        let mut sums = [0u64; 2];
+        std::thread::scope(|scope| {
+            for whose in 0..2 {
+                let sender = sender.clone();
+                scope.spawn(move || {
+                    for n in 0..EACH {
+                        while sender.send(n * 2 + whose).is_err() {
+                            std::thread::yield_now();
+                        }
+                        if n % 64 == 0 {
+                            // Lets the owner fall asleep now and then.
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            let (mut got, mut completions) = (0, Vec::new());
+            while got < 2 * EACH {
+                while let Some(message) = receiver.try_recv() {
+                    sums[(message % 2) as usize] += u64::from(message / 2);
+                    got += 1;
+                }
+                if got < 2 * EACH {
+                    rig.io.wait(None, &mut completions);
+                }
+            }
+        });
+        let all = u64::from(EACH) * u64::from(EACH - 1) / 2;
+        assert_eq!(sums, [all; 2], "{}", rig.tier);
     });
 }
 

@@ -507,12 +507,13 @@ impl Io for Ring {
                 && self.found.is_empty()
                 && self.backlog.is_empty()
                 && self.waker_armed
-                && left != Some(Duration::ZERO);
+                && left != Some(Duration::ZERO)
+                && self.waker.park();
             if let (true, Some(deadline), Some(now)) = (block, deadline, now) {
                 self.arm_timer(now, deadline);
             }
             self.queue.enter(block, left);
-            let rung = self.reap();
+            let rung = self.reap() | self.waker.unpark();
             completions.append(&mut self.found);
             if rung || completions.len() > before || left == Some(Duration::ZERO) {
                 return;
