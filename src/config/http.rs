@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use toml::Spanned;
 
-/// Connections to backends are kept for many visitors, whose questions and answers are cheapest in frames.
+/// How streams to backends ride: they are kept for many visitors, whose questions and answers are cheapest in frames.
 pub(crate) const CARRIER: CarrierMode = CarrierMode::Mux;
 
 /// One listener that speaks HTTP, or looks who is asked for in a TLS greeting.
