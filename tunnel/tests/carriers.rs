@@ -296,8 +296,10 @@ fn a_silent_orphan_ends() {
         until("the stream has left the mux", || agent.handle.stats().direct_open > 0);
         cable.reset_first(1);
         cable.freeze();
-        assert!(is_reset(read_all(&mut visitor, 1).2), "{shape:?}: the visitor");
-        assert!(is_reset(reports.recv_timeout(PATIENCE).unwrap().error), "{shape:?}: the backend");
+        let (bytes, _, error) = read_all(&mut visitor, 1);
+        assert!(is_reset(error), "{shape:?}: after {bytes} more bytes the visitor saw {error:?}");
+        let report = reports.recv_timeout(PATIENCE).unwrap();
+        assert!(is_reset(report.error), "{shape:?}: the backend saw {report:?}");
         // The agent has come back, and serves.
         echo(&bridge, 2, 1 << 20);
     };

@@ -83,17 +83,16 @@ impl Plane {
                 return Ok(());
             }
             self.stats.link_reads.add(1);
-            c.signs.on_heard(cx.now);
             if !plain {
                 match self.rx_raw_tls(cx, key, endpoint)? {
-                    Got::Bytes(n) => budget = self.bulk_moved(budget, n),
+                    Got::Bytes(n) => budget = self.bulk_came(cx, key, budget, n),
                     Got::Nothing | Got::End => return Ok(()),
                 }
                 continue;
             }
             if splices && let Some(pipe) = self.pipes.take() {
                 match self.rx_raw_splice(cx, key, endpoint, pipe)? {
-                    Got::Bytes(n) => budget = self.bulk_moved(budget, n),
+                    Got::Bytes(n) => budget = self.bulk_came(cx, key, budget, n),
                     Got::Nothing | Got::End => return Ok(()),
                 }
                 continue;
@@ -109,7 +108,7 @@ impl Plane {
                         }
                     }
                     self.raw_bytes(cx, key, endpoint, &scratch[..n]);
-                    budget = self.bulk_moved(budget, n);
+                    budget = self.bulk_came(cx, key, budget, n);
                     // A short read has emptied the socket: the next one would only say so.
                     if n < ask {
                         self.wait_raw(cx, key);
@@ -127,6 +126,15 @@ impl Plane {
             }
         }
         Ok(())
+    }
+
+    /// The peer has said something, and not only made the socket readable: half a record of the kernel's TLS does that too, again
+    /// and again (net/strparser: it leaves the bytes with TCP until all are there).
+    fn bulk_came(&mut self, cx: &Cx<'_>, key: Key, budget: usize, n: usize) -> usize {
+        if let Some(c) = self.carriers.get_mut(key) {
+            c.signs.on_heard(cx.now);
+        }
+        self.bulk_moved(budget, n)
     }
 
     /// What is left of a carrier's budget; the turn's is counted too.
