@@ -10,7 +10,7 @@ use ringspan_tunnel::bridge::CarrierMode;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const MODES: [CarrierMode; 2] = [CarrierMode::Direct, CarrierMode::Auto];
 
@@ -304,6 +304,42 @@ fn a_silent_orphan_ends() {
         echo(&bridge, 2, 1 << 20);
     };
     thread::scope(|scope| shapes.map(|shape| scope.spawn(move || silent(shape))).map(|it| it.join().unwrap()));
+}
+
+/// The link is cut, and a stream that goes on in one direction, little by little, outlives it for longer than a silent one: at
+/// the end that only sends as at the end that only hears.
+#[test]
+fn a_busy_orphan_lives() {
+    for io in [RING, Shape { tls: true, ..RING }] {
+        let shape = Shape { workers: 1, carriers: 1, carrier: CarrierMode::Auto, ..io };
+        let (address, reports) = backend::start();
+        let bridge = rig::bridge(shape, &["web"]);
+        let cable = cable::straight(bridge.handle.link_address());
+        let agent = bridge.agent_via(shape, cable.address, &[("web", address)]);
+        bridge.log.wait_for(&format!("health {} 0 Up", agent.id), 1);
+        warm(&bridge);
+        reports.recv_timeout(PATIENCE).unwrap();
+        let mut visitor = bridge.visit(0);
+        ask(&mut visitor, Order::Send, 5, 8 << 20);
+        let mut sent = Source::new(5);
+        regenerate(&mut sent, 8 << 20);
+        assert_eq!(read_all(&mut visitor, 5), (8 << 20, finish(sent.digest), None), "{shape:?}");
+        let mut source = Source::new(105);
+        // Much of it first: this direction has left the mux, too.
+        source.write(&mut visitor, 8 << 20).unwrap();
+        until("the stream has left the mux", || agent.handle.stats().direct_open > 0);
+        cable.reset_first(1);
+        agent.log.wait_for("down", 1);
+        // What passes here is time: a silent orphan has 10 s at most.
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(12) {
+            source.write(&mut visitor, 1000).unwrap_or_else(|error| panic!("{shape:?}: {error}"));
+            thread::sleep(Duration::from_millis(500));
+        }
+        visitor.shutdown(Shutdown::Write).unwrap();
+        let report = reports.recv_timeout(PATIENCE).unwrap();
+        assert_eq!((report.error, report.digest), (None, finish(source.digest)), "{shape:?}");
+    }
 }
 
 fn read_after(stream: &mut std::net::TcpStream, first: &[u8]) -> (u64, [u8; 32], Option<ErrorKind>) {

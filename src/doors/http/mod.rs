@@ -194,12 +194,13 @@ impl Setup {
         let mut pools = pools.lock().unwrap_or_else(PoisonError::into_inner);
         let mut ways = Vec::new();
         for route in &config.routes {
-            let service = route.service.clone().try_into().map_err(|e| format!("service {:?}: {e}", route.service))?;
+            let service: ringspan_tunnel::hello::ServiceName =
+                route.service.clone().try_into().map_err(|e| format!("service {:?}: {e}", route.service))?;
             // What is passed through is a stream like any other; the others keep connections for many visitors.
-            let carrier = if route.passthrough { CarrierMode::default() } else { CARRIER };
-            let gate = Arc::new(Gate { carrier, ..Gate::new(config.name.clone(), service) });
+            let gate = |carrier| Arc::new(Gate { carrier, ..Gate::new(config.name.clone(), service.clone()) });
             let pool = pools.entry(route.service.clone());
-            let pool = pool.or_insert_with(|| Arc::new(Pool::new(hall.handle.clone(), gate.clone()))).clone();
+            let pool = pool.or_insert_with(|| Arc::new(Pool::new(hall.handle.clone(), gate(CARRIER)))).clone();
+            let gate = gate(if route.passthrough { CarrierMode::default() } else { CARRIER });
             ways.push((route.host.clone(), route.path.clone(), Arc::new(Way::new(route, options, gate, pool))));
         }
         let head_bytes_max = options.head_bytes_max as usize;

@@ -128,8 +128,8 @@ impl Plane {
         Ok(())
     }
 
-    /// The peer has said something, and not only made the socket readable: half a record of the kernel's TLS does that too, again
-    /// and again (net/strparser: it leaves the bytes with TCP until all are there).
+    /// The peer has said something, which a readable socket alone does not mean: half a record of the kernel's TLS seems to make
+    /// it so for as long as it waits (by reading net/strparser, which leaves the bytes with TCP until all are there).
     fn bulk_came(&mut self, cx: &Cx<'_>, key: Key, budget: usize, n: usize) -> usize {
         if let Some(c) = self.carriers.get_mut(key) {
             c.signs.on_heard(cx.now);
