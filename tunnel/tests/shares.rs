@@ -15,8 +15,10 @@ const STREAMS: usize = 6;
 /// What the fastest reads before the others are looked at: many windows, so that what waits in sockets is little of it.
 const BYTES: u64 = 24 << 20;
 
-/// Six backends never stop sending over one carrier: when the first visitor has had 24 MiB, no other has had less than a
-/// third of that. Shares are equal where they are made; the margin is the machine's, which runs twelve threads beside.
+/// Six backends never stop sending over one carrier: when the first visitor has had 24 MiB, no other has had less than an
+/// eighth of that. Shares are equal where they are made (`mux/tests.rs`). The margin is the machine's, which runs twelve
+/// threads beside: in a guest with one processor the least had a quarter, once in sixty, and half where all had four times
+/// as much. Where a stream whose turn is used up stays at the head of the queue, somebody has a sixteenth.
 #[test]
 fn nobody_is_left_behind() {
     if let Err(why) = ktls::look() {
@@ -49,7 +51,7 @@ fn nobody_is_left_behind() {
             let had = had.map(AtomicU64::into_inner);
             println!("{:?}, tls {tls}, kernel at bridge {bridge_ktls}, agent {agent_ktls}: {had:?}", io.io);
             let least = had.into_iter().min().expect("six");
-            assert!(least * 3 >= BYTES, "{:?} {tls} {bridge_ktls} {agent_ktls}: {had:?}", io.io);
+            assert!(least * 8 >= BYTES, "{:?} {tls} {bridge_ktls} {agent_ktls}: {had:?}", io.io);
         }
     }
 }
