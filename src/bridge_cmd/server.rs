@@ -412,6 +412,7 @@ fn bridge_options(
         tls,
         listeners,
         handshakes_max: HANDSHAKES_MAX,
+        steer: true,
         streams_max: STREAMS_MAX,
         memory: config.memory,
         software: software.to_owned(),

@@ -305,6 +305,13 @@ impl Routes {
         self.services.get(service).map(|service| service.backends.as_slice())
     }
 
+    /// Those of the service's backends that visitors are sent to: that are up (or all, where the service panics), of the
+    /// priorities that are in use.
+    pub fn active(&self, service: &str) -> impl Iterator<Item = &Backend> {
+        let service = self.services.get(service);
+        service.into_iter().flat_map(|service| service.active.iter().map(|(i, _)| &service.backends[*i as usize]))
+    }
+
     /// What the first service that has this backend asks for.
     pub fn policy_of(&self, place: &Place) -> Option<&Arc<Policy>> {
         let has = |service: &&Service| service.backends.iter().any(|b| b.place() == *place);

@@ -4,7 +4,7 @@
 mod rig;
 
 use rig::backend::{self, Order, ask};
-use rig::{EPOLL, PATIENCE, RING};
+use rig::{EPOLL, PATIENCE, RING, Shape};
 use ringspan_tunnel::bridge::{BridgeError, CarrierMode, Closing, Gate, Inherited, Listener};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,6 +18,28 @@ fn is_served(address: SocketAddr) -> bool {
     let Ok(mut visitor) = TcpStream::connect(address) else { return false };
     visitor.set_read_timeout(Some(PATIENCE)).unwrap();
     visitor.write_all(&backend::order(Order::Send, 1, 100)).is_ok() && visitor.read_exact(&mut [0; 100]).is_ok()
+}
+
+/// Four workers, one link: soon every visitor is accepted by the worker that has the link, and none is handed over. When the
+/// agent is gone and another has come, whose link is another worker's, visitors come to that one.
+#[test]
+fn visitors_come_to_where_the_link_is() {
+    for io in [RING, EPOLL] {
+        let shape = Shape { workers: 4, carriers: 1, steers: true, ..io };
+        let (address, _reports) = backend::start();
+        let bridge = rig::bridge(shape, &["web"]);
+        // By luck alone one time in 4^30.
+        let nobody_is_handed_over = || {
+            let before = bridge.stats().handovers;
+            (0..30).for_each(|_| assert!(is_served(bridge.handle.addresses()[0].1)));
+            bridge.stats().handovers == before
+        };
+        for _ in 0..3 {
+            let agent = bridge.agent(shape, &[("web", address)]);
+            rig::until(nobody_is_handed_over);
+            drop(agent);
+        }
+    }
 }
 
 /// Added, given another service, taken away: each while a visitor of the one beside it is being served.

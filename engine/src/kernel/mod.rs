@@ -15,6 +15,7 @@ mod open;
 mod ring;
 mod ring_splice;
 mod socket;
+mod steering;
 mod sys;
 mod tokens;
 mod waker;
@@ -22,6 +23,7 @@ mod waker;
 pub use open::{Backend, Capabilities, OpenError, TIER_VARIABLE, Tier, open, open_tier};
 pub use ring_splice::splice_by_ring;
 pub use socket::{Fd, Pipe, SPLICE_BYTES_MAX, Shutdown, Socket, let_fragment};
+pub use steering::STEERED_MAX;
 pub use sys::{CpuOf, allowed_cores, batch_thread, cpu_time, monotonic_now, pin_thread};
 pub use waker::Waker;
 

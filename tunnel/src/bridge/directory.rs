@@ -24,6 +24,12 @@ impl Directory {
         (0..carriers.len()).find(|&worker| worker != but && carriers[worker] > 0)
     }
 
+    /// The workers that have a carrier of this session.
+    pub(super) fn workers_of(&self, session: &SessionKey) -> impl Iterator<Item = usize> {
+        let carriers = self.sessions.get(session).map_or(&[][..], Vec::as_slice);
+        (0..).zip(carriers).filter(|(_, count)| **count > 0).map(|(worker, _)| worker)
+    }
+
     /// The number of this session of the agent, if it has a carrier.
     pub(super) fn generation_of(&self, agent: &AgentId, id: SessionId) -> Option<u64> {
         self.ids.get(&id).filter(|(whose, _)| whose == agent).map(|(_, generation)| *generation)

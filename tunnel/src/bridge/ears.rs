@@ -71,6 +71,9 @@ pub(super) struct Ear {
     pub(super) socket: Socket,
     /// `None`: agents connect here.
     pub(super) gate: Option<Arc<Gate>>,
+    /// The first of several that share an address: how many they are. Its worker steers them all
+    /// ([`steering`](super::steering)).
+    pub(super) leads: Option<usize>,
     /// Dropped with the socket: the owner learns that the address is free.
     pub(super) _life: Arc<()>,
 }
@@ -221,8 +224,10 @@ impl Ears {
     /// on none: their visitors come from others.
     fn deal(&self, id: u32, gate: Option<&Arc<Gate>>, sockets: Vec<Socket>, life: &Arc<()>) -> Vec<Vec<Ear>> {
         let mut ears: Vec<Vec<Ear>> = (0..self.workers).map(|_| Vec::new()).collect();
+        let count = sockets.len();
         for (n, socket) in sockets.into_iter().enumerate() {
-            ears[n % self.workers].push(Ear { id, socket, gate: gate.cloned(), _life: life.clone() });
+            let leads = (n == 0 && count > 1).then_some(count);
+            ears[n % self.workers].push(Ear { id, socket, gate: gate.cloned(), leads, _life: life.clone() });
         }
         ears
     }

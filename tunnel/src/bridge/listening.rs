@@ -26,6 +26,8 @@ pub(super) struct Listening {
     pub(super) armed: bool,
     /// It has had one before.
     pub(super) used: bool,
+    /// The sockets beside it that were last named to the kernel; `None`: it was told nothing.
+    pub(super) steered: Option<Vec<u16>>,
     pub(super) end: End,
 }
 
@@ -94,13 +96,17 @@ impl BridgeWorker {
                     let index = self.next_ear;
                     self.next_ear += 1;
                     let cursor = Cursor::starting_at(self.own.index);
-                    self.listening.insert(index, Listening { ear, cursor, armed: false, used: false, end: End::Open });
+                    let listening =
+                        Listening { ear, cursor, armed: false, used: false, steered: None, end: End::Open };
+                    self.listening.insert(index, listening);
+                    self.steering.look_again();
                     self.accept(cx, index);
                 }
                 Step::Gate { id, gate } => {
                     for listening in self.listening.values_mut().filter(|l| l.ear.id == id) {
                         listening.ear.gate = Some(gate.clone());
                     }
+                    self.steering.look_again();
                 }
                 Step::Close { id } => self.end(cx, End::Close, |ear| ear.id == id),
                 Step::Leave { visitors } => self.end(cx, End::Leave, |ear| ear.gate.is_some() == visitors),

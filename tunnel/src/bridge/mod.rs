@@ -23,6 +23,7 @@ mod greeting;
 mod handle;
 mod listening;
 mod roster;
+mod steering;
 mod visitors;
 mod worker;
 
@@ -82,6 +83,9 @@ pub struct BridgeOptions {
     /// Connections to one worker's link port that have not proved who they are, at once. Default 256; for one more
     /// the one that has been silent longest is closed and counted.
     pub handshakes_max: usize,
+    /// Where only some workers have a link to where a listener's visitors go, the kernel is asked to give new visitors to
+    /// those, at most a second later: none has to be handed over. Default true.
+    pub steer: bool,
     /// Streams on one carrier, 1 to 65,535. Default 16,384.
     pub streams_max: u16,
     /// What its streams may take.

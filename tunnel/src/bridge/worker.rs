@@ -11,6 +11,7 @@ use super::agents::{Guest, Peer};
 use super::directory::SessionKey;
 use super::greeting::Greetings;
 use super::listening::{Listening, OP_ACCEPT};
+use super::steering::Steering;
 use super::{BridgeEvent, BridgeOptions, Mail, Raw, Shared};
 use crate::frame::{Kind, Reason};
 use crate::mux::Side;
@@ -51,6 +52,7 @@ pub(super) struct BridgeWorker {
     /// By the index of their accept; never used again.
     pub(super) listening: BTreeMap<u32, Listening>,
     pub(super) next_ear: u32,
+    pub(super) steering: Steering,
     /// Visitors wait in the kernel's queues.
     pub(super) hold: bool,
     pub(super) handshakes_max: usize,
@@ -99,6 +101,7 @@ impl BridgeWorker {
             software: options.software.clone(),
             listening: BTreeMap::new(),
             next_ear: 0,
+            steering: Steering::new(options.steer),
             hold: false,
             handshakes_max: options.handshakes_max,
             streams_max: options.streams_max,
@@ -236,6 +239,7 @@ impl Resident for BridgeWorker {
         if cx.now >= self.report_at && !self.stopping {
             self.end_greetings(cx, false);
             self.report(cx);
+            self.steer();
         }
         let busy = self.plane.turn(cx);
         let busy = self.on_events(cx) || busy;

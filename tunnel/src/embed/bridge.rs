@@ -83,6 +83,7 @@ impl BridgeHost {
             tls,
             listeners: listeners.map_err(|error| EmbedError::Exposes(error.to_string()))?,
             handshakes_max: HANDSHAKES_MAX,
+            steer: true,
             streams_max: STREAMS_MAX,
             memory: MemoryLimits::default(),
             software: concat!("ringspan-tunnel/", env!("CARGO_PKG_VERSION")).into(),

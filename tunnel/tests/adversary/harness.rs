@@ -157,6 +157,7 @@ impl World {
             tls: tls.clone(),
             listeners: vec![listener],
             handshakes_max: 256,
+            steer: true,
             streams_max: 1024,
             memory: ringspan_tunnel::memory::MemoryLimits::default(),
             software: "adversary/bridge".into(),

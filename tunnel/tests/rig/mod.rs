@@ -106,6 +106,8 @@ pub(crate) struct Shape {
     pub(crate) window_bytes: u32,
     pub(crate) memory: MemoryLimits,
     pub(crate) carrier: CarrierMode,
+    /// Whether visitors come to where links are. Off, so that some are handed over.
+    pub(crate) steers: bool,
 }
 
 pub(crate) const MEMORY: MemoryLimits = MemoryLimits {
@@ -124,6 +126,7 @@ pub(crate) const RING: Shape = Shape {
     window_bytes: 256 << 10,
     memory: MEMORY,
     carrier: CarrierMode::Mux,
+    steers: false,
 };
 pub(crate) const EPOLL: Shape = Shape { io: IoBackend::Epoll, ..RING };
 
@@ -179,6 +182,7 @@ pub(crate) fn bridge_inheriting(shape: Shape, listeners: Vec<Listener>, inherite
         tls: tls.clone(),
         listeners,
         handshakes_max: 64,
+        steer: shape.steers,
         streams_max: 16_384,
         memory: shape.memory,
         software: "test".into(),
