@@ -246,7 +246,11 @@ pub enum Event {
     /// `Ok`: one more connection, and the accept is still armed. `Err`: the accept is over.
     Accepted(Result<Socket, Errno>),
     /// A poll is over: ready, failed, shut or cancelled; the next read or write tells which.
-    Ready,
+    Ready {
+        /// Behind what there is to be read comes the end: whoever has read less than was asked for may as well read on. A
+        /// hint, of polls for reading; `false` is not a promise.
+        ends: bool,
+    },
 }
 
 /// One event of one operation.

@@ -8,9 +8,12 @@ use rig::cable;
 use rig::{BridgeRig, EPOLL, RING, SHAPES, Shape};
 use ringspan_engine::kernel::ktls;
 use ringspan_tunnel::memory::MemoryLimits;
-use std::net::Shutdown;
+use socket2::SockRef;
+use std::io::Read;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::mpsc::Receiver;
 use std::thread;
+use std::time::Duration;
 
 /// Bytes of one visitor, each way.
 const VISITOR_BYTES: u64 = 24 << 20;
@@ -72,6 +75,40 @@ fn either_side_may_end_first() {
             let report = reports.recv_timeout(rig::PATIENCE).unwrap();
             assert_eq!((report.bytes, report.error), (up, None), "{shape:?} seed {seed}");
             assert_eq!(report.digest, finish(source.digest));
+        }
+    }
+}
+
+/// Bytes whose end comes with them are read together with it: all of them, also behind urgent data, at which a read stops
+/// short (the urgent byte itself is carried by nobody); and bytes with a reset behind them do not end cleanly.
+#[test]
+fn bytes_and_their_end_come_together() {
+    for shape in SHAPES {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let bridge = rig::bridge(shape, &["web"]);
+        let _agent = bridge.agent(shape, &[("web", listener.local_addr().unwrap())]);
+        let speaks = |speaker: &mut TcpStream, how: u32| {
+            let socket = SockRef::from(&*speaker);
+            socket.send(b"first").unwrap();
+            if how == 1 {
+                socket.send_out_of_band(b"!").unwrap();
+            }
+            socket.send(b"second").unwrap();
+            if how == 2 {
+                socket.set_linger(Some(Duration::ZERO)).unwrap();
+            }
+        };
+        for n in 0..60 {
+            let (how, backend_speaks) = (n % 3, n % 2 == 0);
+            let (visitor, backend) = (bridge.visit(0), listener.accept().unwrap().0);
+            let (mut speaker, mut hears) = if backend_speaks { (backend, visitor) } else { (visitor, backend) };
+            speaks(&mut speaker, how);
+            drop(speaker);
+            let mut heard = Vec::new();
+            match hears.read_to_end(&mut heard) {
+                Ok(_) => assert!(how < 2 && heard == b"firstsecond", "{shape:?} {n}: {heard:?}"),
+                Err(error) => assert!(how == 2, "{shape:?} {n}: {error}"),
+            }
         }
     }
 }

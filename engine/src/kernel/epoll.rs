@@ -291,7 +291,8 @@ impl Epoll {
             match watch.read {
                 Some((token, ReadFor::Poll)) => {
                     watch.read = None;
-                    completions.push(Completion { token, event: Event::Ready });
+                    let ends = events & libc::EPOLLRDHUP as u32 != 0;
+                    completions.push(Completion { token, event: Event::Ready { ends } });
                 }
                 Some((token, ReadFor::Accept)) => {
                     if let Some(errno) = accept_some(token, fd, completions) {
@@ -306,7 +307,7 @@ impl Epoll {
             && let Some((token, purpose)) = watch.write.take()
         {
             let event = match purpose {
-                WriteFor::Poll => Event::Ready,
+                WriteFor::Poll => Event::Ready { ends: false },
                 WriteFor::Connect => Event::Connected(connect_result(fd)),
             };
             completions.push(Completion { token, event });
@@ -481,7 +482,7 @@ fn knocked(token: Token, result: Result<(), Errno>) -> Completion {
 
 fn failed_read(token: Token, purpose: ReadFor, errno: Errno) -> Completion {
     let event = match purpose {
-        ReadFor::Poll => Event::Ready,
+        ReadFor::Poll => Event::Ready { ends: false },
         ReadFor::Accept => Event::Accepted(Err(errno)),
     };
     Completion { token, event }
@@ -489,7 +490,7 @@ fn failed_read(token: Token, purpose: ReadFor, errno: Errno) -> Completion {
 
 fn failed_write(token: Token, purpose: WriteFor, errno: Errno) -> Completion {
     let event = match purpose {
-        WriteFor::Poll => Event::Ready,
+        WriteFor::Poll => Event::Ready { ends: false },
         WriteFor::Connect => Event::Connected(Err(errno)),
     };
     Completion { token, event }

@@ -49,7 +49,7 @@ impl Resident for SelfCaller {
                 cx.io.submit(cx.token(POLL, 0, 0), Op::Poll { fd, interest: Interest::Read });
                 self.say(&format!("connected: {}", result.is_ok()));
             }
-            Event::Ready => {
+            Event::Ready { .. } => {
                 let mut buffer = [0; 16];
                 let n = self.caller.as_ref().expect("submitted with it").recv(&mut buffer).expect("ready");
                 self.open -= 1;

@@ -96,8 +96,7 @@ impl BridgeWorker {
                     let index = self.next_ear;
                     self.next_ear += 1;
                     let cursor = Cursor::starting_at(self.own.index);
-                    let listening =
-                        Listening { ear, cursor, armed: false, used: false, steered: None, end: End::Open };
+                    let listening = Listening { ear, cursor, armed: false, used: false, steered: None, end: End::Open };
                     self.listening.insert(index, listening);
                     self.steering.look_again();
                     self.accept(cx, index);

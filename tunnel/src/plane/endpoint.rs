@@ -42,6 +42,14 @@ enum Held {
     Pipe { pipe: Pipe, left: usize },
 }
 
+/// What comes behind bytes that were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Behind {
+    Unknown,
+    End,
+    Failure,
+}
+
 /// Which of its operations are in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Armed {
@@ -68,6 +76,8 @@ pub(super) struct Endpoint {
     pub(super) backend: u16,
     pub(super) stage: Stage,
     pub(super) armed: Armed,
+    /// Its end came with the bytes that are to be read, or before them.
+    pub(super) end_is_near: bool,
     /// The socket's end was read and FIN was sent.
     pub(super) read_ended: bool,
     /// The peer's FIN came: when nothing is held, the socket is shut for writing.
@@ -108,6 +118,7 @@ impl Endpoint {
             backend,
             stage,
             armed: Armed::default(),
+            end_is_near: false,
             read_ended: false,
             fin_due: false,
             shut: false,
@@ -186,15 +197,30 @@ impl Endpoint {
         self.fare.as_ref().is_some_and(|fare| fare.paced)
     }
 
-    /// Writes what the socket takes now and holds the rest. Returns how much was written.
-    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    /// Writes what the socket takes now and holds the rest. Returns how much was written. `last`: the clean end follows at
+    /// once, and may ride in the same segment.
+    pub(super) fn write(&mut self, bytes: &[u8], last: bool) -> io::Result<usize> {
         let mut written = 0;
         if self.writes_at_once() {
             self.before_write();
-            written = or_nothing(self.open_socket().send(bytes, false))?;
+            written = or_nothing(self.open_socket().send(bytes, last))?;
         }
         self.hold(&bytes[written..]);
         Ok(written)
+    }
+
+    /// Behind the first `n` bytes of the buffer, which were read a moment ago, the end is near: how many there are, and what
+    /// comes behind them. (Not always the end: a read stops short at urgent data, tcp(7).)
+    pub(super) fn read_on(&self, buffer: &mut [u8], n: usize) -> (usize, Behind) {
+        match self.open_socket().recv(&mut buffer[n..]) {
+            Ok(0) => (n, Behind::End),
+            Ok(more) => (n + more, Behind::Unknown),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                (n, Behind::Unknown)
+            }
+            // The kernel tells it once: the next read would be a clean end.
+            Err(_) => (n, Behind::Failure),
+        }
     }
 
     fn hold(&mut self, bytes: &[u8]) {

@@ -383,7 +383,10 @@ impl Plane {
                     return;
                 }
                 match (op, event) {
-                    (OP_READ, _) => self.source_ready(key),
+                    (OP_READ, event) => {
+                        e.end_is_near = matches!(event, IoEvent::Ready { ends: true });
+                        self.source_ready(key);
+                    }
                     (OP_WRITE, _) => self.flush(cx, key),
                     (_, IoEvent::Connected(Ok(()))) => self.on_connected(cx, key),
                     (_, IoEvent::Connected(Err(errno))) => self.dial_failed(cx, key, dial_reason(errno)),

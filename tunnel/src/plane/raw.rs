@@ -206,7 +206,7 @@ impl Plane {
     fn raw_bytes(&mut self, cx: &mut Cx<'_>, key: Key, endpoint: Key, bytes: &[u8]) {
         let Some(e) = self.endpoints.get_mut(endpoint).filter(|e| e.is_live()) else { return };
         let held = e.held_bytes();
-        let result = e.write(bytes);
+        let result = e.write(bytes, false);
         let after = e.held_bytes();
         self.on_held(held, after);
         self.stats.bytes_spilled.add((after - held) as u64);

@@ -246,7 +246,7 @@ impl Plane {
                     if over {
                         c.reading = Reading::Head;
                     }
-                    self.deliver(cx, key, id, owner, &bytes[..n]);
+                    self.deliver(cx, key, (id, owner), &bytes[..n], over && fin);
                     if over && fin {
                         self.on_fin(cx, owner);
                     }
@@ -349,11 +349,11 @@ impl Plane {
         Ok(())
     }
 
-    fn deliver(&mut self, cx: &mut Cx<'_>, key: Key, id: u32, owner: Key, bytes: &[u8]) {
+    fn deliver(&mut self, cx: &mut Cx<'_>, key: Key, (id, owner): (u32, Key), bytes: &[u8], last: bool) {
         // A socket that failed inside the frame takes no more; the mux has reset its stream.
         let Some(e) = self.endpoints.get_mut(owner).filter(|e| e.is_live()) else { return };
         let held = e.held_bytes();
-        let result = e.write(bytes);
+        let result = e.write(bytes, last);
         let after = e.held_bytes();
         self.on_held(held, after);
         self.stats.bytes_spilled.add((after - held) as u64);

@@ -9,7 +9,7 @@
 
 use super::carrier::{Carrier, Lost};
 use super::direct::Load;
-use super::endpoint::{Endpoint, Stage, drain, or_nothing};
+use super::endpoint::{Behind, Endpoint, Stage, drain, or_nothing};
 use super::{OP_CARRIER_WRITE, Plane};
 use crate::frame::{HEADER_BYTES, Header, Reason};
 use crate::limits::Way;
@@ -187,8 +187,13 @@ impl Plane {
                 self.on_read_end(cx, owner);
             }
             Ok(n) => {
+                let (n, behind) = if e.end_is_near && n < ask {
+                    e.read_on(&mut scratch[at..at + ask], n)
+                } else {
+                    (n, Behind::Unknown)
+                };
                 let first_words = e.unplaced.as_mut().is_some_and(|unplaced| unplaced.keep(&scratch[at..at + n]));
-                let header = c.mux.sent(id, n as u32, false, n == ask);
+                let header = c.mux.sent(id, n as u32, behind == Behind::End, n == ask);
                 put(scratch, len, &header);
                 *len += n;
                 self.stats.frames_sent.add(1);
@@ -202,7 +207,7 @@ impl Plane {
                 } else if n < ask {
                     e.streak = 0;
                 }
-                if n < ask {
+                if n < ask && behind == Behind::Unknown {
                     self.arm_read(cx, owner);
                 }
                 if first_words {
@@ -212,6 +217,11 @@ impl Plane {
                     self.pay(owner, Way::Up, cx.now, n);
                 }
                 self.on_carried(owner, n);
+                match behind {
+                    Behind::Unknown => {}
+                    Behind::End => self.on_read_end(cx, owner),
+                    Behind::Failure => self.fail(cx, owner, Reason::SocketReset),
+                }
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 c.mux.dry(id);

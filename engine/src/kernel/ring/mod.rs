@@ -251,7 +251,9 @@ impl Ring {
             Work::Connect(to) => self.queue.push_connect(File::Fd(slot.fd), RawAddr::new(&to), data)?,
             Work::ConnectPoll => self.queue.push_poll(File::Fd(slot.fd), libc::POLLOUT, data)?,
             Work::Accept => self.queue.push_accept(slot.fd, self.multishot_accept, data)?,
-            Work::Poll { write: false } => self.queue.push_poll(File::Fd(slot.fd), libc::POLLIN, data)?,
+            Work::Poll { write: false } => {
+                self.queue.push_poll(File::Fd(slot.fd), libc::POLLIN | libc::POLLRDHUP, data)?
+            }
             Work::Poll { write: true } => self.queue.push_poll(File::Fd(slot.fd), libc::POLLOUT, data)?,
             Work::Free => unreachable!("`get` gives none that is free"),
         }
@@ -285,7 +287,10 @@ impl Ring {
                 };
                 self.end_slot(index, Event::Connected(verdict));
             }
-            Work::Poll { .. } => self.end_slot(index, Event::Ready),
+            Work::Poll { .. } => {
+                let ends = result > 0 && result & i32::from(libc::POLLRDHUP) != 0;
+                self.end_slot(index, Event::Ready { ends });
+            }
             Work::Accept => {
                 if result >= 0 {
                     // SAFETY: an accept's positive result is a descriptor made for us (io_uring_enter(2)), nobody
@@ -545,7 +550,7 @@ fn cancelled(work: Work) -> Event {
     match work {
         Work::Connect(_) | Work::ConnectPoll => Event::Connected(Err(errno)),
         Work::Accept => Event::Accepted(Err(errno)),
-        Work::Poll { .. } | Work::Free => Event::Ready,
+        Work::Poll { .. } | Work::Free => Event::Ready { ends: false },
     }
 }
 

@@ -20,7 +20,7 @@ fn drain(socket: &Socket) {
 
 fn ready(completions: Vec<Completion>) -> Vec<Token> {
     let tokens = completions.into_iter().map(|c| match c.event {
-        Event::Ready => c.token,
+        Event::Ready { .. } => c.token,
         event => panic!("not a poll's: {event:?}"),
     });
     tokens.collect()
@@ -62,6 +62,23 @@ fn ends_make_ready() {
             drop(far);
             assert_eq!(ready(rig.wait_for(1)), [token(READ, 0)]);
             assert_eq!(near.recv(&mut [0; 8]).ok(), (!reset).then_some(0));
+        }
+    });
+}
+
+/// A reader is told that the end is behind its bytes if it is, and not if it is not.
+#[test]
+fn ends_are_announced() {
+    on_every_io(|rig| {
+        for end in [false, true] {
+            let (near, far) = pair();
+            far.send(b"last words", false).expect("room");
+            if end {
+                far.shutdown(Shutdown::Write);
+            }
+            rig.io.submit(token(READ, 0), Op::Poll { fd: near.fd(), interest: Interest::Read });
+            let told = rig.wait_for(1).pop().expect("one").event;
+            assert!(matches!(told, Event::Ready { ends } if ends == end), "{told:?} on {}", rig.tier);
         }
     });
 }

@@ -217,7 +217,7 @@ impl Scene {
                         (stage, event) => panic!("{event:?} while {stage:?} on {tier}"),
                     };
                 }
-                (KNOCK, Event::Knocked(Ok(()))) | (READ | WRITE, Event::Ready) => {}
+                (KNOCK, Event::Knocked(Ok(()))) | (READ | WRITE, Event::Ready { .. }) => {}
                 (KNOCK, Event::Knocked(Err(Errno(errno)))) => {
                     let known = [libc::ECONNREFUSED, libc::ECONNRESET, libc::ECANCELED];
                     assert!(known.contains(&errno), "{} on {tier}", Errno(errno));
