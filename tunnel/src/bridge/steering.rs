@@ -84,7 +84,8 @@ mod tests {
     fn visitors_come_where_links_are() {
         let agents = [0, 1].map(|_| AgentId::of(&SigningKey::generate().public()));
         let (up, down) = (Health::Up, Health::Down);
-        let table: [(&[(usize, usize)], &[(usize, Health)], usize, &[u16]); 9] = [
+        type Row<'a> = (&'a [(usize, usize)], &'a [(usize, Health)], usize, &'a [u16]);
+        let table: [Row<'_>; 9] = [
             (&[(0, 1)], &[(0, up)], 4, &[1]),
             (&[(0, 1), (0, 3)], &[(0, up)], 4, &[1, 3]),
             (&[(0, 0), (1, 2)], &[(0, up), (1, up)], 4, &[0, 2]),
