@@ -18,6 +18,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// Bytes of one visitor, each way.
 const VISITOR_BYTES: u64 = 6 << 20;
@@ -204,6 +205,33 @@ fn other_records_are_understood() {
         oracle.sock.write_all(&[&[23, 3, 3, 0, 40][..], &[7; 40]].concat()).unwrap();
         bridge.log.wait_for("handshake ", all + 1);
         assert_eq!(bridge.log.count("closed by the peer"), ends + 2, "a forged record is no end");
+        until_closed(oracle);
+    }
+}
+
+/// Half a record, and then nothing: on some kernels the socket is readable for as long as that lasts, and has nothing. It is
+/// looked at now and then, and not as often as the machine can.
+#[test]
+fn half_a_record_keeps_nobody_busy() {
+    kernel_has_tls("half_a_record_keeps_nobody_busy");
+    for io in [RING, EPOLL] {
+        let bridge = rig::bridge(Shape { tls: true, workers: 1, ..io }, &["web"]);
+        let mut oracle = stranger(&bridge, suites()[0]);
+        // Behind a whole one: whoever has read that asks the kernel for more while the half is there.
+        oracle.conn.writer().write_all(&[0]).unwrap();
+        let mut records = Vec::new();
+        oracle.conn.write_tls(&mut records).unwrap();
+        records.extend([23, 3, 3, 0, 40, 1, 2, 3]);
+        oracle.sock.write_all(&records).unwrap();
+        let (before, since) = (bridge.stats().link_reads, Instant::now());
+        // Nothing happens that could be waited for: this is the time in which looks are counted.
+        thread::sleep(Duration::from_millis(200));
+        let (looks, time) = (bridge.stats().link_reads - before, since.elapsed());
+        println!("{io:?}: {looks} looks in {time:?}");
+        assert!(u128::from(looks) <= 3 * time.as_millis() / 2 + 20, "{io:?}: {looks} looks in {time:?}");
+        // The rest of it: not a record of hers, so it is the end.
+        oracle.sock.write_all(&[7; 37]).unwrap();
+        bridge.log.wait_for("handshake ", 1);
         until_closed(oracle);
     }
 }

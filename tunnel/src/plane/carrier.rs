@@ -99,6 +99,8 @@ pub(crate) struct Carrier {
     /// The last DATA frame was worth splicing: read the next header alone, so that its payload stays in the kernel.
     pub(super) bulk: bool,
     pub(super) readable: bool,
+    /// The kernel has said that it is, and no byte has come since.
+    pub(super) woken: bool,
     /// The role looks at a HELLO: nothing is read or parsed until it is done.
     pub(super) paused: bool,
     /// Bytes that had been read behind that HELLO.
@@ -129,6 +131,12 @@ pub(crate) struct Carrier {
 }
 
 impl Carrier {
+    /// Bytes have come.
+    pub(super) fn on_bytes(&mut self, now: Instant) {
+        self.woken = false;
+        self.signs.on_heard(now);
+    }
+
     pub(super) fn new(socket: Socket, tls: Tls, mux: Mux<Key>, signs: Signs, now: Instant) -> Carrier {
         Carrier {
             socket,
@@ -150,6 +158,7 @@ impl Carrier {
             body: Vec::new(),
             bulk: false,
             readable: true,
+            woken: false,
             paused: false,
             stash: Vec::new(),
             announced: false,

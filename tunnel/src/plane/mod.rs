@@ -14,6 +14,7 @@ mod direct;
 mod endpoint;
 mod ends;
 mod fare;
+mod naps;
 mod offload;
 mod options;
 mod pipes;
@@ -35,6 +36,7 @@ pub(crate) use endpoint::dial_reason;
 use endpoint::{Endpoint, Stage};
 pub(crate) use fare::Fare;
 use fare::{LOOKS_MIN, Look};
+use naps::Naps;
 use options::Settled;
 pub use options::{CarrierMode, Mover, PlaneOptions};
 use pipes::Pipes;
@@ -150,6 +152,8 @@ pub(crate) struct Plane {
     moving: Vec<(Key, usize)>,
     /// Visitors that have spoken and whose backends had given no sign then, and when to ask for one, in order.
     signs: VecDeque<(Instant, Key)>,
+    /// Carriers that were woken for nothing.
+    naps: Naps,
     /// Limited streams, by when to look at them.
     looks: BinaryHeap<Reverse<(Instant, Key, Look)>>,
     /// So many, and those of streams that are over are forgotten.
@@ -188,6 +192,7 @@ impl Plane {
             dial_max,
             moving: Vec::new(),
             signs: VecDeque::new(),
+            naps: Naps::new(),
             looks: BinaryHeap::new(),
             looks_max: LOOKS_MIN,
             options,
@@ -362,7 +367,7 @@ impl Plane {
             OP_CARRIER_READ | OP_CARRIER_WRITE => {
                 let Some(c) = self.carriers.get_mut(key) else { return };
                 if token.op() == OP_CARRIER_READ {
-                    (c.read_armed, c.readable) = (false, true);
+                    (c.read_armed, c.readable, c.woken) = (false, true, true);
                 } else {
                     c.write_armed = false;
                 }
@@ -404,7 +409,8 @@ impl Plane {
     /// When the plane wants a turn at the latest.
     pub(crate) fn tick_at(&self) -> Instant {
         let look = self.looks.peek().map(|Reverse((at, ..))| *at);
-        look.map_or(self.tick_at, |look| look.min(self.tick_at))
+        let nap = self.naps.front().map(|(at, _)| *at);
+        [look, nap].into_iter().flatten().fold(self.tick_at, Instant::min)
     }
 }
 

@@ -9,16 +9,15 @@
 //! Small reads are copied, large ones spliced, as on the mux; under a cipher in user space all are copied. There the end
 //! is close_notify (RFC 8446 §6.1), and an end without it is a cut.
 
+use super::Plane;
 use super::carrier::{Carrier, Lost};
 use super::direct::{Fin, Load};
 use super::endpoint::{Stage, drain};
 use super::tx::Sent;
-use super::{OP_CARRIER_READ, Plane};
 use crate::frame::Reason;
 use crate::moving::Way;
 use crate::slots::Key;
 use crate::stats::WorkerStats;
-use ringspan_engine::io::{Interest, Op};
 use ringspan_engine::kernel::ktls::{CLOSE_NOTIFY, record};
 use ringspan_engine::kernel::{Pipe, Shutdown};
 use ringspan_engine::resident::Cx;
@@ -111,12 +110,12 @@ impl Plane {
                     budget = self.bulk_came(cx, key, budget, n);
                     // A short read has emptied the socket: the next one would only say so.
                     if n < ask {
-                        self.wait_raw(cx, key);
+                        self.wait_readable(cx, key);
                         return Ok(());
                     }
                 }
                 Got::Nothing => {
-                    self.wait_raw(cx, key);
+                    self.wait_readable(cx, key);
                     return Ok(());
                 }
                 Got::End => {
@@ -128,11 +127,10 @@ impl Plane {
         Ok(())
     }
 
-    /// The peer has said something, which a readable socket alone does not mean: half a record of the kernel's TLS seems to make
-    /// it so for as long as it waits (by reading net/strparser, which leaves the bytes with TCP until all are there).
+    /// The peer has said something, which a readable socket alone does not mean: see [`naps`](super::naps).
     fn bulk_came(&mut self, cx: &Cx<'_>, key: Key, budget: usize, n: usize) -> usize {
         if let Some(c) = self.carriers.get_mut(key) {
-            c.signs.on_heard(cx.now);
+            c.on_bytes(cx.now);
         }
         self.bulk_moved(budget, n)
     }
@@ -151,7 +149,7 @@ impl Plane {
             other => {
                 self.pipes.put(pipe);
                 match &other {
-                    Ok(Got::Nothing) => self.wait_raw(cx, key),
+                    Ok(Got::Nothing) => self.wait_readable(cx, key),
                     Ok(Got::End) => self.raw_end(cx, key, endpoint),
                     Ok(Got::Bytes(_)) | Err(_) => {}
                 }
@@ -184,7 +182,7 @@ impl Plane {
         let n = match Got::of(c.socket.recv(space))? {
             Got::Bytes(n) => n,
             Got::Nothing => {
-                self.wait_raw(cx, key);
+                self.wait_readable(cx, key);
                 return Ok(Got::Nothing);
             }
             Got::End => return Err(Lost::end()),
@@ -198,7 +196,7 @@ impl Plane {
         // An answer of the cipher's own (a key update) may have to go out.
         self.queue(key);
         if n < ask {
-            self.wait_raw(cx, key);
+            self.wait_readable(cx, key);
         }
         Ok(Got::Bytes(n))
     }
@@ -222,13 +220,6 @@ impl Plane {
             e.moving.on_end();
         }
         self.on_fin(cx, endpoint);
-    }
-
-    fn wait_raw(&mut self, cx: &mut Cx<'_>, key: Key) {
-        let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.read_armed) else { return };
-        (c.readable, c.read_armed) = (false, true);
-        let (fd, interest) = (c.socket.fd(), Interest::Read);
-        cx.io.submit(cx.token(OP_CARRIER_READ, key.generation, key.index), Op::Poll { fd, interest });
     }
 
     /// Writes what the stream's socket has, behind what the carrier did not take before.

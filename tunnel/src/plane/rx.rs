@@ -13,12 +13,11 @@ use super::carrier::{Carrier, Lost, Phase, Reading};
 use super::direct::Load;
 use super::endpoint::Endpoint;
 use super::offload::received;
-use super::{Event, OP_CARRIER_READ, Plane, TURN_BYTES};
+use super::{Event, Plane, TURN_BYTES};
 use crate::frame::{FLAG_JOIN, HEADER_BYTES, Header, Kind, OPEN_BYTES_MAX, Reason, Violation};
 use crate::limits::Way;
 use crate::mux::{Input, OpenInfo, Side};
 use crate::slots::Key;
-use ringspan_engine::io::{Interest, Op};
 use ringspan_engine::resident::Cx;
 use std::io;
 
@@ -98,7 +97,7 @@ impl Plane {
                 return Ok(());
             };
             let c = self.carriers.get_mut(key).expect("it was there a moment ago");
-            c.signs.on_heard(cx.now);
+            c.on_bytes(cx.now);
             self.parse(cx, key, &scratch[..n])?;
             budget = budget.saturating_sub(n);
             // A short read has emptied the socket: the next one would only say so.
@@ -134,7 +133,7 @@ impl Plane {
                 return Err(lost);
             }
         };
-        c.signs.on_heard(cx.now);
+        c.on_bytes(cx.now);
         let Reading::Data { id, owner, left, fin } = &mut c.reading else { unreachable!("only DATA is spliced") };
         *left -= n;
         let (id, owner, over, fin) = (*id, *owner, *left == 0, *fin);
@@ -202,13 +201,6 @@ impl Plane {
             c.tls = Some(tls);
         }
         result
-    }
-
-    fn wait_readable(&mut self, cx: &mut Cx<'_>, key: Key) {
-        let Some(c) = self.carriers.get_mut(key).filter(|c| c.is_live() && !c.read_armed) else { return };
-        (c.readable, c.read_armed) = (false, true);
-        let (fd, interest) = (c.socket.fd(), Interest::Read);
-        cx.io.submit(cx.token(OP_CARRIER_READ, key.generation, key.index), Op::Poll { fd, interest });
     }
 
     /// Takes bytes of the carrier in any pieces.

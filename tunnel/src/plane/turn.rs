@@ -25,6 +25,7 @@ impl Plane {
             self.on_tick(cx);
         }
         self.look(cx);
+        self.end_naps(cx);
         let mut framed = std::mem::take(&mut self.work);
         framed.retain(|&key| {
             let is_bulk = self.carriers.get(key).is_some_and(|c| c.is_raw());
