@@ -81,7 +81,13 @@ mod tests {
     #[test]
     fn only_who_is_named_is_given_any() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
-            let group = Socket::listen_group(&address.parse().unwrap(), 128, 3).unwrap();
+            let group = match Socket::listen_group(&address.parse().unwrap(), 128, 3) {
+                Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                    println!("SKIPPED {address}: {error}");
+                    continue;
+                }
+                group => group.unwrap(),
+            };
             assert!(shares(&group).iter().all(|share| *share > 0));
             group[2].steer(&[1]).unwrap();
             assert_eq!(shares(&group), [0, 60, 0], "{address}");
