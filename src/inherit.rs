@@ -35,7 +35,8 @@ pub(crate) fn has(address: SocketAddr) -> bool {
 fn take(address: SocketAddr, is_udp: bool) -> Option<OwnedFd> {
     let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     let at = pool.iter().position(|w| w.address == address && w.is_udp == is_udp)?;
-    Some(pool.swap_remove(at).fd)
+    // Those that are left keep their order: the sockets of a group have places (Socket::steer).
+    Some(pool.remove(at).fd)
 }
 
 /// What nobody has asked for; at paths it is closed.

@@ -6,6 +6,7 @@ mod rig;
 use rig::backend::{self, Order, Source, ask, finish, read_all};
 use rig::cable;
 use rig::{BridgeRig, EPOLL, PATIENCE, RING, SHAPES, Shape};
+use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::bridge::CarrierMode;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
@@ -114,6 +115,39 @@ fn either_side_may_end_first() {
             assert_eq!(read_all(&mut stream, seed), (down, finish(sent.digest), None), "{shape:?} down {down}");
             assert_eq!(reports.recv_timeout(PATIENCE).unwrap().error, None);
         }
+        until("all direct carriers have ended", || bridge.stats().direct_open == 0);
+    }
+}
+
+/// What would make a stream move comes with its end: then it stays, and is whole.
+#[test]
+fn an_end_moves_nowhere() {
+    // 21 pieces up and down are not enough to move (512 KiB), and one more up is.
+    let piece = vec![7; 12_200];
+    for shape in shapes() {
+        let (address, reports) = backend::start();
+        let bridge = rig::bridge(shape, &["web"]);
+        let _agent = bridge.agent(shape, &[("web", address)]);
+        warm(&bridge);
+        reports.recv_timeout(PATIENCE).unwrap();
+        let moved = bridge.stats().streams_moved;
+        for n in 0..20 {
+            let mut stream = bridge.visit(0);
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_nodelay(true).unwrap();
+            ask(&mut stream, Order::Echo, n, 0);
+            let mut back = vec![0; piece.len()];
+            for _ in 0..21 {
+                stream.write_all(&piece).unwrap();
+                stream.read_exact(&mut back).unwrap();
+            }
+            // In one segment.
+            let sent = Socket::from_owned(stream.try_clone().unwrap().into()).send(&piece, true).unwrap();
+            assert_eq!(sent, piece.len());
+            stream.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read_all(&mut stream, n).0, piece.len() as u64, "{shape:?} {n}");
+        }
+        assert_eq!(bridge.stats().streams_moved, moved, "{shape:?}");
         until("all direct carriers have ended", || bridge.stats().direct_open == 0);
     }
 }

@@ -2,6 +2,7 @@
 //! open by a supervisor (the LISTEN_FDS protocol, sd_listen_fds(3)).
 
 use super::socket::{Socket, check_size};
+use std::collections::HashSet;
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
@@ -96,14 +97,25 @@ pub fn recv_fds(from: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<O
     Ok((n, fds))
 }
 
-/// Copies of this process' sockets that listen, or that are bound to a port for datagrams of anybody, as /proc says.
+/// Copies of this process' sockets that listen, or that are bound to a port for datagrams of anybody, as /proc says: each
+/// once, in the order of their numbers.
 ///
 /// # Errors
 /// No /proc.
 pub fn waiting_sockets() -> io::Result<Vec<Waiting>> {
-    let mut found = Vec::new();
+    // All numbers first: /proc would list the copies, too, where there is more than it says in one go.
+    let mut numbers = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
-        let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()) else { continue };
+        numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
+    }
+    numbers.sort_unstable();
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    for fd in numbers {
+        // "socket:[inode]", the same for all copies of one.
+        let Ok(name) = std::fs::read_link(format!("/proc/self/fd/{fd}")) else { continue };
+        if !name.as_os_str().as_encoded_bytes().starts_with(b"socket:") || !seen.insert(name) {
+            continue;
+        }
         // SAFETY: fcntl(2) with F_DUPFD_CLOEXEC takes integers; a number that has been closed meanwhile is an error, and
         // one that it gives is fresh and ours alone.
         let copy = unsafe {

@@ -205,18 +205,23 @@ impl Socket {
     }
 
     /// One listening socket per worker on the same address ([`listen`](Socket::listen), shared). Port 0 is chosen once
-    /// for all of them.
+    /// for all of them. They listen in the order of their descriptors' numbers: whoever gets the sockets from
+    /// [`waiting_sockets`](super::handover::waiting_sockets) knows by that each one's place ([`steer`](Socket::steer)).
     ///
     /// # Errors
     /// As [`listen`](Socket::listen).
     pub fn listen_group(address: &SocketAddr, backlog: i32, count: usize) -> io::Result<Vec<Socket>> {
-        let first = Socket::listen(address, backlog, count > 1)?;
-        let address = first.local_addr()?;
-        let mut group = vec![first];
-        while group.len() < count {
-            let socket = Socket::tcp(Family::of(&address))?;
-            socket.bind_listen(&address, Some(backlog), true)?;
-            group.push(socket);
+        let family = Family::of(address);
+        if count > 1 {
+            Socket::tcp(family)?.bind_listen(address, None, false)?;
+        }
+        let mut group = (0..count.max(1)).map(|_| Socket::tcp(family)).collect::<io::Result<Vec<Socket>>>()?;
+        // They are in that order already, unless another thread has closed something in between.
+        group.sort_by_key(Socket::raw);
+        let mut address = *address;
+        for socket in &group {
+            socket.bind_listen(&address, Some(backlog), count > 1)?;
+            address = socket.local_addr()?;
         }
         Ok(group)
     }

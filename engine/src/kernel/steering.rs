@@ -65,6 +65,7 @@ fn drawing(places: &[u16]) -> Vec<libc::sock_filter> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::handover::waiting_sockets;
     use std::net::TcpStream;
 
     /// Who of the group has got how many of 60 visitors.
@@ -97,6 +98,22 @@ mod tests {
             group[1].steer(&[]).unwrap();
             assert!(shares(&group).iter().all(|share| *share > 0), "{address}");
             assert_eq!(group[1].steer(&[]).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        }
+    }
+
+    /// Whoever is given the sockets by the process that bound them, in the order in which they are found, knows their places.
+    #[test]
+    fn places_are_known_after_a_handover() {
+        let group = Socket::listen_group(&"127.0.0.1:0".parse().unwrap(), 128, 4).unwrap();
+        let address = group[0].local_addr().unwrap();
+        let found = waiting_sockets().unwrap().into_iter().filter(|waiting| waiting.address == address);
+        let found: Vec<Socket> = found.map(|waiting| Socket::from_owned(waiting.fd)).collect();
+        assert_eq!(found.len(), 4);
+        for place in [2, 0, 3, 1] {
+            found[0].steer(&[place]).unwrap();
+            let mut wanted = [0; 4];
+            wanted[usize::from(place)] = 60;
+            assert_eq!(shares(&found), wanted);
         }
     }
 

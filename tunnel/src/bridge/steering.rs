@@ -1,7 +1,8 @@
 //! Which of a listener's sockets the kernel gives new visitors to: those of workers that have a link to where they go, if
 //! only some have. Otherwise a visitor of another worker has to be handed over, which wakes two workers for one visitor.
 //! Promise: it matters only to who accepts, never to where a visitor is sent; where the kernel refuses, or a link is lost
-//! a moment ago, visitors are handed over as before. Looked at once a second, and only if something has changed.
+//! a moment ago, or inherited sockets are not in the order in which they were bound, visitors are handed over as before.
+//! Looked at once a second, and only if something has changed.
 //!
 //! Measured with an agent whose link is one carrier, a bridge of two workers on two cores, and a connection for each
 //! request: 5 to 14 % more connections a second, as with one worker (Linux 6.18, 2026-11).

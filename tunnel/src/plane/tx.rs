@@ -207,7 +207,9 @@ impl Plane {
                 } else if n < ask {
                     e.streak = 0;
                 }
-                if n < ask && behind == Behind::Unknown {
+                if behind == Behind::End {
+                    self.note_read_end(owner);
+                } else if n < ask && behind == Behind::Unknown {
                     self.arm_read(cx, owner);
                 }
                 if first_words {
@@ -219,7 +221,7 @@ impl Plane {
                 self.on_carried(owner, n);
                 match behind {
                     Behind::Unknown => {}
-                    Behind::End => self.on_read_end(cx, owner),
+                    Behind::End => self.settle(cx, owner),
                     Behind::Failure => self.fail(cx, owner, Reason::SocketReset),
                 }
             }
@@ -309,10 +311,15 @@ impl Plane {
 
     /// The socket's clean end went out as FIN.
     fn on_read_end(&mut self, cx: &mut Cx<'_>, owner: Key) {
+        self.note_read_end(owner);
+        self.settle(cx, owner);
+    }
+
+    /// The same, and it is settled in a moment: from now on this direction does not move.
+    fn note_read_end(&mut self, owner: Key) {
         if let Some(e) = self.endpoints.get_mut(owner) {
             e.read_ended = true;
             e.moving.end();
-            self.settle(cx, owner);
         }
     }
 
