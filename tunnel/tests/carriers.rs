@@ -55,6 +55,7 @@ fn is_reset(kind: Option<ErrorKind>) -> bool {
 #[test]
 fn every_byte_comes_back() {
     for shape in shapes() {
+        println!("{shape:?}");
         let (address, _reports) = backend::start();
         let bridge = rig::bridge(shape, &["web"]);
         let agent = bridge.agent(shape, &[("web", address)]);
@@ -84,6 +85,7 @@ fn every_byte_comes_back() {
 #[test]
 fn either_side_may_end_first() {
     for shape in shapes() {
+        println!("{shape:?}");
         let (address, reports) = backend::start();
         let bridge = rig::bridge(shape, &["web"]);
         let _agent = bridge.agent(shape, &[("web", address)]);
@@ -125,6 +127,7 @@ fn an_end_moves_nowhere() {
     // 21 pieces up and down are not enough to move (512 KiB), and one more up is.
     let piece = vec![7; 12_200];
     for shape in shapes() {
+        println!("{shape:?}");
         let (address, reports) = backend::start();
         let bridge = rig::bridge(shape, &["web"]);
         let _agent = bridge.agent(shape, &[("web", address)]);
@@ -156,6 +159,7 @@ fn an_end_moves_nowhere() {
 #[test]
 fn resets_stay_resets() {
     for shape in shapes() {
+        println!("{shape:?}");
         let (address, reports) = backend::start();
         let bridge = rig::bridge(shape, &["web"]);
         let agent = bridge.agent(shape, &[("web", address)]);
@@ -189,6 +193,7 @@ fn resets_stay_resets() {
 #[test]
 fn slow_readers_get_everything() {
     for shape in shapes() {
+        println!("{shape:?}");
         let (address, _reports) = backend::start();
         let bridge = rig::bridge(shape, &["web"]);
         let _agent = bridge.agent(shape, &[("web", address)]);
@@ -212,6 +217,7 @@ fn slow_readers_get_everything() {
 #[test]
 fn bytes_survive_any_split() {
     for shape in shapes() {
+        println!("{shape:?}");
         let (address, _reports) = backend::start();
         let bridge = rig::bridge(shape, &["web"]);
         let cable = cable::choppy(bridge.handle.link_address());
@@ -252,6 +258,7 @@ fn refused_backends_are_told() {
 #[test]
 fn a_lost_direct_carrier_costs_its_stream() {
     for shape in shapes() {
+        println!("{shape:?}");
         let (address, reports) = backend::start();
         let bridge = rig::bridge(shape, &["web"]);
         let cable = cable::straight(bridge.handle.link_address());
@@ -283,6 +290,7 @@ fn a_lost_direct_carrier_costs_its_stream() {
 #[test]
 fn a_lost_link_leaves_direct_streams() {
     for shape in shapes() {
+        println!("{shape:?}");
         let shape = Shape { workers: 1, carriers: 1, ..shape };
         let (address, _reports) = backend::start();
         let bridge = rig::bridge(shape, &["web"]);

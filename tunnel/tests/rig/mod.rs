@@ -506,9 +506,17 @@ fn end(workers: &mut Option<Workers>, stop: &AtomicBool, bell: &Bell, thread: &m
     assert!(ended.is_ok() || std::thread::panicking());
 }
 
+/// What a failed test wants to know, too: what is open, held or moved.
+fn show(stats: &Stats) {
+    if std::thread::panicking() {
+        println!("{stats:?}");
+    }
+}
+
 impl Drop for AgentRig {
     fn drop(&mut self) {
         self.log.show("agent");
+        show(&self.handle.stats());
         end(&mut self.workers, &self.stop, &self.bell, &mut self.thread);
     }
 }
@@ -516,6 +524,7 @@ impl Drop for AgentRig {
 impl Drop for BridgeRig {
     fn drop(&mut self) {
         self.log.show("bridge");
+        show(&self.handle.stats());
         end(&mut self.workers, &self.stop, &self.bell, &mut self.thread);
     }
 }
