@@ -76,6 +76,6 @@ pub(crate) fn splice(listen: SocketAddr, connect: SocketAddr) -> Result<(), Fail
 /// The port cannot be had, or the backend is not there.
 pub(crate) fn messages(listen: SocketAddr, connect: SocketAddr) -> Result<(), Failure> {
     // Not std's listener: its backlog of 128 is too few for visitors who all come at once.
-    let socket = Socket::listen(&listen, 4096, false).map_err(|e| format!("listen on {listen}: {e}"))?;
+    let socket = Socket::listen(&listen, 4096).map_err(|e| format!("listen on {listen}: {e}"))?;
     message_relay(&socket.into_owned().into(), connect).map_err(|e| format!("relay of messages: {e}"))
 }

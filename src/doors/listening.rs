@@ -20,7 +20,7 @@ const LINGER_MAX: Duration = Duration::from_secs(2);
 pub(super) fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = match crate::inherit::tcp(address) {
         Some(inherited) => Socket::from_owned(inherited),
-        None => Socket::listen(&address, BACKLOG, false)?,
+        None => Socket::listen(&address, BACKLOG)?,
     };
     // Accepted sockets inherit all of it; they would work without.
     let _ = socket.set_nodelay();

@@ -4,8 +4,8 @@
 mod rig;
 
 use rig::backend::{self, Order, Source, ask, finish, read_all};
-use rig::cable;
-use rig::{BridgeRig, EPOLL, PATIENCE, RING, SHAPES, Shape};
+use rig::cable::{self, Cable};
+use rig::{AgentRig, BridgeRig, EPOLL, PATIENCE, RING, SHAPES, Shape};
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::bridge::CarrierMode;
 use std::io::{ErrorKind, Read, Write};
@@ -44,6 +44,16 @@ fn until(what: &str, mut is: impl FnMut() -> bool) {
 fn warm(bridge: &BridgeRig) {
     echo(bridge, 1, 2 << 20);
     until("a direct carrier waits", || bridge.stats().direct_spare > 0);
+}
+
+/// A bridge and an agent of one carrier with a cable between them, and a direct carrier waits.
+fn cabled(shape: Shape, address: SocketAddr) -> (BridgeRig, Cable, AgentRig) {
+    let bridge = rig::bridge(shape, &["web"]);
+    let cable = cable::straight(bridge.handle.link_address());
+    let agent = bridge.agent_via(shape, cable.address, &[("web", address)]);
+    bridge.log.wait_for(&format!("health {} 0 Up", agent.id), 1);
+    warm(&bridge);
+    (bridge, cable, agent)
 }
 
 fn is_reset(kind: Option<ErrorKind>) -> bool {
@@ -293,11 +303,7 @@ fn a_lost_link_leaves_direct_streams() {
         println!("{shape:?}");
         let shape = Shape { workers: 1, carriers: 1, ..shape };
         let (address, _reports) = backend::start();
-        let bridge = rig::bridge(shape, &["web"]);
-        let cable = cable::straight(bridge.handle.link_address());
-        let agent = bridge.agent_via(shape, cable.address, &[("web", address)]);
-        bridge.log.wait_for(&format!("health {} 0 Up", agent.id), 1);
-        warm(&bridge);
+        let (bridge, cable, agent) = cabled(shape, address);
         let bytes = 64 << 20;
         let mut visitor = bridge.visit(0);
         ask(&mut visitor, Order::Send, 3, bytes);
@@ -326,11 +332,7 @@ fn a_silent_orphan_ends() {
     let silent = |shape: Shape| {
         let shape = Shape { workers: 1, carriers: 1, carrier: CarrierMode::Auto, ..shape };
         let (address, reports) = backend::start();
-        let bridge = rig::bridge(shape, &["web"]);
-        let cable = cable::straight(bridge.handle.link_address());
-        let agent = bridge.agent_via(shape, cable.address, &[("web", address)]);
-        bridge.log.wait_for(&format!("health {} 0 Up", agent.id), 1);
-        warm(&bridge);
+        let (bridge, cable, agent) = cabled(shape, address);
         reports.recv_timeout(PATIENCE).unwrap();
         let mut visitor = bridge.visit(0);
         ask(&mut visitor, Order::Flood, 1, 0);
@@ -355,11 +357,7 @@ fn a_busy_orphan_lives() {
     for io in [RING, Shape { tls: true, ..RING }] {
         let shape = Shape { workers: 1, carriers: 1, carrier: CarrierMode::Auto, ..io };
         let (address, reports) = backend::start();
-        let bridge = rig::bridge(shape, &["web"]);
-        let cable = cable::straight(bridge.handle.link_address());
-        let agent = bridge.agent_via(shape, cable.address, &[("web", address)]);
-        bridge.log.wait_for(&format!("health {} 0 Up", agent.id), 1);
-        warm(&bridge);
+        let (bridge, cable, agent) = cabled(shape, address);
         reports.recv_timeout(PATIENCE).unwrap();
         let mut visitor = bridge.visit(0);
         ask(&mut visitor, Order::Send, 5, 8 << 20);

@@ -268,7 +268,7 @@ fn a_crowd_of_idle_visitors() {
     for shape in [RING, EPOLL] {
         // Their backend never accepts: the kernel completes the connections, two queues of it.
         let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let sleepers = [(); 2].map(|()| Socket::listen(&local, 4096, false).unwrap());
+        let sleepers = [(); 2].map(|()| Socket::listen(&local, 4096).unwrap());
         let sleeping = sleepers.each_ref().map(|socket| socket.local_addr().unwrap());
         assert_eq!(Family::of(&sleeping[0]), Family::V4);
         let (address, _reports) = backend::start();

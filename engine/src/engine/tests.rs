@@ -157,7 +157,7 @@ struct BlackHole {
 
 impl BlackHole {
     fn new(family: Family) -> BlackHole {
-        let listener = Socket::listen(&own_address(family), 0, false).expect("a loopback address");
+        let listener = Socket::listen(&own_address(family), 0).expect("a loopback address");
         let filler = TcpStream::connect(listener.local_addr().expect("bound")).expect("room for one");
         BlackHole { listener, _filler: filler }
     }

@@ -188,24 +188,21 @@ impl Socket {
         }
     }
 
-    /// A listening socket. `shared` lets several workers listen on one address (SO_REUSEPORT); the address is first
-    /// bound without it, so that a port which another process holds is an error even if that one shares too.
+    /// A listening socket, alone on its address.
     /// The listener is blocking on purpose: io_uring's accept gives EAGAIN on a non-blocking one instead of waiting
     /// (io_uring/net.c, io_accept), and `Epoll` asks per call.
     ///
     /// # Errors
     /// EADDRINUSE, EACCES, EADDRNOTAVAIL (bind(2)), and those of [`tcp`](Socket::tcp).
-    pub fn listen(address: &SocketAddr, backlog: i32, shared: bool) -> io::Result<Socket> {
-        if shared {
-            Socket::tcp(Family::of(address))?.bind_listen(address, None, false)?;
-        }
+    pub fn listen(address: &SocketAddr, backlog: i32) -> io::Result<Socket> {
         let socket = Socket::tcp(Family::of(address))?;
-        socket.bind_listen(address, Some(backlog), shared)?;
+        socket.bind_listen(address, Some(backlog), false)?;
         Ok(socket)
     }
 
-    /// One listening socket per worker on the same address ([`listen`](Socket::listen), shared). Port 0 is chosen once
-    /// for all of them. They listen in the order of their descriptors' numbers: whoever gets the sockets from
+    /// One listening socket per worker on the same address (SO_REUSEPORT), each as [`listen`](Socket::listen) makes it. The
+    /// address is first bound without sharing, so that a port which another process holds is an error even if that one
+    /// shares too. Port 0 is chosen once for all of them. They listen in the order of their descriptors' numbers: whoever gets the sockets from
     /// [`waiting_sockets`](super::handover::waiting_sockets) knows by that each one's place ([`steer`](Socket::steer)).
     ///
     /// # Errors

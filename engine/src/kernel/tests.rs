@@ -141,7 +141,7 @@ fn open_target() -> (TcpListener, SocketAddr) {
 
 fn open_target_on(ip: &str) -> (TcpListener, SocketAddr) {
     let at = SocketAddr::new(ip.parse().expect("an address"), 0);
-    let listener = TcpListener::from(Socket::listen(&at, 4096, false).expect("a port").fd);
+    let listener = TcpListener::from(Socket::listen(&at, 4096).expect("a port").fd);
     let address = listener.local_addr().expect("bound");
     (listener, address)
 }
@@ -333,7 +333,7 @@ fn a_drop_leaves_nothing_behind() {
         rig.call(idle, target_at, b"hello");
         rig.io.wait(Some(rig.io.now()), &mut Vec::new());
         rig.io.cancel(token(TALK, idle.0));
-        let listener = Socket::listen(&SocketAddr::from(([127, 0, 0, 1], 0)), 16, false).expect("a listener");
+        let listener = Socket::listen(&SocketAddr::from(([127, 0, 0, 1], 0)), 16).expect("a listener");
         rig.io.submit(token(ACCEPT, 0), Op::Accept { fd: listener.fd() });
         let caller = Socket::tcp(Family::V4).expect("a socket");
         rig.io.submit(token(CONNECT, 0), Op::Connect { fd: caller.fd(), to: hole_at });
@@ -348,7 +348,7 @@ fn a_drop_leaves_nothing_behind() {
         assert_eq!(descriptors(), before, "on {}", capabilities.tier);
     }
     for at in ports {
-        Socket::listen(&at, 16, false).unwrap_or_else(|error| panic!("{at} is still held: {error}"));
+        Socket::listen(&at, 16).unwrap_or_else(|error| panic!("{at} is still held: {error}"));
     }
 }
 

@@ -96,7 +96,7 @@ fn residents_live_from_start_to_stop() {
         let (tx, rx) = mailbox(64, Arc::new(Unpark(std::thread::current())));
         let seats = Workers::plan(2).expect("two eventfds");
         let seats = seats.into_iter().map(|seat| {
-            let listener = Socket::listen(&([127, 0, 0, 1], 0).into(), 16, false).expect("a listener");
+            let listener = Socket::listen(&([127, 0, 0, 1], 0).into(), 16).expect("a listener");
             let resident = SelfCaller { listener, caller: None, accepted: Vec::new(), said: tx.clone(), open: 0 };
             (seat, vec![Box::new(resident) as Box<dyn Resident>])
         });
@@ -140,7 +140,7 @@ fn a_panic_is_noticed() {
 #[test]
 fn a_taken_port_is_an_error_even_if_shared() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let error = Socket::listen(&taken.local_addr().expect("bound"), 16, true).expect_err("taken");
+    let error = Socket::listen_group(&taken.local_addr().expect("bound"), 16, 2).expect_err("taken");
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
 }
 

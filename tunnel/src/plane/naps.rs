@@ -3,8 +3,8 @@
 //!
 //! Half a record is why this is a file. Where the kernel decrypts, a socket with a part of a record is "readable" by poll(2)
 //! for as long as the rest is on its way, and recv(2) has nothing: since 6.0 the bytes stay with TCP until all of a record
-//! are there (net/tls/tls_strp.c), and tcp_poll counts those. On a slow line that is most of the time, and on one that was
-//! cut it is until the carrier is given up. (Seen on 6.1 and not on 5.10: as many wakes as the machine could make.) So a
+//! are there (net/tls/tls_strp.c), and tcp_poll counts those. On a line that was cut that is until the carrier is given up.
+//! (Seen on 6.1 and not on 5.10: as many wakes as the machine could make.) So a
 //! carrier that was woken for nothing has a nap before the kernel is asked again.
 
 use super::{OP_CARRIER_READ, Plane};

@@ -1,7 +1,7 @@
 use super::*;
 
 fn listener() -> (Socket, SocketAddr) {
-    let listener = Socket::listen(&SocketAddr::from(([127, 0, 0, 1], 0)), 128, false).expect("a listener");
+    let listener = Socket::listen(&SocketAddr::from(([127, 0, 0, 1], 0)), 128).expect("a listener");
     let at = listener.local_addr().expect("bound");
     (listener, at)
 }
