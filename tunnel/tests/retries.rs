@@ -20,7 +20,7 @@ fn nobody() -> SocketAddr {
 
 /// An address that does not answer, while what comes with it is kept: its queue is full, and the kernel drops what comes.
 fn hole() -> (SocketAddr, (Socket, Vec<TcpStream>)) {
-    let silent = Socket::listen(&"127.0.0.1:0".parse().unwrap(), 0, false).unwrap();
+    let silent = Socket::listen(&"127.0.0.1:0".parse().unwrap(), 0).unwrap();
     let hole = silent.local_addr().unwrap();
     let mut fillers = Vec::new();
     while let Ok(filler) = TcpStream::connect_timeout(&hole, Duration::from_millis(300)) {
