@@ -2,7 +2,7 @@
 //! the frame it is reading and the frame it is writing.
 //! Promise: a frame that was begun is finished before another begins, whatever blocks in between.
 
-use super::direct::{Load, Pool};
+use super::load::{Load, Pool};
 use super::signs::{Signs, silence};
 use crate::frame::{HEADER_BYTES, Kind, Reason, Violation};
 use crate::mux::Mux;

@@ -4,7 +4,7 @@
 
 use super::Plane;
 use super::carrier::{Carrier, Lost};
-use super::direct::Load;
+use super::load::Load;
 use super::signs::silence;
 use crate::frame::Reason;
 use crate::slots::Key;

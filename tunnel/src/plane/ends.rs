@@ -3,7 +3,7 @@
 //! have come home.
 
 use super::carrier::{Lost, Phase};
-use super::direct::Load;
+use super::load::Load;
 use super::{Event, OP_CARRIER_READ, OP_CARRIER_WRITE, Plane, tame};
 use crate::frame::{Kind, Reason};
 use crate::slots::Key;

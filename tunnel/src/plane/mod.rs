@@ -14,6 +14,7 @@ mod direct;
 mod endpoint;
 mod ends;
 mod fare;
+mod load;
 mod naps;
 mod offload;
 mod options;

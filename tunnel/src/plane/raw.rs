@@ -11,8 +11,8 @@
 
 use super::Plane;
 use super::carrier::{Carrier, Lost};
-use super::direct::{Fin, Load};
 use super::endpoint::{Stage, drain};
+use super::load::{Fin, Load};
 use super::tx::Sent;
 use crate::frame::Reason;
 use crate::moving::Way;

@@ -10,8 +10,8 @@
 //! next header is read alone. A carrier whose records are made in user space always copies.
 
 use super::carrier::{Carrier, Lost, Phase, Reading};
-use super::direct::Load;
 use super::endpoint::Endpoint;
+use super::load::Load;
 use super::offload::received;
 use super::{Event, Plane, TURN_BYTES};
 use crate::frame::{FLAG_JOIN, HEADER_BYTES, Header, Kind, OPEN_BYTES_MAX, Reason, Violation};

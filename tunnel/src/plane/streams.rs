@@ -2,8 +2,8 @@
 //! Promise: a socket is closed only when none of its operations is in flight any more.
 
 use super::carrier::Carrier;
-use super::direct::Load;
 use super::endpoint::{Armed, Endpoint, Stage};
+use super::load::Load;
 use super::{Backend, Event, OP_DIAL, OP_READ, OP_WRITE, Plane, dialer};
 use crate::frame::Reason;
 use crate::limits;

@@ -8,8 +8,8 @@
 //! reads and demoted after two small ones.
 
 use super::carrier::{Carrier, Lost};
-use super::direct::Load;
 use super::endpoint::{Behind, Endpoint, Stage, drain, or_nothing};
+use super::load::Load;
 use super::{OP_CARRIER_WRITE, Plane};
 use crate::frame::{HEADER_BYTES, Header, Reason};
 use crate::limits::Way;
