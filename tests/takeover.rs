@@ -159,3 +159,39 @@ fn an_old_one_that_dies() {
     world.wait_visits(5);
     common::until("a visitor of the agent's listener", || common::world::get(own, "/").ok());
 }
+
+/// On four workers, of which one has the agent's link, visitors come to that one alone: after each takeover as before.
+#[test]
+fn visitors_still_come_where_the_link_is() {
+    let mut world = World::start_with("[engine]\nworkers = 4\n");
+    let nginx = Nginx::start("a");
+    let text = format!(
+        "[link]\ntoken = \"{}\"\nstate_dir = \"agent\"\ncarriers = 1\n[[expose]]\nservice = \"web\"\naddress = \"{}\"\n",
+        world.token(&[]),
+        nginx.address
+    );
+    std::fs::write(world.folder.path().join("agent.toml"), text).expect("written");
+    let _agent = Running::start(&mut world.command(&["agent", "--config", "agent.toml"]));
+    for round in 0..3 {
+        if round > 0 {
+            let next = Running::start(&mut world.command(TAKEOVER));
+            next.wait_line(&["taken over"]);
+            let mut old = std::mem::replace(&mut world.bridge, next);
+            assert_eq!(old.wait(), 0, "{}", old.text());
+        }
+        // The bridge looks once a second.
+        common::until("forty visitors in a row that nobody hands over", || {
+            let before = handovers(&world);
+            world.wait_visits(40);
+            (handovers(&world) == before).then_some(())
+        });
+    }
+}
+
+/// Visitors that a worker has handed to another.
+fn handovers(world: &World) -> u64 {
+    let (_, text) = common::world::get(world.http, "/metrics").expect("it serves");
+    let line =
+        text.lines().find_map(|line| line.strip_prefix("ringspan_tunnel_handovers_total ")).expect("it is counted");
+    line.parse().expect("a number")
+}
