@@ -259,6 +259,73 @@ fn headers_and_lists() {
     drop(nginx);
 }
 
+/// Behind a load balancer: http, https by name, proxies and the bridge's other doors take who comes from the header, for their lists, for
+/// what the backend is told, and on to the backend's own header; who brings none, or is not believed, is reset and counted.
+#[test]
+fn doors_behind_a_balancer() {
+    let local = SocketAddr::from(([127, 0, 0, 1], closed_port()));
+    let nginx = Nginx::start_server(
+        SocketAddr::from(([127, 0, 0, 1], closed_port())),
+        &format!(
+            "listen {local} proxy_protocol;\n\
+             location / {{ return 200 \"$proxy_protocol_addr to $proxy_protocol_server_port $http_x_forwarded_for\"; }}"
+        ),
+    );
+    let listener = |kind: &str, service: &str, more: &str| {
+        format!(
+            "[[listener]]\nname = \"{kind}\"\ntype = \"{kind}\"\nlisten = \"127.0.0.1:0\"\nservice = \"{service}\"\n\
+             proxy_protocol_from = [\"127.0.0.1\"]\nlimits = {{ deny = [\"203.0.113.66\"] }}\n{more}"
+        )
+    };
+    let open = "auth = \"none\"\n";
+    let listeners =
+        [listener("http", "web", ""), listener("socks5", "net", open), listener("connect", "net", open)].concat();
+    let elsewhere = "[[listener]]\nname = \"else\"\ntype = \"http\"\nlisten = \"127.0.0.1:0\"\nservice = \"web\"\n\
+                     proxy_protocol_from = [\"192.0.2.1\"]\n";
+    let target = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let there = target.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for stream in target.incoming() {
+            let _ = stream.and_then(|mut stream| stream.write_all(b"hello"));
+        }
+    });
+    let exposes = format!(
+        "[[expose]]\nservice = \"web\"\naddress = \"{local}\"\nproxy_protocol = \"v1\"\ncheck = {{ interval = \"100ms\" }}\n\
+         [[expose]]\nservice = \"net\"\ntype = \"proxy\"\nallow = [\"127.0.0.1:*\"]\n"
+    );
+    let place = Place::start(&format!("{listeners}{elsewhere}"), &exposes);
+    let say = |at: &str, header: &str, words: &[u8]| {
+        let mut stream = connect(place.listener(at));
+        let mut answer = Vec::new();
+        // Who is reset at once may hear of it before it has said all.
+        let said = stream.write_all(&[header.as_bytes(), words].concat());
+        let end = said.and_then(|()| stream.read_to_end(&mut answer));
+        (String::from_utf8_lossy(&answer).into_owned(), end.map_err(|e| e.kind()).err())
+    };
+    let (from, denied) =
+        ("PROXY TCP4 203.0.113.9 198.51.100.1 1000 443\r\n", "PROXY TCP4 203.0.113.66 198.51.100.1 1000 443\r\n");
+    let request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    until("visitors to be answered", || say("http", from, request).0.starts_with("HTTP/1.1 200").then_some(()));
+    let (answer, end) = say("http", from, request);
+    assert!(answer.ends_with("203.0.113.9 to 443 203.0.113.9") && end.is_none(), "{answer}");
+    // Through proxies to somebody who says hello and goes.
+    let connect_to = format!("CONNECT {there} HTTP/1.1\r\n\r\n");
+    let socks_to = [&[5, 1, 0, 5, 1, 0, 1, 127, 0, 0, 1][..], &there.port().to_be_bytes()].concat();
+    until("the proxy to be ready", || say("connect", from, connect_to.as_bytes()).0.contains(" 200 ").then_some(()));
+    let (answer, _) = say("socks5", from, &socks_to);
+    assert!(answer.as_bytes().starts_with(&[5, 0, 5, 0]) && answer.ends_with("hello"), "{answer:?}");
+    let reset = Some(std::io::ErrorKind::ConnectionReset);
+    let before = place.metric("ringspan_door_bad_headers_total");
+    for (at, words) in [("http", &request[..]), ("connect", connect_to.as_bytes()), ("socks5", &socks_to)] {
+        assert_eq!(say(at, denied, words), (String::new(), reset), "{at}: denied");
+        assert_eq!(say(at, "", words), (String::new(), reset), "{at}: no header");
+    }
+    assert_eq!(say("else", from, request), (String::new(), reset), "not believed");
+    assert_eq!(place.metric("ringspan_door_bad_headers_total"), before + 4);
+    place.bridge.wait_line(&["no visitor", "else", "proxy_protocol_from does not have it"]);
+    drop(nginx);
+}
+
 /// A range of ports leads to a range of backends, each port to its own.
 #[test]
 fn a_range_of_ports_is_many_listeners() {

@@ -345,7 +345,6 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
                 passthrough: listener.passthrough.as_ref(),
                 options: listener.http.as_ref().map(Spanned::get_ref),
             };
-            of_tcp(doc, listener, false)?;
             let door = http::check(doc, &name, is_tls, &parts)?;
             let service = door.routes.last().map(|route| route.service.clone()).unwrap_or_default();
             bridge.listeners.push(Listener {
@@ -376,7 +375,7 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
         let transport = if let Door::Udp(_) = door { Transport::Udp } else { Transport::Tcp };
         let carrier = carrier::carrier(doc, listener.carrier.as_ref())?;
         let Some(service) = &listener.service else { return Err(doc.missing(spanned.span(), "service")) };
-        of_tcp(doc, listener, matches!(door, Door::Tcp | Door::Udp(_)))?;
+        no_path(doc, listener, is_unix)?;
         for &listen in &listens {
             taken.take(transport, listen, &format!("listener {name:?}"), Some(&listener.listen))?;
             let service = ports::service(doc, service, &listens, listen.port())?;
@@ -400,12 +399,14 @@ fn of_http(listener: &RawListener) -> Option<std::ops::Range<usize>> {
     passthrough.or(route).or(tls.first().map(http::RawCert::span))
 }
 
-/// PROXY headers are read by listeners of plain TCP and UDP; a key that does nothing would be a lie.
-fn of_tcp(doc: &Document, raw: &RawListener, is_plain: bool) -> Result<(), Error> {
+/// PROXY headers are believed by where they come from, which nobody does at a path; a key that does nothing would be a lie.
+fn no_path(doc: &Document, raw: &RawListener, is_unix: bool) -> Result<(), Error> {
     match &raw.proxy_protocol_from {
-        Some(from) if !is_plain => {
-            Err(doc.wrong(from.span(), "only listeners of type \"tcp\" and \"udp\" read it", "remove it"))
-        }
+        Some(from) if is_unix => Err(doc.wrong(
+            from.span(),
+            "who comes to a Unix socket has no address",
+            "listen = \"IP:PORT\", or remove it",
+        )),
         _ => Ok(()),
     }
 }

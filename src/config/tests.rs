@@ -200,8 +200,10 @@ fn visitors_are_spread_and_limited() {
     assert!(rules.is_none_or(|(all, visitor)| all.is_none() && visitor.is_none()), "0 limits nothing");
     for (more, say) in [
         (
-            format!("{}auth = \"none\"\nproxy_protocol_from = [\"10.0.0.1\"]\n", udp.replace("\"udp\"", "\"socks5\"")),
-            "only listeners of type \"tcp\" and \"udp\" read it. Try: remove",
+            "[[listener]]\nname = \"path\"\ntype = \"tcp\"\nlisten = \"unix:/run/web.sock\"\nservice = \"web\"\n\
+             proxy_protocol_from = [\"10.0.0.1\"]\n"
+                .to_owned(),
+            "who comes to a Unix socket has no address. Try: listen = \"IP:PORT\", or remove it",
         ),
         ("limits = { burst = 3 }\n".into(), "a burst of what rate?"),
         ("limits = { up = \"100B\" }\n".into(), "limits.up = \"100B\": it needs a unit"),

@@ -9,6 +9,7 @@
 pub(crate) mod backends;
 pub(crate) mod http;
 mod listening;
+mod proxied;
 pub(crate) mod proxy;
 pub(crate) mod road;
 pub(crate) mod secret;
@@ -169,7 +170,7 @@ impl Doors {
             };
             match reloaded {
                 Ok(()) => {
-                    threshold.set(listener.limiter.as_ref());
+                    threshold.set(listener.limiter.as_ref(), listener.proxy_from.as_ref());
                     *open = listener.clone();
                 }
                 Err(why) => *failed = Err(Failure::Run(format!("listener {:?}: {why}", listener.name))),
@@ -199,7 +200,8 @@ impl Doors {
             })
         };
         let (handle, tally) = (self.house.handle.clone(), self.tally.clone());
-        let threshold = Threshold::new(&listener.name, listener.limiter.clone(), tally.clone());
+        let (limiter, proxies) = (listener.limiter.clone(), listener.proxy_from.clone());
+        let threshold = Threshold::new(&listener.name, limiter, proxies, tally.clone());
         let threshold = Arc::new(threshold);
         if let Kind::Http(config) = &listener.door {
             // Its routes have gates of their own.

@@ -27,6 +27,7 @@ tally! {
     datagrams_full "udp_dropped_datagrams" "Datagrams dropped because their conversation had too many bytes waiting"
     datagrams_lost "udp_unsent_datagrams" "Datagrams that the kernel did not send: too large for the path, or no route"
     limited "door_visitors_refused" "Visitors of listeners other than tcp that their listener's limits kept out"
+    door_headers_bad "door_bad_headers" "Connections to listeners other than tcp that brought no PROXY header that is believed"
     headers_bad "udp_bad_headers" "Datagrams dropped because they had no PROXY header that is believed"
     associate_bad "socks_bad_datagrams" "Datagrams of SOCKS visitors that were fragments or had no good header"
     proxied "proxy_granted" "Requests to socks5 and connect listeners that reached their target"

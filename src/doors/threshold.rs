@@ -1,22 +1,32 @@
-//! The limits of a door's listener, kept at the door's own accept as the workers keep those of `tcp` listeners; and the
-//! room of those who have not yet said what they want.
+//! The limits of a door's listener, kept at the door's own accept as the workers keep those of `tcp` listeners; who its
+//! visitors are, where a PROXY header says it; and the room of those who have not yet said what they want.
 //! Promises: who is not let in costs one look, and is counted; limits that a change of configuration leaves alone keep
 //! their counts; a crowd that says nothing keeps nobody out, since the one that has been silent for longest goes.
 
+use super::proxied::{self, Who};
 use super::tally::{Few, Tally};
 use arc_swap::ArcSwapOption;
+use ipnet::IpNet;
 use ringspan_engine::kernel::monotonic_now;
 use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::limits::{Limiter, Pass};
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
+
+/// Visitors that are to bring a PROXY header and have not, as a worker has them for `tcp` listeners. For one more, the one that has
+/// waited longest goes.
+const HEADERS_MAX: usize = 1024;
 
 /// See the module.
 pub(crate) struct Threshold {
     listener: String,
     limiter: ArcSwapOption<Limiter>,
+    proxies: ArcSwapOption<Vec<IpNet>>,
+    headers: Arc<Anteroom>,
     tally: Arc<Tally>,
     told: Few,
 }
@@ -28,16 +38,57 @@ impl std::fmt::Debug for Threshold {
 }
 
 impl Threshold {
-    /// Of this listener; without a limiter everybody comes in.
-    pub(crate) fn new(listener: &str, limiter: Option<Arc<Limiter>>, tally: Arc<Tally>) -> Threshold {
-        let limiter = ArcSwapOption::new(limiter);
-        Threshold { listener: listener.to_owned(), limiter, tally, told: Few::default() }
+    /// Of this listener; without a limiter everybody comes in, and without proxies everybody is who it seems.
+    pub(crate) fn new(
+        listener: &str,
+        limiter: Option<Arc<Limiter>>,
+        proxies: Option<Vec<IpNet>>,
+        tally: Arc<Tally>,
+    ) -> Threshold {
+        let (limiter, proxies) = (ArcSwapOption::new(limiter), ArcSwapOption::new(proxies.map(Arc::new)));
+        let headers = Anteroom::new(HEADERS_MAX);
+        Threshold { listener: listener.to_owned(), limiter, proxies, headers, tally, told: Few::default() }
     }
 
-    /// Other limits, from the next visitor on. The same ones go on counting.
-    pub(crate) fn set(&self, limiter: Option<&Arc<Limiter>>) {
+    /// Other limits and proxies, from the next visitor on. The same limits go on counting.
+    pub(crate) fn set(&self, limiter: Option<&Arc<Limiter>>, proxies: Option<&Vec<IpNet>>) {
         if self.limiter.load().as_deref() != limiter.map(AsRef::as_ref) {
             self.limiter.store(limiter.cloned());
+        }
+        self.proxies.store(proxies.cloned().map(Arc::new));
+    }
+
+    /// Reads the PROXY header of a connection if there is to be one, and lets the visitor in that it names.
+    ///
+    /// # Errors
+    /// [`Reason::ProxyHeader`]: there is none, or not from there. Else as [`enter`](Threshold::enter). It is counted and logged.
+    pub(crate) async fn visitor(
+        &self,
+        stream: &mut TcpStream,
+        peer: SocketAddr,
+    ) -> Result<(Who, Option<Pass>), Reason> {
+        let proxies = self.proxies.load_full();
+        let who = match proxies.as_deref() {
+            None => peer.into(),
+            Some(proxies) => self.named(proxies, stream, peer).await.map_err(|error| {
+                self.tally.door_headers_bad.add(1);
+                if let Some(unsaid) = self.told.one_more() {
+                    tracing::warn!(listener = self.listener, %peer, %error, unsaid, "no visitor");
+                }
+                Reason::ProxyHeader
+            })?,
+        };
+        Ok((who, self.enter(Some(who.visitor.ip()))?))
+    }
+
+    async fn named(&self, proxies: &[IpNet], stream: &mut TcpStream, peer: SocketAddr) -> io::Result<Who> {
+        if !proxied::is_trusted(proxies, peer) {
+            return Err(io::Error::other("proxy_protocol_from does not have it"));
+        }
+        let seat = self.headers.sit();
+        tokio::select! {
+            who = proxied::read(stream, peer) => who,
+            () = seat.lost() => Err(io::Error::other("too many wait for their PROXY headers")),
         }
     }
 
@@ -144,15 +195,15 @@ mod tests {
     #[test]
     fn who_comes_in() {
         let tally = Arc::<Tally>::default();
-        let threshold = Threshold::new("web", limiter(1), tally.clone());
+        let threshold = Threshold::new("web", limiter(1), None, tally.clone());
         let (good, bad) = (Some([198, 51, 100, 1].into()), Some([192, 0, 2, 1].into()));
         assert_eq!(threshold.enter(bad).expect_err("denied"), Reason::Denied);
         let first = threshold.enter(good).expect("there is room").expect("it is counted");
-        threshold.set(limiter(1).as_ref());
+        threshold.set(limiter(1).as_ref(), None);
         assert_eq!(threshold.enter(good).expect_err("full"), Reason::ConnectionsMax);
         drop(first);
         assert!(threshold.enter(None).is_ok_and(|pass| pass.is_some()));
-        threshold.set(None);
+        threshold.set(None, None);
         assert!(threshold.enter(bad).is_ok_and(|pass| pass.is_none()));
         assert_eq!(tally.limited.get(), 2);
     }

@@ -43,8 +43,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use table::Table;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 /// After a failed accept (no descriptors): time for some to come free.
@@ -299,24 +299,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut phase: watch::Re
             _ = phase.wait_for(|phase| *phase != Phase::Open) => break,
         };
         match accepted {
-            Ok((stream, peer)) => match shared.hall.threshold.enter(Some(peer.ip())) {
-                Ok(pass) => {
-                    let place = serve::Place(place, shared.hall.stats.on_connected(&name));
-                    tokio::spawn(serve::visitor(shared.clone(), stream, peer, place, pass, phase.clone()));
-                }
-                Err(reason) => {
-                    shared.hall.stats.on_refused(&name);
-                    let is_tls = shared.setup.load().is_tls;
-                    // Before TLS there are no words, and to the denied none.
-                    match last_words.clone().try_acquire_owned() {
-                        Ok(turn) if !is_tls && reason != Reason::Denied => drop(tokio::spawn(async move {
-                            listening::linger_away(stream, &pages::limited(reason)).await;
-                            drop(turn);
-                        })),
-                        _ => drop(stream.set_zero_linger()),
-                    }
-                }
-            },
+            Ok((stream, peer)) => {
+                let (shared, phase, last_words) = (shared.clone(), phase.clone(), last_words.clone());
+                tokio::spawn(come_in(shared, stream, peer, place, phase, last_words));
+            }
             Err(error) => {
                 tracing::warn!(listener = name, %error, "accept. Try: raise the limit on open files");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -326,6 +312,33 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut phase: watch::Re
     drop(listener);
     // Every place that comes back is a visitor who has gone.
     let _ = places.acquire_many(places_max).await;
+}
+
+/// Serves a visitor who is let in, and tells one who is not why.
+async fn come_in(
+    shared: Arc<Shared>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    place: OwnedSemaphorePermit,
+    phase: watch::Receiver<Phase>,
+    last_words: Arc<Semaphore>,
+) {
+    let reason = match shared.hall.threshold.visitor(&mut stream, peer).await {
+        Ok((who, pass)) => {
+            let connected = shared.hall.stats.on_connected(&shared.setup.load().name);
+            return serve::visitor(shared, stream, who, serve::Place(place, connected), pass, phase).await;
+        }
+        Err(reason) => reason,
+    };
+    let setup = shared.setup.load();
+    shared.hall.stats.on_refused(&setup.name);
+    // Before TLS there are no words, and to the denied none, and to those who spoke something else.
+    let hears = !setup.is_tls && !matches!(reason, Reason::Denied | Reason::ProxyHeader);
+    drop((setup, place));
+    match last_words.try_acquire() {
+        Ok(_turn) if hears => listening::linger_away(stream, &pages::limited(reason)).await,
+        _ => drop(stream.set_zero_linger()),
+    }
 }
 
 impl Shared {

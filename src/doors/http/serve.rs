@@ -6,12 +6,12 @@ use super::meter::Meter;
 use super::stats::Connected;
 use super::tls::{Greeting, UNRECOGNIZED_NAME};
 use super::{Phase, Setup, Shared, Way};
+use crate::doors::proxied::Who;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::bridge::Entry;
 use ringspan_tunnel::limits::Pass;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,14 +60,14 @@ impl Guest {
 pub(super) async fn visitor(
     shared: Arc<Shared>,
     stream: TcpStream,
-    peer: SocketAddr,
+    who: Who,
     place: Place,
     pass: Option<Pass>,
     phase: watch::Receiver<Phase>,
 ) {
     let mut cut = phase.clone();
     tokio::select! {
-        () = serve(shared, stream, peer, (place, pass), phase) => {}
+        () = serve(shared, stream, who, (place, pass), phase) => {}
         _ = cut.wait_for(|phase| *phase == Phase::Cut) => {}
     }
 }
@@ -75,14 +75,15 @@ pub(super) async fn visitor(
 async fn serve(
     shared: Arc<Shared>,
     mut stream: TcpStream,
-    peer: SocketAddr,
+    who: Who,
     (place, pass): (Place, Option<Pass>),
     phase: watch::Receiver<Phase>,
 ) {
     let setup = shared.setup.load_full();
     let patience = setup.options.timeout_head;
     let _ = stream.set_nodelay(true);
-    let (torn, asked) = (Torn::default(), stream.local_addr().ok());
+    let (torn, peer) = (Torn::default(), who.visitor);
+    let asked = who.asked.or_else(|| stream.local_addr().ok());
     let visit = |is_tls, meter| Visit {
         shared: shared.clone(),
         peer,
@@ -116,7 +117,7 @@ async fn serve(
     let way = setup.table.find(name.as_deref().unwrap_or_default(), "/");
     let Some(keeper) = setup.keeper.as_ref().filter(|_| !way.is_some_and(|way| way.passthrough)) else {
         match way {
-            Some(way) => pass_through(&shared, way, stream, (peer, pass), greeting.bytes),
+            Some(way) => pass_through(&shared, way, stream, (who, pass), greeting.bytes),
             None => {
                 tracing::debug!(listener = setup.name, visitor = %peer, name, "no route for this name");
                 let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
@@ -138,17 +139,12 @@ async fn serve(
 }
 
 /// The socket itself goes to the backend, with what was read of it before.
-fn pass_through(
-    shared: &Shared,
-    way: &Way,
-    stream: TcpStream,
-    (peer, pass): (SocketAddr, Option<Pass>),
-    prefix: Vec<u8>,
-) {
+fn pass_through(shared: &Shared, way: &Way, stream: TcpStream, (who, pass): (Who, Option<Pass>), prefix: Vec<u8>) {
     let Ok(stream) = stream.into_std() else { return };
     let socket = Socket::from_owned(OwnedFd::from(stream));
     let _ = socket.set_keepalive(KEEPALIVE_IDLE);
-    let entry = Entry { visitor: Some(peer), pass, prefix, ..Entry::new(socket, way.gate.clone()) };
+    let (visitor, asked) = (Some(who.visitor), who.asked);
+    let entry = Entry { visitor, asked, pass, prefix, ..Entry::new(socket, way.gate.clone()) };
     shared.hall.stats.on_dial(&way.gate.name);
     if let Err(entry) = shared.hall.handle.admit(entry) {
         // The worker is overwhelmed: the visitor is told so, as the tunnel would.

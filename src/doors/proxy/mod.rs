@@ -16,6 +16,7 @@ pub(crate) mod socks;
 pub(crate) mod users;
 
 use super::listening::{self, linger_away};
+use super::proxied::Who;
 use super::tally::{Few, Tally};
 use super::threshold::{Anteroom, Threshold};
 use crate::config::doors::{Greeting, ProxyListener as Config};
@@ -137,17 +138,23 @@ impl Drop for ProxyListener {
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => match shared.threshold.enter(Some(peer.ip())) {
-                Ok(pass) => drop(tokio::spawn(shared.clone().serve(stream, peer, pass))),
-                Err(_) => drop(stream.set_zero_linger()),
-            },
+            Ok((mut stream, peer)) => {
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    match shared.threshold.visitor(&mut stream, peer).await {
+                        Ok((who, pass)) => shared.serve(stream, who, pass).await,
+                        Err(_) => drop(stream.set_zero_linger()),
+                    }
+                });
+            }
             Err(error) => listening::pause(&shared.gate.name, &error).await,
         }
     }
 }
 
 impl Shared {
-    async fn serve(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr, pass: Option<Pass>) {
+    async fn serve(self: Arc<Self>, mut stream: TcpStream, who: Who, pass: Option<Pass>) {
+        let peer = who.visitor;
         let seat = self.room.sit();
         let asked = tokio::select! {
             asked = self.handshake(&mut stream) => asked,
@@ -178,7 +185,7 @@ impl Shared {
             self.refused(peer, Some(&target), "the listener's allow-list does not have it");
             return linger_away(stream, &self.answer(Reason::TargetDenied)).await;
         }
-        match self.enter(stream, (peer, pass), &target, rest).await {
+        match self.enter(stream, (who, pass), &target, rest).await {
             Ok(()) => self.tally.proxied.add(1),
             Err((stream, reason)) => {
                 self.refused(peer, Some(&target), reason.as_str());
@@ -239,7 +246,7 @@ impl Shared {
     async fn enter(
         &self,
         stream: TcpStream,
-        (peer, pass): (SocketAddr, Option<Pass>),
+        (who, pass): (Who, Option<Pass>),
         target: &Target,
         rest: Vec<u8>,
     ) -> Result<(), (Option<TcpStream>, Reason)> {
@@ -249,7 +256,8 @@ impl Shared {
         let ours = stream.try_clone().map_err(local)?;
         let (tell, told) = oneshot::channel();
         let entry = Entry {
-            visitor: Some(peer),
+            visitor: Some(who.visitor),
+            asked: who.asked,
             prefix: rest,
             pass,
             target: Some(target.to_string()),

@@ -105,13 +105,15 @@ async fn accept(listener: TcpListener, gate: Arc<Gate>, house: Arc<House>, thres
     let (room, few) = (Anteroom::new(HANDSHAKES_MAX), Arc::new(Few::default()));
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                let Ok(pass) = threshold.enter(Some(peer.ip())) else {
-                    let _ = stream.set_zero_linger();
-                    continue;
-                };
-                let (gate, house, few, seat) = (gate.clone(), house.clone(), few.clone(), room.sit());
+            Ok((mut stream, peer)) => {
+                let (gate, house, few, room) = (gate.clone(), house.clone(), few.clone(), room.clone());
+                let threshold = threshold.clone();
                 tokio::spawn(async move {
+                    let Ok((who, pass)) = threshold.visitor(&mut stream, peer).await else {
+                        return drop(stream.set_zero_linger());
+                    };
+                    let peer = who.visitor;
+                    let seat = room.sit();
                     let serve = async {
                         let whose = |asked: &ServiceName| match *asked == gate.service {
                             true => Ok((gate.clone(), pass)),
