@@ -19,7 +19,8 @@ use toml::Spanned;
 /// Carriers a link may have: each is a TCP connection with buffers of its own; past a handful they only divide the
 /// same path.
 pub(crate) const CARRIERS_MAX: u8 = 16;
-/// Carriers without a word in the file: one for bulk, one that stays free beside it.
+/// Carriers without a word in the file: frames that leave together share a write, a read and two wake-ups, and bulk has
+/// connections of its own.
 pub(crate) const CARRIERS_DEFAULT: u8 = 1;
 
 /// An agent's configuration, checked.
