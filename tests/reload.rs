@@ -70,6 +70,44 @@ fn a_bridge_reads_its_file_again() {
     load.end();
 }
 
+/// A listener turns into each other type where it is, and moves between an address and the wildcard of its port: each time it is
+/// open afterwards, as what it is then; one that another process has leaves open what was.
+#[test]
+fn listeners_change_where_they_are() {
+    let world = World::start();
+    let nginx = Nginx::start("a");
+    let _agent = world.agent("agent", &world.token(&[]), &[nginx.address]);
+    world.wait_visits(3);
+    let good = read(&world, "bridge.toml");
+    let port = free().port();
+    let kinds = [("tcp", ""), ("http", ""), ("socks5", "auth = \"none\"\n"), ("connect", "auth = \"none\"\n")];
+    let pairs = kinds.iter().flat_map(|from| kinds.iter().map(move |to| [from, to])).flatten();
+    let places = ["127.0.0.1", "127.0.0.1", "0.0.0.0"];
+    let mut is_now = ("", "");
+    for ((kind, more), place) in pairs.zip(places.iter().cycle()) {
+        if std::mem::replace(&mut is_now, (*kind, *place)) == (*kind, *place) {
+            continue;
+        }
+        let before = world.bridge.line_count();
+        let listener = format!(
+            "[[listener]]\nname = \"turns\"\ntype = \"{kind}\"\nlisten = \"{place}:{port}\"\nservice = \"web\"\n{more}"
+        );
+        write(&world, "bridge.toml", &(good.clone() + &listener));
+        world.bridge.wait_line_from(before, &["listener \"turns\""]);
+        let at = SocketAddr::from(([127, 0, 0, 1], port));
+        match *kind {
+            "tcp" | "http" => assert_eq!(get(at, "/").expect(kind).1, "a", "{kind} on {place}"),
+            "connect" => assert_eq!(get(at, "/").expect(kind).0, 405, "{kind} on {place}"),
+            _ => {
+                let mut stream = TcpStream::connect(at).expect(kind);
+                stream.write_all(&[5, 1, 0]).expect("it reads");
+                stream.read_exact(&mut [0; 2]).expect("it answers");
+            }
+        }
+    }
+    assert_eq!(world.bridge.text().matches("could not be had again").count(), 0);
+}
+
 /// Backends come and go by a change of the agent's file, under visitors: none is lost, the new ones are visited and the
 /// old ones are not; a service that the token does not cover is refused, and the old configuration stays.
 #[test]

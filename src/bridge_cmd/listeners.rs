@@ -3,7 +3,7 @@
 
 use super::listening::Listening;
 use crate::Failure;
-use crate::config::bridge::Listener as Wanted;
+use crate::config::bridge::{Listener as Wanted, collide};
 use crate::config::doors::Door;
 use crate::doors::{self, Doors};
 use ringspan_tunnel::bridge::{Closing, Listener};
@@ -40,22 +40,33 @@ pub(super) async fn change(
 }
 
 async fn go(listening: &Listening, doors: &mut Doors, old: &[Wanted], new: &[Wanted]) -> Result<(), Failure> {
-    // An address may go from a door to the plane or back: what goes, goes first.
-    let stays = |l: &&Wanted| {
-        let kind = std::mem::discriminant(&l.door);
-        new.iter().any(|n| n.name == l.name && n.listen == l.listen && std::mem::discriminant(&n.door) == kind)
-    };
-    let stay: Vec<Wanted> = old.iter().filter(stays).cloned().collect();
-    doors.apply(&stay)?;
-    let closing = listening.set_file(new)?;
-    closed(&closing).await;
+    // The kernel gives an address once. What is in another's way goes first: a door in the plane's, the plane's in a door's, and either where
+    // one address and the wildcard have the same port.
+    let door = doors.close(|l| in_the_way(l, new, |n| n.door == Door::Tcp || n.listen != l.listen));
+    until(|| door.iter().all(doors::Closing::is_over)).await;
+    let moves = |l: &&Wanted| l.door == Door::Tcp && in_the_way(l, new, |n| n.listen != l.listen);
+    if old.iter().any(|l| moves(&l)) {
+        let stay: Vec<Wanted> = old.iter().filter(|l| !moves(l)).cloned().collect();
+        closed(&listening.set_file(&stay)?).await;
+    }
+    closed(&listening.set_file(new)?).await;
     doors.apply(new)
+}
+
+/// Whether one of these wants the place of a listener, and cannot have it as long as that is open.
+fn in_the_way(listener: &Wanted, new: &[Wanted], cannot: impl Fn(&Wanted) -> bool) -> bool {
+    let is_tcp = |l: &Wanted| !matches!(l.door, Door::Udp(_) | Door::Unix(_));
+    is_tcp(listener) && new.iter().any(|n| is_tcp(n) && collide(n.listen, listener.listen) && cannot(n))
 }
 
 /// Waits until these are over, or for [`CLOSE_MAX`].
 pub(super) async fn closed(closing: &[Closing]) {
+    until(|| closing.iter().all(Closing::is_over)).await;
+}
+
+async fn until(is_over: impl Fn() -> bool) {
     let until = tokio::time::Instant::now() + CLOSE_MAX;
-    while !closing.iter().all(Closing::is_over) && tokio::time::Instant::now() < until {
+    while !is_over() && tokio::time::Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

@@ -3,6 +3,7 @@
 use ringspan_engine::kernel::Socket;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,8 +17,43 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// A visitor that is refused has this long to read why.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 
+/// A listener of a door.
+pub(super) struct Ear {
+    listener: TcpListener,
+    // After the socket.
+    life: Arc<()>,
+}
+
+/// One that is being closed, in a task of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Closing(Weak<()>);
+
+impl Ear {
+    /// The next visitor.
+    pub(super) async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.listener.accept().await
+    }
+
+    /// With the real port if 0 was asked for.
+    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Tells when it is closed.
+    pub(super) fn closing(&self) -> Closing {
+        Closing(Arc::downgrade(&self.life))
+    }
+}
+
+impl Closing {
+    /// Whether the socket is closed.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
 /// A TCP listener whose visitors are as those of the data path's own. Needs a runtime.
-pub(super) fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
+pub(super) fn tcp(address: SocketAddr) -> io::Result<Ear> {
     let socket = match crate::inherit::tcp(address) {
         Some(inherited) => Socket::from_owned(inherited),
         None => Socket::listen(&address, BACKLOG)?,
@@ -30,7 +66,7 @@ pub(super) fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
     }
     let listener = StdListener::from(socket.into_owned());
     listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
+    Ok(Ear { listener: TcpListener::from_std(listener)?, life: Arc::default() })
 }
 
 /// Waits a little after a failed accept, and says so.

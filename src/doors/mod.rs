@@ -25,6 +25,7 @@ use crate::inherit::{self, AtPath};
 use http::hosts::Hosts;
 use http::link::Links;
 use http::{HttpDoor, HttpStats};
+pub(crate) use listening::Closing;
 use proxy::ProxyListener;
 use ringspan_engine::kernel::handover;
 use ringspan_tunnel::bridge::Gate;
@@ -117,6 +118,20 @@ impl Doors {
         failed
     }
 
+    /// Closes these of those that are open; who is inside goes on. Their addresses are free when all of what is returned is over.
+    pub(crate) fn close(&mut self, goes: impl Fn(&Listener) -> bool) -> Vec<Closing> {
+        let (gone, kept) = std::mem::take(&mut self.open).into_iter().partition(|open| goes(&open.listener));
+        self.open = kept;
+        let gone: Vec<Open> = gone;
+        let closing = gone.iter().filter_map(|open| open.door.closing()).collect();
+        for Open { door, .. } in gone {
+            if let Door::Http(door) = door {
+                tokio::spawn(door.stop(DRAIN));
+            }
+        }
+        closing
+    }
+
     /// Keeps the sockets of those that are closed and opened anew at the same place: who waits there waits on, and
     /// nobody is refused meanwhile. Their addresses.
     fn keep_sockets(&self, gone: &[Open], wanted: &[Listener]) -> Vec<SocketAddr> {
@@ -205,7 +220,7 @@ impl Doors {
         let threshold = Arc::new(threshold);
         if let Kind::Http(config) = &listener.door {
             // Its routes have gates of their own.
-            let socket = listening::tcp(listener.listen).and_then(tokio::net::TcpListener::into_std).map_err(busy)?;
+            let socket = listening::tcp(listener.listen).map_err(busy)?;
             let (stats, links, hosts) = (self.http.clone(), self.links.clone(), self.hosts.clone());
             let hall = http::Hall { handle, stats, threshold: threshold.clone(), links, hosts };
             let door = HttpDoor::start(socket, config, hall);
@@ -268,6 +283,16 @@ impl Door {
             Door::Visit(visit) => visit.address(),
             Door::Unix(_) => return None,
         })
+    }
+
+    /// `None`: it has no TCP port.
+    fn closing(&self) -> Option<Closing> {
+        match self {
+            Door::Proxy(proxy) => Some(proxy.closing()),
+            Door::Http(http) => Some(http.closing()),
+            Door::Visit(visit) => Some(visit.closing()),
+            Door::Udp(_) | Door::Unix(_) => None,
+        }
     }
 }
 

@@ -27,7 +27,7 @@ mod table;
 pub(crate) mod tls;
 mod upgrade;
 
-use super::listening;
+use super::listening::{self, Closing, Ear};
 use super::threshold::Threshold;
 use crate::config::http::{CARRIER, HttpListener, Options, Route};
 use arc_swap::ArcSwap;
@@ -43,7 +43,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use table::Table;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
@@ -80,6 +80,7 @@ pub(crate) struct Hall {
 pub(crate) struct HttpDoor {
     shared: Arc<Shared>,
     address: SocketAddr,
+    closing: Closing,
     phase: watch::Sender<Phase>,
     task: JoinHandle<()>,
 }
@@ -137,26 +138,25 @@ impl HttpDoor {
     ///
     /// # Errors
     /// A sentence: a file that cannot be read, a service without a name.
-    pub(crate) fn start(
-        listener: std::net::TcpListener,
-        config: &HttpListener,
-        hall: Hall,
-    ) -> Result<HttpDoor, String> {
-        let text = |error: std::io::Error| error.to_string();
-        listener.set_nonblocking(true).map_err(text)?;
-        let listener = TcpListener::from_std(listener).map_err(text)?;
-        let address = listener.local_addr().map_err(text)?;
+    pub(super) fn start(listener: Ear, config: &HttpListener, hall: Hall) -> Result<HttpDoor, String> {
+        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        let closing = listener.closing();
         let pools = Mutex::default();
         let setup = Setup::new(config, &hall, &pools)?;
         let shared = Arc::new(Shared { hall, setup: ArcSwap::from_pointee(setup), pools });
         let (phase, phases) = watch::channel(Phase::Open);
         let task = tokio::spawn(accept(listener, shared.clone(), phases));
-        Ok(HttpDoor { shared, address, phase, task })
+        Ok(HttpDoor { shared, address, closing, phase, task })
     }
 
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Tells when its socket is closed.
+    pub(crate) fn closing(&self) -> Closing {
+        self.closing.clone()
     }
 
     /// Another configuration from the next request on; nobody's connection is closed. Limits of connections hold from
@@ -262,7 +262,7 @@ impl Way {
 }
 
 /// Accepts until the door drains, then waits for the last visitor.
-async fn accept(listener: TcpListener, shared: Arc<Shared>, mut phase: watch::Receiver<Phase>) {
+async fn accept(listener: Ear, shared: Arc<Shared>, mut phase: watch::Receiver<Phase>) {
     let setup = shared.setup.load_full();
     let (name, places_max) = (setup.name.clone(), setup.options.connections_max);
     drop(setup);

@@ -15,7 +15,7 @@ pub(crate) mod dial;
 pub(crate) mod socks;
 pub(crate) mod users;
 
-use super::listening::{self, linger_away};
+use super::listening::{self, Closing, Ear, linger_away};
 use super::proxied::Who;
 use super::tally::{Few, Tally};
 use super::threshold::{Anteroom, Threshold};
@@ -32,7 +32,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
@@ -80,6 +80,7 @@ impl Why {
 #[derive(Debug)]
 pub(crate) struct ProxyListener {
     address: SocketAddr,
+    closing: Closing,
     task: JoinHandle<()>,
 }
 
@@ -114,18 +115,23 @@ impl ProxyListener {
         threshold: Arc<Threshold>,
     ) -> io::Result<ProxyListener> {
         let listener = listening::tcp(address)?;
-        let address = listener.local_addr()?;
+        let (address, closing) = (listener.local_addr()?, listener.closing());
         let (room, dials) = (Anteroom::new(HANDSHAKES_MAX), Semaphore::new(DIALS_MAX));
         let associations = Arc::new(Semaphore::new(config.associations_max));
         let told = Few::default();
         let shared = Shared { gate, config, handle, tally, threshold, room, dials, associations, told };
         let shared = Arc::new(shared);
-        Ok(ProxyListener { address, task: tokio::spawn(accept(listener, shared)) })
+        Ok(ProxyListener { address, closing, task: tokio::spawn(accept(listener, shared)) })
     }
 
     /// Where visitors connect, with the real port if 0 was asked for.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Tells when its socket is closed.
+    pub(crate) fn closing(&self) -> Closing {
+        self.closing.clone()
     }
 }
 
@@ -135,7 +141,7 @@ impl Drop for ProxyListener {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: Ear, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
             Ok((mut stream, peer)) => {

@@ -4,7 +4,7 @@
 //! come in the WebSockets of an http listener: their HELLO says which listener is meant, and its limits hold.
 
 use super::greet::Greeting;
-use crate::doors::listening;
+use crate::doors::listening::{self, Closing, Ear};
 use crate::doors::road::pump;
 use crate::doors::tally::Few;
 use crate::doors::threshold::{Anteroom, Seat, Threshold};
@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 /// As on the link.
@@ -67,6 +67,7 @@ impl Desks {
 /// A listener that runs until it is dropped.
 pub(crate) struct VisitListener {
     address: SocketAddr,
+    closing: Closing,
     task: JoinHandle<()>,
     gate: Arc<Gate>,
     desks: Desks,
@@ -81,16 +82,21 @@ impl VisitListener {
         threshold: Arc<Threshold>,
     ) -> io::Result<VisitListener> {
         let listener = listening::tcp(address)?;
-        let address = listener.local_addr()?;
+        let (address, closing) = (listener.local_addr()?, listener.closing());
         let desks = house.desks.clone();
         desks.all().push(Desk { gate: gate.clone(), threshold: threshold.clone() });
         let task = tokio::spawn(accept(listener, gate.clone(), Arc::new(house), threshold));
-        Ok(VisitListener { address, task, gate, desks })
+        Ok(VisitListener { address, closing, task, gate, desks })
     }
 
     /// Where agents connect, with the real port if 0 was asked for.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Tells when its socket is closed.
+    pub(crate) fn closing(&self) -> Closing {
+        self.closing.clone()
     }
 }
 
@@ -101,7 +107,7 @@ impl Drop for VisitListener {
     }
 }
 
-async fn accept(listener: TcpListener, gate: Arc<Gate>, house: Arc<House>, threshold: Arc<Threshold>) {
+async fn accept(listener: Ear, gate: Arc<Gate>, house: Arc<House>, threshold: Arc<Threshold>) {
     let (room, few) = (Anteroom::new(HANDSHAKES_MAX), Arc::new(Few::default()));
     loop {
         match listener.accept().await {

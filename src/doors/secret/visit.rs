@@ -7,7 +7,7 @@
 use super::greet::Greeting;
 use super::key::{SecretKey, nobody};
 use crate::config::visit::Visit;
-use crate::doors::listening;
+use crate::doors::listening::{self, Ear};
 use crate::doors::proxy::dial::reason_of;
 use crate::doors::road::Road;
 use crate::doors::tally::Few;
@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -147,7 +147,7 @@ struct Way {
     road: Arc<ArcSwap<Road>>,
 }
 
-async fn accept(listener: TcpListener, way: Arc<Way>, mut closed: oneshot::Receiver<()>) {
+async fn accept(listener: Ear, way: Arc<Way>, mut closed: oneshot::Receiver<()>) {
     let (places, few) = (Arc::new(Semaphore::new(CLIENTS_MAX)), Arc::new(Few::default()));
     // Ends its clients with itself.
     let mut clients = JoinSet::new();
