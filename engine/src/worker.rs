@@ -85,7 +85,7 @@ impl Lodging {
     }
 
     /// One resident for each worker, in order; they start within a turn and live until they say [`Next::Done`]. A
-    /// worker has room for [`RESIDENTS_MAX`] at a time: one for which there is none is dropped with an error in the log.
+    /// worker has room for [`RESIDENTS_MAX`] at a time: one for which there is none waits until another one leaves.
     ///
     /// # Errors
     /// [`Full`] with those that could not be delivered: a worker has not taken in the last 16.
@@ -289,10 +289,16 @@ impl Worker {
                 self.stop_by = Some(self.io.now() + STOP_MAX);
                 self.each(|resident, cx| resident.on_stop(cx));
             }
-            while let Some(resident) = self.newcomers.try_recv() {
-                self.take_in(resident);
+            while let Some(place) = self.free_place()
+                && let Some(resident) = self.newcomers.try_recv()
+            {
+                self.take_in(place, resident);
             }
-            let deadline = self.turn();
+            let mut deadline = self.turn();
+            if !self.newcomers.is_empty() && self.free_place().is_some() {
+                // Somebody has left for whom another one waits, and nobody will say so again.
+                deadline = Some(Instant::ZERO);
+            }
             if let Some(stop_by) = self.stop_by {
                 if self.residents.iter().all(Option::is_none) {
                     return;
@@ -321,13 +327,13 @@ impl Worker {
         }
     }
 
-    /// A newcomer gets the place of one that has ended, or a new one.
-    fn take_in(&mut self, mut resident: Box<dyn Resident>) {
+    /// The place of one that has ended, or a new one.
+    fn free_place(&self) -> Option<usize> {
         let at = self.residents.iter().position(Option::is_none).unwrap_or(self.residents.len());
-        if at == RESIDENTS_MAX {
-            tracing::error!(max = RESIDENTS_MAX, "a worker has no room for one more resident");
-            return;
-        }
+        (at < RESIDENTS_MAX).then_some(at)
+    }
+
+    fn take_in(&mut self, at: usize, mut resident: Box<dyn Resident>) {
         let number = u8::try_from(at + 1).expect("at most RESIDENTS_MAX");
         let mut cx = Cx { now: self.io.now(), io: &mut *self.io, resident: number };
         resident.on_start(&mut cx);

@@ -144,36 +144,40 @@ fn a_taken_port_is_an_error_even_if_shared() {
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
 }
 
+/// Says when it comes and goes, and goes after so many turns.
+struct Guest {
+    said: Sender<String>,
+    number: usize,
+    turns: usize,
+}
+
+impl Resident for Guest {
+    fn on_start(&mut self, _: &mut Cx<'_>) {
+        self.said.send(format!("start {}", self.number)).expect("room");
+    }
+    fn on_completion(&mut self, _: &mut Cx<'_>, completion: Completion) {
+        panic!("nothing was submitted: {completion:?}");
+    }
+    fn on_turn(&mut self, _: &mut Cx<'_>) -> Next {
+        self.turns -= 1;
+        if self.turns == 0 { Next::Done } else { Next::Now }
+    }
+    fn on_stop(&mut self, _: &mut Cx<'_>) {
+        self.said.send(format!("stop {}", self.number)).expect("room");
+        self.turns = 1;
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.said.send(format!("gone {}", self.number)).expect("room");
+    }
+}
+
 /// A resident that ends leaves its place: more than a worker has room for live there one after the other; one that is
 /// still there at the stop is told.
 #[test]
 fn residents_come_and_go() {
-    struct Guest {
-        said: crate::mailbox::Sender<String>,
-        number: usize,
-        turns: usize,
-    }
-    impl Resident for Guest {
-        fn on_start(&mut self, _: &mut Cx<'_>) {
-            self.said.send(format!("start {}", self.number)).expect("room");
-        }
-        fn on_completion(&mut self, _: &mut Cx<'_>, completion: Completion) {
-            panic!("nothing was submitted: {completion:?}");
-        }
-        fn on_turn(&mut self, _: &mut Cx<'_>) -> Next {
-            self.turns -= 1;
-            if self.turns == 0 { Next::Done } else { Next::Now }
-        }
-        fn on_stop(&mut self, _: &mut Cx<'_>) {
-            self.said.send(format!("stop {}", self.number)).expect("room");
-            self.turns = 1;
-        }
-    }
-    impl Drop for Guest {
-        fn drop(&mut self) {
-            self.said.send(format!("gone {}", self.number)).expect("room");
-        }
-    }
     let (said, rx) = mailbox(256, Arc::new(Unpark(std::thread::current())));
     let seats = Workers::plan(1).expect("an eventfd").into_iter().map(|seat| (seat, Vec::new())).collect();
     let workers = Workers::start(&WorkerOptions::default(), seats).expect("started");
@@ -187,4 +191,44 @@ fn residents_come_and_go() {
     assert_eq!(words(&rx, 1), ["start 99"]);
     workers.stop();
     assert_eq!(words(&rx, 2), ["stop 99", "gone 99"]);
+}
+
+/// One for whom there is no room waits for it, and comes in when another one leaves, on a worker that nothing else rouses.
+#[test]
+fn newcomers_wait_for_room() {
+    let (said, rx) = mailbox(256, Arc::new(Unpark(std::thread::current())));
+    let leave = Arc::<AtomicBool>::default();
+    /// Stays until it is let go; asks nobody to be woken.
+    struct Stayer(Guest, Arc<AtomicBool>);
+    impl Resident for Stayer {
+        fn on_start(&mut self, cx: &mut Cx<'_>) {
+            self.0.on_start(cx);
+        }
+        fn on_completion(&mut self, _: &mut Cx<'_>, _: Completion) {}
+        fn on_turn(&mut self, _: &mut Cx<'_>) -> Next {
+            if self.1.load(Ordering::Acquire) { Next::Done } else { Next::Event }
+        }
+        fn on_stop(&mut self, cx: &mut Cx<'_>) {
+            self.0.on_stop(cx);
+            self.1.store(true, Ordering::Release);
+        }
+    }
+    let seats = Workers::plan(1).expect("an eventfd");
+    let waker = seats[0].waker.clone();
+    let seats = seats.into_iter().map(|seat| (seat, Vec::new())).collect();
+    let workers = Workers::start(&WorkerOptions::default(), seats).expect("started");
+    let lodging = workers.lodging();
+    let stayer = |number, leave: &Arc<AtomicBool>| {
+        Box::new(Stayer(Guest { said: said.clone(), number, turns: 1 }, leave.clone())) as Box<dyn Resident>
+    };
+    for number in 0..RESIDENTS_MAX {
+        let leaves = if number == 3 { leave.clone() } else { Arc::default() };
+        assert!(lodging.move_in(vec![stayer(number, &leaves)]).is_ok());
+        assert_eq!(words(&rx, 1), [format!("start {number}")]);
+    }
+    assert!(lodging.move_in(vec![stayer(99, &Arc::default())]).is_ok());
+    leave.store(true, Ordering::Release);
+    waker.wake();
+    assert_eq!(words(&rx, 2), ["gone 3", "start 99"]);
+    workers.stop();
 }
