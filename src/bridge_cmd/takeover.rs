@@ -103,6 +103,11 @@ impl Predecessor {
                 }
                 Ok(None)
             }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                let (waited, how) =
+                    (STEP_MAX.as_secs(), "look whether it stands still; stop it, and start without --takeover");
+                Err(Failure::Run(format!("--takeover: the running bridge has not answered for {waited} s. Try: {how}")))
+            }
             Err(e) => Err(say("the running bridge did not hand over. Try: the same version of both; stop that one", e)),
         }
     }

@@ -22,6 +22,10 @@ pub const DELAY_UNANSWERED_MAX: Duration = Duration::from_millis(500);
 /// failures, or a bridge that welcomes and then drops would be knocked at five times a second for ever.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 
+/// The same of a link whose bridge says that another process or session is there to be come to: nothing is wrong, and visitors wait. A
+/// bridge that says it to everybody at once is a failure like any other.
+pub const STABLE_AFTER_CALLED: Duration = Duration::from_secs(2);
+
 /// Lower bound of every delay: full jitter may choose 0, and a loop without any pause is a busy loop.
 const DELAY_MIN: Duration = Duration::from_millis(20);
 
@@ -57,8 +61,17 @@ impl Backoff {
 
     /// The connection failed, or a link that was up is lost. `random` is uniform over all of u64.
     pub fn on_lost(&mut self, now: Instant, random: u64) -> Wait {
+        self.on_over(STABLE_AFTER, now, random)
+    }
+
+    /// The bridge asks for a new link in place of this one.
+    pub fn on_called(&mut self, now: Instant, random: u64) -> Wait {
+        self.on_over(STABLE_AFTER_CALLED, now, random)
+    }
+
+    fn on_over(&mut self, stable_after: Duration, now: Instant, random: u64) -> Wait {
         let was_up = self.up_since.take();
-        if was_up.is_some_and(|since| now.since(since) >= STABLE_AFTER) {
+        if was_up.is_some_and(|since| now.since(since) >= stable_after) {
             self.failures = 0;
         }
         let ceiling = self.ceiling();
@@ -122,6 +135,22 @@ mod tests {
         let longest: Vec<u128> = (0..9).map(|_| backoff.on_lost(at(1), u64::MAX).delay.as_millis()).collect();
         assert_eq!(longest, [200, 400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000]);
         assert_eq!(backoff.on_lost(at(1), 0).delay, DELAY_MIN);
+    }
+
+    /// One who is called to another process comes at once, as often as that happens; unless he is called as soon as he is there.
+    #[test]
+    fn calls_are_no_failures() {
+        let mut backoff = Backoff::default();
+        for round in 1..10 {
+            backoff.on_welcome(at(10 * round));
+            let wait = backoff.on_called(at(10 * round + 2), u64::MAX);
+            assert_eq!((wait.delay, wait.tell), (DELAY_FIRST, true), "round {round}");
+        }
+        let longest = (0..9).map(|_| {
+            backoff.on_welcome(at(200));
+            backoff.on_called(at(201), u64::MAX).delay
+        });
+        assert_eq!(longest.last(), Some(DELAY_MAX));
     }
 
     /// An outage of any length is tried again soon, and told as often as any other failure; a refusal after it is not.

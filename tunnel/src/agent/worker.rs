@@ -253,6 +253,7 @@ impl AgentWorker {
         let random = self.random.u64(..);
         let wait = match reason {
             Reason::DialTimeout | Reason::DialUnreachable => line.backoff.on_unanswered(cx.now, random),
+            Reason::Draining => line.backoff.on_called(cx.now, random),
             _ => line.backoff.on_lost(cx.now, random),
         };
         line.state = State::Idle { until: cx.now + wait.delay };
