@@ -260,14 +260,60 @@ fn a_proxy_before_us_is_believed() {
     assert_eq!(heard(), ("a again".into(), a));
     proxy.send(b"bare").expect("loopback takes it");
     assert_eq!(heard(), ("bare".into(), a));
+    // Whoever was named and not let in, or named with half a header, was named: what follows is not the one's before.
+    said(66, "denied");
+    proxy.send(b"of the denied").expect("loopback takes it");
+    said(2, "b again");
+    assert_eq!(heard(), ("b again".into(), b));
+    proxy.send(&proxy_header(a, to)[..20]).expect("loopback takes it");
+    proxy.send(b"of somebody").expect("loopback takes it");
+    said(1, "a at last");
+    assert_eq!(heard(), ("a at last".into(), a));
     let stranger = UdpSocket::bind("127.0.0.2:0").expect("it is loopback");
     stranger.send_to(&proxy_header(a, to), to).expect("loopback takes it");
-    until("the stranger to be counted", || (place.metric("ringspan_udp_bad_headers_total") == 2).then_some(()));
-    assert_eq!(place.metric("ringspan_door_visitors_refused_total"), 1);
+    until("the stranger to be counted", || (place.metric("ringspan_udp_bad_headers_total") == 4).then_some(()));
+    assert_eq!(place.metric("ringspan_door_visitors_refused_total"), 3);
     backend.send_to(b"to b", b).expect("loopback takes it");
     let mut buffer = [0; 20];
     let n = proxy.recv(&mut buffer).expect("it arrives");
     assert_eq!(&buffer[..n], b"to b", "answers go to the proxy as they are");
+}
+
+/// Who was named is still who sends when the conversation is over, and when it never began for want of room: a datagram
+/// without a header begins one, of the same visitor.
+#[test]
+fn a_name_outlives_its_conversation() {
+    let backend = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    backend.set_read_timeout(Some(PATIENCE)).expect("it has one");
+    let place = Place::start(
+        "[[listener]]\nname = \"dns\"\ntype = \"udp\"\nlisten = \"127.0.0.1:0\"\nservice = \"dns\"\nidle_timeout = \"1s\"\n\
+         sessions_max = 1\nproxy_protocol_from = [\"127.0.0.1\"]\n",
+        &format!(
+            "[[expose]]\nservice = \"dns\"\ntype = \"udp\"\naddress = \"{}\"\nproxy_protocol = \"v2\"\n",
+            backend.local_addr().expect("bound")
+        ),
+    );
+    let (to, asked) = (place.listener("dns"), SocketAddr::from(([198, 51, 100, 7], 53)));
+    let header = |host: u8| proxy_header(SocketAddr::from(([203, 0, 113, host], 1000)), asked);
+    let heard = |wanted: &[u8]| {
+        let mut buffer = [0; 200];
+        let (n, from) = backend.recv_from(&mut buffer).expect("it arrives");
+        assert_eq!(&buffer[..n], wanted);
+        from
+    };
+    let over = || until("the conversation to end", || (place.metric("ringspan_tunnel_streams") == 0).then_some(()));
+    let (one, two) = (visitor(to), visitor(to));
+    one.send(&[&header(1)[..], b"first"].concat()).expect("loopback takes it");
+    let first = heard(&[&header(1)[..], b"first"].concat());
+    two.send(&[&header(2)[..], b"no room"].concat()).expect("loopback takes it");
+    until("the refusal", || (place.metric("ringspan_udp_sessions_refused_total") == 1).then_some(()));
+    over();
+    one.send(b"second").expect("loopback takes it");
+    assert_ne!(heard(&[&header(1)[..], b"second"].concat()), first, "a conversation of its own");
+    over();
+    two.send(b"room").expect("loopback takes it");
+    heard(&[&header(2)[..], b"room"].concat());
+    assert_eq!(place.metric("ringspan_udp_bad_headers_total"), 0);
 }
 
 const SOCKS: &str =

@@ -10,6 +10,7 @@
 
 use super::frames::{self, Outbox};
 use super::header::{self, Said};
+use super::names::{Name, Names};
 use super::socket::{Path, Udp};
 use crate::config::doors::UdpListener as Config;
 use crate::doors::tally::Tally;
@@ -33,6 +34,9 @@ use tokio::time::Instant;
 /// A conversation that had no answer ends after this at the latest: who sends from invented addresses takes places for
 /// no longer. The kernel's own connection tracking gives such a one 30 s (nf_conntrack_udp_timeout).
 const UNANSWERED_MAX: Duration = Duration::from_secs(10);
+/// How long it is known whom a proxy named, after a conversation of that one would have ended: UDP mappings of NATs last as
+/// long (RFC 4787, REQ-5), and a port that was given to another by then tells its header.
+const NAME_TIME: Duration = Duration::from_secs(300);
 /// One read of a conversation's stream.
 const READ_BYTES: usize = 64 << 10;
 /// After an error of the socket that is nobody's datagram: the system is short of something.
@@ -72,12 +76,18 @@ struct Key {
     source: Option<SocketAddr>,
 }
 
-/// The conversations that there are.
-#[derive(Default)]
+/// The conversations that there are, and whom proxies have named.
 struct Table {
     all: HashMap<Key, Arc<Session>>,
-    /// Of each path of a proxy the one that it has named last: datagrams without a header belong to it.
-    named: HashMap<Path, Arc<Session>>,
+    names: Names,
+}
+
+impl Table {
+    /// This one is who the path's datagrams are from.
+    fn name(&mut self, path: Path, name: Name, now_ms: u64) {
+        let Table { all, names } = self;
+        names.say(path, name, now_ms, |path, name| all.contains_key(&Key { path: *path, source: name.source }));
+    }
 }
 
 struct Session {
@@ -106,7 +116,8 @@ impl UdpListener {
     ) -> io::Result<UdpListener> {
         let udp = Udp::bind(address)?;
         let address = udp.local_addr()?;
-        let (sessions, epoch) = (Mutex::default(), Instant::now());
+        let names = Names::new((config.idle_timeout + NAME_TIME).as_millis() as u64);
+        let (sessions, epoch) = (Mutex::new(Table { all: HashMap::new(), names }), Instant::now());
         let shared = Arc::new(Shared { udp, gate, config, handle, tally, threshold, address, sessions, epoch });
         let task = tokio::spawn(receive(shared.clone()));
         Ok(UdpListener { address, task, shared })
@@ -121,8 +132,8 @@ impl UdpListener {
 impl Drop for UdpListener {
     fn drop(&mut self) {
         self.task.abort();
-        let table = std::mem::take(&mut *self.shared.sessions());
-        for session in table.all.values() {
+        let all = std::mem::take(&mut self.shared.sessions().all);
+        for session in all.values() {
             session.stop.notify_one();
         }
     }
@@ -191,18 +202,21 @@ impl Shared {
             return None;
         }
         let mut sessions = self.sessions();
-        match header::read(datagram)? {
-            Said::From(said, datagram) => {
+        // Before anybody asks whether this one may come in: what follows without a header is not the one's before.
+        let (name, datagram) = match header::read(datagram) {
+            Some(Said::From(said, datagram)) => {
                 let (source, asked) = said.unzip();
-                let key = Key { path, source };
-                // One that is there already is what the next bare datagram belongs to; a new one is named when it opens.
-                if let Some(session) = sessions.all.get(&key).cloned() {
-                    sessions.named.insert(path, session);
-                }
-                Some((key, asked, datagram))
+                (Name { source, asked }, datagram)
             }
-            Said::Bare => sessions.named.get(&path).map(|session| (session.key, None, datagram)),
-        }
+            Some(Said::Bare) => (sessions.names.of(&path)?, datagram),
+            None => {
+                // It named somebody.
+                sessions.names.forget(&path);
+                return None;
+            }
+        };
+        sessions.name(path, name, self.now_ms());
+        Some((Key { path, source: name.source }, name.asked, datagram))
     }
 
     /// A visitor that was not here, or not for long.
@@ -223,21 +237,13 @@ impl Shared {
             }
         };
         self.tally.sessions.add(1);
-        let mut sessions = self.sessions();
-        sessions.all.insert(key, session.clone());
-        if self.gate.proxy_from.is_some() {
-            sessions.named.insert(path, session.clone());
-        }
-        drop(sessions);
+        self.sessions().all.insert(key, session.clone());
         let (shared, its) = (self.clone(), session.clone());
         tokio::spawn(async move {
             let why = shared.serve(&its).await;
             let mut sessions = shared.sessions();
             if sessions.all.get(&key).is_some_and(|now| Arc::ptr_eq(now, &its)) {
                 sessions.all.remove(&key);
-            }
-            if sessions.named.get(&path).is_some_and(|now| Arc::ptr_eq(now, &its)) {
-                sessions.named.remove(&path);
             }
             drop(sessions);
             tracing::trace!(listener = shared.gate.name, visitor = %path.peer, why, "conversation over");

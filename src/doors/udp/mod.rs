@@ -8,4 +8,5 @@ pub(crate) mod backend;
 pub(crate) mod frames;
 mod header;
 pub(crate) mod listener;
+mod names;
 mod socket;
