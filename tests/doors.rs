@@ -5,10 +5,11 @@ mod common;
 use common::doors::{Place, address_in};
 use common::world::{Nginx, get};
 use common::{PATIENCE, Running, parts, ringspan, run_with, until};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// A server that speaks first, and then says back what it hears.
 fn parrot() -> SocketAddr {
@@ -21,7 +22,7 @@ fn parrot() -> SocketAddr {
                 let _ = stream.write_all(b"HELLO");
                 let mut reader = stream.try_clone().expect("a descriptor");
                 let _ = std::io::copy(&mut reader, &mut stream);
-                let _ = stream.shutdown(std::net::Shutdown::Write);
+                let _ = stream.shutdown(Shutdown::Write);
             });
         }
     });
@@ -122,7 +123,7 @@ fn the_reply_comes_first() {
         // All at once: greeting, request, and words for the target.
         let all = [&[5, 1, 0, 5, 1, 0, 1, 127, 0, 0, 1][..], &port, format!("early {round}").as_bytes()].concat();
         stream.write_all(&all).expect("it reads");
-        stream.shutdown(std::net::Shutdown::Write).expect("it is open");
+        stream.shutdown(Shutdown::Write).expect("it is open");
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).expect("a clean end");
         let wanted =
@@ -314,7 +315,7 @@ fn doors_behind_a_balancer() {
     until("the proxy to be ready", || say("connect", from, connect_to.as_bytes()).0.contains(" 200 ").then_some(()));
     let (answer, _) = say("socks5", from, &socks_to);
     assert!(answer.as_bytes().starts_with(&[5, 0, 5, 0]) && answer.ends_with("hello"), "{answer:?}");
-    let reset = Some(std::io::ErrorKind::ConnectionReset);
+    let reset = Some(ErrorKind::ConnectionReset);
     let before = place.metric("ringspan_door_bad_headers_total");
     for (at, words) in [("http", &request[..]), ("connect", connect_to.as_bytes()), ("socks5", &socks_to)] {
         assert_eq!(say(at, denied, words), (String::new(), reset), "{at}: denied");
@@ -403,6 +404,76 @@ fn a_secret_service_is_for_who_holds_the_secret() {
     assert_eq!(nginx.access_log().lines().count(), before);
     // Whoever comes to the listener without being an agent gets nowhere.
     assert!(get(via, "/").is_err());
+}
+
+/// What is cut short does not look whole: a reset at one end, or an agent that is killed, is a reset at the other end. A
+/// half that ends is the end of that half alone.
+#[test]
+fn a_secret_service_that_is_cut_is_reset() {
+    let backend = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = backend.local_addr().expect("bound");
+    let place = Place::start_with(
+        "[[listener]]\nname = \"db\"\ntype = \"visit\"\nlisten = \"127.0.0.1:0\"\nservice = \"db\"\n",
+        &format!(
+            "[[expose]]\nservice = \"db\"\naddress = \"{address}\"\nsecret_file = \"db.key\"\ncheck = {{ type = \"none\" }}\n"
+        ),
+        |folder| secret(folder, "db.key", 'k'),
+    );
+    let via = place.listener("db");
+    let visitor = |name: &str| {
+        let token = place.token(&["--visit", "db"]);
+        let config = format!(
+            "[link]\ntoken = \"{token}\"\nstate_dir = \"{name}-state\"\n[[visit]]\nservice = \"db\"\n\
+             listen = \"127.0.0.1:0\"\nvia = \"{via}\"\nsecret_file = \"db.key\"\n"
+        );
+        let file = format!("{name}.toml");
+        std::fs::write(place.folder.path().join(&file), config).expect("written");
+        let agent = Running::start(ringspan(&["agent", "--config", &file]).current_dir(place.folder.path()));
+        let port = address_in(&agent.wait_line(&["visiting a secret service"]), "address");
+        agent.wait_line(&["link up"]);
+        (agent, port)
+    };
+    // Both ends of a conversation in which a word has passed each way.
+    let begin = |port: SocketAddr| {
+        let mut client = connect(port);
+        client.write_all(b"part").expect("it reads");
+        let (mut server, _) = backend.accept().expect("it is reached");
+        server.set_read_timeout(Some(PATIENCE)).expect("it has one");
+        server.write_all(b"part").expect("it reads");
+        for end in [&mut client, &mut server] {
+            end.read_exact(&mut [0; 4]).expect("it arrives");
+        }
+        (client, server)
+    };
+    let rest = |mut stream: TcpStream| {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map(|_| text).map_err(|error| error.kind())
+    };
+    let reset = |stream: TcpStream| socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("it can");
+    let (quick, port) = visitor("quick");
+    for turned in [false, true] {
+        let ends = || {
+            let (client, server) = begin(port);
+            if turned { (server, client) } else { (client, server) }
+        };
+        let (mut first, mut second) = ends();
+        first.write_all(b"asked").expect("it reads");
+        first.shutdown(Shutdown::Write).expect("it is open");
+        assert_eq!(rest(second.try_clone().expect("a descriptor")), Ok("asked".into()));
+        second.write_all(b"answered").expect("the other half is open");
+        drop(second);
+        assert_eq!(rest(first), Ok("answered".into()));
+        let (first, second) = ends();
+        reset(first);
+        assert_eq!(rest(second), Err(ErrorKind::ConnectionReset), "turned: {turned}");
+    }
+    let (client, server) = begin(port);
+    quick.kill();
+    assert_eq!((rest(client), rest(server)), (Err(ErrorKind::ConnectionReset), Err(ErrorKind::ConnectionReset)));
+    let (_slow, port) = visitor("slow");
+    let (client, server) = begin(port);
+    place.agent.signal("KILL");
+    assert_eq!((rest(client), rest(server)), (Err(ErrorKind::ConnectionReset), Err(ErrorKind::ConnectionReset)));
 }
 
 fn secret(folder: &Path, name: &str, letter: char) {

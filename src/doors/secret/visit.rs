@@ -169,7 +169,7 @@ async fn accept(listener: Ear, way: Arc<Way>, mut closed: oneshot::Receiver<()>)
                     match reached.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                         Ok(service) => carry(client, service).await,
                         Err(error) => {
-                            let _ = socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO));
+                            let _ = client.set_zero_linger();
                             if let Some(unsaid) = few.one_more() {
                                 let (service, via) = (&way.visit.service, way.visit.way());
                                 tracing::warn!(service, via, %error, unsaid, "the secret service was not reached");
@@ -245,10 +245,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Whole<S> {
     }
 }
 
-/// Carries bytes between a client and its service until both have ended.
-async fn carry(mut client: impl AsyncRead + AsyncWrite + Unpin, mut service: impl AsyncRead + AsyncWrite + Unpin) {
-    // How it ended, the two ends have seen.
-    let _ = copy_bidirectional_with_sizes(&mut client, &mut service, COPY_BYTES, COPY_BYTES).await;
+/// Carries bytes between a client or a backend and the other agent until both halves have ended. What ends otherwise must
+/// not look like an end: `near` is reset, and the TLS ends without close_notify, which the other agent's rustls calls
+/// UnexpectedEof.
+async fn carry(mut near: TcpStream, mut far: impl AsyncRead + AsyncWrite + Unpin) {
+    // From the first, so that it is a reset also when this agent stops, or is killed.
+    let _ = near.set_zero_linger();
+    match copy_bidirectional_with_sizes(&mut near, &mut far, COPY_BYTES, COPY_BYTES).await {
+        Ok(_) => {
+            let _ = socket2::SockRef::from(&near).set_linger(None);
+        }
+        Err(error) => tracing::debug!(%error, "a visit of a secret service broke off"),
+    }
 }
 
 /// A socket for the plane, and what takes the visitor in behind it: the handshake by the secret, then the backend. The
@@ -274,7 +282,7 @@ pub(crate) fn take_in(
             io::Result::Ok((visitor, backend))
         };
         match tokio::time::timeout(MEET_MAX, meet).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-            Ok((visitor, backend)) => carry(visitor, backend).await,
+            Ok((visitor, backend)) => carry(backend, visitor).await,
             Err(error) => {
                 if let Some(unsaid) = few.one_more() {
                     let reason = reason_of(&error);
