@@ -1,6 +1,7 @@
 //! `limits = { ... }` of a `[[listener]]` or a `[[service]]`: how many, how fast, how long, and who.
 
 use super::{Document, Error, unit};
+use crate::doors::proxy::allow::plain;
 use ipnet::IpNet;
 use ringspan_tunnel::limits::{Limiter, Limits, Lists, Rules};
 use serde::Deserialize;
@@ -108,7 +109,8 @@ fn numbers(doc: &Document, (connections, rate, burst): Counts<'_>, (up, down): B
 pub(super) fn networks(doc: &Document, raw: Option<&[Spanned<String>]>) -> Result<Vec<IpNet>, Error> {
     let read = |text: &str| {
         let one = text.parse::<std::net::IpAddr>().map(IpNet::from);
-        one.or_else(|_| text.parse::<IpNet>()).map_err(|_| "no address or network".to_owned())
+        let net = one.or_else(|_| text.parse::<IpNet>()).map_err(|_| "no address or network".to_owned());
+        net.and_then(plain)
     };
     let one =
         |raw: &Spanned<String>| doc.value(raw, read, "\"192.0.2.0/24\" or \"2001:db8::1\"").map(|net| net.trunc());

@@ -198,6 +198,11 @@ fn visitors_are_spread_and_limited() {
     let free = read(&format!("{udp}{nothing}")).expect("0 is a number");
     let rules = free.listeners.last().and_then(|l| l.limiter.as_ref()).map(|l| (l.rules().all, l.rules().visitor));
     assert!(rules.is_none_or(|(all, visitor)| all.is_none() && visitor.is_none()), "0 limits nothing");
+    let dressed = read("limits = { deny = [\"::ffff:192.0.2.9/120\", \"::ffff:192.0.2.9\", \"2001:db8::1/32\"] }\n")
+        .expect("good");
+    let rules = dressed.listeners[0].limiter.as_ref().expect("it has limits").rules();
+    let shown = rules.lists.deny.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    assert_eq!(shown, "192.0.2.0/24 192.0.2.9/32 2001:db8::/32");
     for (more, say) in [
         (
             "[[listener]]\nname = \"path\"\ntype = \"tcp\"\nlisten = \"unix:/run/web.sock\"\nservice = \"web\"\n\

@@ -209,6 +209,21 @@ fn is_ordinary(ip: IpAddr) -> bool {
     }
 }
 
+/// A network as addresses are compared: an IPv4 one in IPv6 dress (`::ffff:10.0.0.0/104`) is what it is.
+///
+/// # Errors
+/// Its length cannot be meant: a list with it would never match.
+pub(crate) fn plain(net: IpNet) -> Result<IpNet, String> {
+    match net {
+        IpNet::V6(v6) => match (v6.addr().to_ipv4_mapped(), v6.prefix_len()) {
+            (None, _) => Ok(net),
+            (Some(ip), 96..=128) => IpNet::new(ip.into(), v6.prefix_len() - 96).map_err(|e| e.to_string()),
+            (Some(_), n) => Err(format!("/{n} of an IPv4 address in IPv6 dress: 96 to 128 bits, or plain IPv4")),
+        },
+        IpNet::V4(_) => Ok(net),
+    }
+}
+
 impl FromStr for Rule {
     type Err = String;
 
@@ -240,7 +255,7 @@ impl FromStr for Rule {
             if net.trunc() != net {
                 return Err(format!("its network has bits beyond its length: {} would be right", net.trunc()));
             }
-            Host::Net(net)
+            Host::Net(plain(net)?)
         } else if let Ok(ip) = text.parse::<IpAddr>() {
             Host::Net(ip.to_canonical().into())
         } else if let Some(end) = text.strip_prefix("*.") {
@@ -285,6 +300,10 @@ mod tests {
             (&["192.0.2.0/24:8000-8999"], "192.0.2.7:8999", true),
             (&["192.0.2.0/24:8000-8999"], "192.0.2.7:9000", false),
             (&["192.0.2.7:*"], "[::ffff:192.0.2.7]:5", true),
+            (&["[::ffff:192.0.2.0/120]:*"], "192.0.2.7:5", true),
+            (&["[::ffff:192.0.2.0/120]:*"], "[::ffff:192.0.2.7]:5", true),
+            (&["[::ffff:192.0.2.0/120]:*"], "192.0.3.7:5", false),
+            (&["[::ffff:0.0.0.0/96]:*"], "192.0.3.7:5", true),
             (&["127.0.0.1:*"], "[::1]:5", false),
             (&["[2001:db8::/32]:443"], "[2001:db8::1]:443", true),
             (&["db.lan:80"], "DB.LAN.:80", true),
@@ -365,6 +384,8 @@ mod tests {
             "10.0.0.0/8",
             "10.0.0.1/8:80",
             "10.0.0.0/33:80",
+            "[::ffff:0:0/95]:80",
+            "[::ffff:10.0.0.0/8]:80",
             "::1:80",
             "a:b",
             "a:0",
