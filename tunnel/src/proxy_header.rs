@@ -173,15 +173,27 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
-/// The header of a visitor. Two families, or unknown addresses: the form for nobody in particular. An IPv4 address in
-/// IPv6 dress is written as what it is.
+/// The header of a visitor. Unknown addresses: the form for nobody in particular. An IPv4 address in IPv6 dress is
+/// written as what it is; beside an IPv6 address an IPv4 one wears that dress, since a header has one family.
 pub fn write(version: Version, transport: Transport, source: Option<SocketAddr>, to: Option<SocketAddr>) -> Vec<u8> {
     let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-    let pair = source.map(plain).zip(to.map(plain)).filter(|(a, b)| a.is_ipv4() == b.is_ipv4());
+    let dressed = |address: SocketAddr| match address.ip() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), address.port()),
+        IpAddr::V6(_) => address,
+    };
+    let pair = source.map(plain).zip(to.map(plain));
+    let pair = pair.map(|(a, b)| if a.is_ipv4() == b.is_ipv4() { (a, b) } else { (dressed(a), dressed(b)) });
     match (version, pair, transport) {
         (Version::V1, Some((a, b)), Transport::Tcp) => {
             let family = if a.is_ipv4() { "TCP4" } else { "TCP6" };
-            format!("PROXY {family} {} {} {} {}\r\n", a.ip(), b.ip(), a.port(), b.port()).into_bytes()
+            // The form has no dots in IPv6 (2.1), where Rust shows a mapped address with them.
+            let shown = |address: SocketAddr| match address.ip() {
+                IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => {
+                    format!("::ffff:{:x}:{:x}", ip.segments()[6], ip.segments()[7])
+                }
+                ip => ip.to_string(),
+            };
+            format!("PROXY {family} {} {} {} {}\r\n", shown(a), shown(b), a.port(), b.port()).into_bytes()
         }
         (Version::V1, ..) => b"PROXY UNKNOWN\r\n".to_vec(),
         (Version::V2, pair, transport) => {

@@ -41,9 +41,15 @@ proptest! {
         let longest = if v2 { 52 } else { V1_BYTES_MAX };
         prop_assert!(bytes.len() <= longest);
         let plain = |x: SocketAddr| SocketAddr::new(x.ip().to_canonical(), x.port());
-        let (a, b) = (plain(a), plain(b));
-        let said = a.is_ipv4() == b.is_ipv4() && (v2 || !udp);
-        let header = if said { Header::From { source: a, destination: b } } else { Header::Nobody };
+        let (mut a, mut b) = (plain(a), plain(b));
+        if a.is_ipv4() != b.is_ipv4() {
+            for x in [&mut a, &mut b] {
+                if let IpAddr::V4(ip) = x.ip() {
+                    x.set_ip(ip.to_ipv6_mapped().into());
+                }
+            }
+        }
+        let header = if v2 || !udp { Header::From { source: a, destination: b } } else { Header::Nobody };
         for n in 0..bytes.len() {
             prop_assert_eq!(read(&bytes[..n]), Ok(None));
         }
@@ -80,6 +86,18 @@ fn text_headers() {
         assert_eq!(read(text.as_bytes()).map(|found| found.map(|(header, _)| header)), *expected, "{text:?}");
     }
     assert_eq!(read(&[b"PROXY UNKNOWN ".as_slice(), &[b'x'; 200]].concat()), Err(Error::TooLong));
+}
+
+/// Who comes over IPv6 and is led to an IPv4 address, or the other way round, is told all the same.
+#[test]
+fn two_families() {
+    let (six, four) = ("[2001:db8::9]:1000".parse().unwrap(), "198.51.100.1:443".parse().unwrap());
+    let text = |a, b| String::from_utf8(write(Version::V1, Transport::Tcp, Some(a), Some(b))).unwrap();
+    assert_eq!(text(six, four), "PROXY TCP6 2001:db8::9 ::ffff:c633:6401 1000 443\r\n");
+    assert_eq!(text(four, six), "PROXY TCP6 ::ffff:c633:6401 2001:db8::9 443 1000\r\n");
+    let binary = write(Version::V2, Transport::Udp, Some(six), Some(four));
+    assert_eq!((binary[13], binary.len()), (0x22, 52));
+    assert_eq!(binary[32..48], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 198, 51, 100, 1]);
 }
 
 fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
