@@ -114,23 +114,28 @@ fn read_v2(bytes: &[u8]) -> Result<Option<(Header, usize)>, Error> {
     if fixed[0] >> 4 != 2 || fixed[0] & 15 > 1 {
         return Err(Error::Malformed);
     }
+    let (is_local, family, protocol) = (fixed[0] & 15 == 0, fixed[1] >> 4, fixed[1] & 15);
+    // Reserved: "must be rejected as invalid by receivers" (2.2); of LOCAL the byte is ignored.
+    if !is_local && (family > 3 || protocol > 2) {
+        return Err(Error::Malformed);
+    }
     let len = V2_FIXED + usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
     if len > BYTES_MAX {
         return Err(Error::TooLong);
     }
     let Some(all) = bytes.get(..len) else { return Ok(None) };
     let body = &all[V2_FIXED..];
-    // The family decides how long the addresses are; what it does not know it must skip (2.2).
-    let (header, addresses) = match fixed[1] >> 4 {
+    // The family decides how long the addresses are; those of none must be skipped (2.2).
+    let (header, addresses) = match family {
         1 if body.len() >= 12 => (from(v4(&body[0..4]), v4(&body[4..8]), &body[8..12]), 12),
         2 if body.len() >= 36 => (from(v6(&body[0..16]), v6(&body[16..32]), &body[32..36]), 36),
-        1 | 2 if fixed[0] & 15 == 1 => return Err(Error::Malformed),
+        1 | 2 if !is_local => return Err(Error::Malformed),
         3 => (Header::Nobody, 216.min(body.len())),
         _ => (Header::Nobody, body.len()),
     };
     check_tlvs(all, V2_FIXED + addresses)?;
     // LOCAL: whatever the addresses say.
-    Ok(Some((if fixed[0] & 15 == 0 { Header::Nobody } else { header }, len)))
+    Ok(Some((if is_local { Header::Nobody } else { header }, len)))
 }
 
 fn from(source: IpAddr, destination: IpAddr, ports: &[u8]) -> Header {

@@ -124,6 +124,11 @@ fn binary_headers() {
         (v2(0x21, 0x11, &four[..11]), Err(Error::Malformed)),
         (v2(0x21, 0x21, &four), Err(Error::Malformed)),
         (v2(0x22, 0x11, &four), Err(Error::Malformed)),
+        (v2(0x21, 0x41, &four), Err(Error::Malformed)),
+        (v2(0x21, 0xf0, &[]), Err(Error::Malformed)),
+        (v2(0x21, 0x13, &four), Err(Error::Malformed)),
+        (v2(0x21, 0x3f, &[0; 216]), Err(Error::Malformed)),
+        (v2(0x20, 0xff, &four), Ok(Header::Nobody)),
         (v2(0x11, 0x11, &four), Err(Error::Malformed)),
         (v2(0x21, 0x11, &[0; BYTES_MAX]), Err(Error::TooLong)),
     ];
