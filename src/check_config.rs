@@ -12,6 +12,7 @@ use crate::{Ending, Failure, cli};
 use ringspan_engine::check::Check;
 use ringspan_engine::engine::GROUPS_MAX;
 use ringspan_tunnel::tls::ServerTls;
+use ringspan_tunnel::token::JoinToken;
 
 /// Which of the three a file is meant to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +74,12 @@ fn summary(doc: &Document) -> Result<String, Error> {
             let Agent { links, exposes, visits, .. } = agent::check(doc)?;
             lines.push(format!("{}: a good agent configuration", doc.path()));
             for AgentLink { token, state_dir, carriers, .. } in links {
-                let token = if token.is_some() { "a token" } else { "no token: it must have joined before" };
+                // As the agent has it: who has joined needs no token, and comes up with one that is of no use.
+                let token = match token.map(|secret| secret.0.parse::<JoinToken>()) {
+                    None => "no token: it must have joined before".to_owned(),
+                    Some(Ok(_)) => "a token".to_owned(),
+                    Some(Err(error)) => format!("a token that is none ({error}): it must have joined before"),
+                };
                 lines.push(format!("  state     {}, {token}", state_dir.display()));
                 lines.push(format!("  link      {carriers} carriers"));
             }
@@ -167,5 +173,23 @@ mod tests {
         ] {
             assert_eq!(kind(&Document::of("f", text)).expect(text), is, "{text}");
         }
+    }
+
+    /// A token that cannot be one is said, without a word of it.
+    #[test]
+    fn tokens_are_looked_at() {
+        use ringspan_tunnel::fingerprint::Trust;
+        use ringspan_tunnel::token::GrantTerms;
+        let token =
+            JoinToken::create("127.0.0.1:1".parse().expect("an address"), Trust::Plain, GrantTerms::default(), 0);
+        let said = |token: &str| {
+            let text = format!("[link]\n{token}\n[[expose]]\nservice = \"s\"\naddress = \"127.0.0.1:1\"\n");
+            summary(&Document::of("f", &text)).expect("an agent that has joined runs with it")
+        };
+        assert!(said(&format!("token = {:?}", token.0.to_paste())).contains(", a token\n"));
+        assert!(said("").contains(", no token: it must have joined before\n"));
+        let none = said("token = \"ringspan1.sesame\"");
+        assert!(none.contains(", a token that is none (") && none.contains("it must have joined before\n"), "{none}");
+        assert!(!none.contains("sesame"), "{none}");
     }
 }

@@ -6,6 +6,7 @@ use super::visit::secret;
 use super::{Document, Error, ports};
 use crate::doors::proxy::allow::Allow;
 use crate::doors::secret::key::SecretKey;
+use ringspan_tunnel::hello::EXPOSES_MAX;
 use ringspan_tunnel::proxy_header::Version;
 use ringspan_tunnel::rights::is_host;
 use serde::Deserialize;
@@ -123,6 +124,11 @@ pub(super) fn check_expose(doc: &Document, raw: &RawExpose, known: &mut Vec<Expo
     let backends = backends(doc, raw)?;
     let addresses: Vec<SocketAddr> = backends.iter().filter_map(Backend::address).collect();
     let at = raw.address.as_ref().or(raw.r#type.as_ref()).map_or(0..0, Spanned::span);
+    if known.len() + backends.len() > EXPOSES_MAX {
+        let problem =
+            format!("{} backends up to here: an agent has at most {EXPOSES_MAX}", known.len() + backends.len());
+        return Err(doc.wrong(at, problem, "fewer, or a second agent for the others"));
+    }
     let weight = raw.weight.as_ref().map_or(Ok(1), |weight| doc.number(weight, 1..=100))? as u8;
     let priority = raw.priority.as_ref().map_or(Ok(0), |priority| doc.number(priority, 0..=255))? as u8;
     let version = |text: &str| match text {

@@ -80,6 +80,13 @@ fn backends_of_the_agent() {
     for (text, shown, asked) in [
         ("address = \"127.0.0.1:53\"\ntype = \"udp\"", "udp://127.0.0.1:53", "none"),
         (
+    let many = |last: u16| {
+        expose(&format!("address = \"127.0.0.1:6000-{last}\"\n[[expose]]\nservice = \"t\"\naddress = \"127.0.0.1:1\""))
+    };
+    assert_eq!(many(6254).expect("256 may be").len(), 256);
+    let error = many(6255).expect_err("one too many");
+    let say = "a:6: [[expose]] address = \"127.0.0.1:1\": 257 backends up to here: an agent has at most 256";
+    assert!(error.starts_with(say), "{error}");
             "address = \"127.0.0.1:53\"\ntype = \"udp\"\ncheck = { type = \"udp\", send = \"a\", expect = \"b\" }",
             "udp://127.0.0.1:53",
             "udp",
