@@ -27,7 +27,7 @@ pub(super) struct RawLimits {
     down: Option<Spanned<String>>,
     idle: Option<Spanned<String>>,
     total: Option<Spanned<String>>,
-    allow: Option<Vec<Spanned<String>>>,
+    allow: Option<Spanned<Vec<Spanned<String>>>>,
     deny: Option<Vec<Spanned<String>>>,
     visitor: Option<Spanned<RawVisitor>>,
 }
@@ -64,7 +64,13 @@ pub(super) fn check_limits(doc: &Document, raw: Option<&RawLimits>) -> Result<Op
         Some(raw) => doc.value(raw, |text| unit::duration_within(text, TIMES.0, TIMES.1), "\"5m\"").map(Some),
     };
     (rules.idle, rules.total) = (time(&raw.idle)?, time(&raw.total)?);
-    rules.lists = Lists { allow: networks(doc, raw.allow.as_deref())?, deny: networks(doc, raw.deny.as_deref())? };
+    let allow = raw.allow.as_ref().map(|allow| allow.get_ref().as_slice());
+    if let (Some(raw), Some([])) = (&raw.allow, allow) {
+        // What wrote the list had nobody to put on it: without a list everybody would come in.
+        let remedy = "remove it to let everybody in; to keep all out, deny = [\"0.0.0.0/0\", \"::/0\"]";
+        return Err(doc.wrong(raw.span(), "it allows nobody, and no list would be everybody", remedy));
+    }
+    rules.lists = Lists { allow: networks(doc, allow)?, deny: networks(doc, raw.deny.as_deref())? };
     Ok((rules != Rules::default()).then(|| Limiter::new(rules)))
 }
 
@@ -73,7 +79,7 @@ pub(super) fn check_numbers(doc: &Document, raw: &RawLimits) -> Result<Rules, Er
     let RawLimits { connections, rate, burst, up, down, idle, total, allow, deny, visitor } = raw;
     let first = |list: &Option<Vec<Spanned<String>>>| list.as_ref().and_then(|list| list.first()).map(Spanned::span);
     let time = |raw: &Option<Spanned<String>>| raw.as_ref().map(Spanned::span);
-    let of_others = time(idle).or(time(total)).or(first(allow)).or(first(deny));
+    let of_others = time(idle).or(time(total)).or(allow.as_ref().map(Spanned::span)).or(first(deny));
     if let Some(at) = of_others.or(visitor.as_ref().map(Spanned::span)) {
         let remedy = "limits of the [[service]] or [[listener]]";
         return Err(doc.wrong(at, "an agent has connections, rate, burst, up and down alone", remedy));

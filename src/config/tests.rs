@@ -213,6 +213,11 @@ fn visitors_are_spread_and_limited() {
         ("limits = { burst = 3 }\n".into(), "a burst of what rate?"),
         ("limits = { up = \"100B\" }\n".into(), "limits.up = \"100B\": it needs a unit"),
         ("limits = { deny = [\"10.0.0.0/33\"] }\n".into(), "no address or network"),
+        ("limits = { deny = [\"::ffff:10.0.0.0/8\"] }\n".into(), "/8 of an IPv4 address in IPv6 dress: 96 to 128 bits"),
+        (
+            "limits = { allow = [] }\n".into(),
+            "limits.allow = []: it allows nobody, and no list would be everybody. Try: remove it to let everybody in",
+        ),
         ("[[service]]\nname = \"web\"\nbalance = \"random\"\n".into(), "no such way to balance"),
         ("[[service]]\nname = \"a\"\n[[service]]\nname = \"a\"\n".into(), "this service has a section already"),
     ] {
