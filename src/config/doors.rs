@@ -149,8 +149,11 @@ pub(super) fn fits(doc: &Document, kind: &Spanned<String>, is_unix: bool, keys: 
     ];
     for (key, span, is_its, of) in rows {
         if let (Some(span), false) = (span, is_its) {
-            let problem = format!("{key} is not of this listener");
-            return Err(doc.wrong_secret(span, problem, &format!("remove it, or {of}")));
+            let (problem, remedy) = (format!("{key} is not of this listener"), format!("remove it, or {of}"));
+            return Err(match key {
+                "users" => doc.wrong_secret(span, problem, &remedy),
+                _ => doc.wrong(span, problem, remedy),
+            });
         }
     }
     Ok(())

@@ -236,6 +236,10 @@ fn backends(doc: &Document, raw: &RawExpose) -> Result<Vec<Backend>, Error> {
     };
     let path = unix_path(doc, address)?;
     if let Some(file) = &raw.secret_file {
+        if path.is_some() {
+            let problem = "the backend of a secret service is no path";
+            return Err(doc.wrong(address.span(), problem, "\"127.0.0.1:5432\"; or remove secret_file"));
+        }
         let key = secret(doc, file)?;
         let secret = |address| Backend::Secret { address, key: key.clone() };
         return Ok(internet(doc, address)?.into_iter().map(secret).collect());

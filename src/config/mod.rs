@@ -208,7 +208,9 @@ impl Document {
             };
             let value = std::env::var(name).map_err(|_| {
                 let problem = format!("the environment has no variable {name:?}");
-                self.wrong_secret(raw.span(), problem, "set it before the start, or use token_file")
+                let place = place::of_value(&self.text, raw.span().start);
+                let more = if has_token_file(&place.key) { ", or use token_file" } else { "" };
+                self.wrong_secret(raw.span(), problem, &format!("set it before the start{more}"))
             })?;
             out.push_str(before);
             out.push_str(&value);
@@ -236,9 +238,12 @@ impl Document {
             (place::of_table(&self.text, span.start), String::new(), key, format!("add {} = ...", quoted[0]))
         } else if message.starts_with("invalid type") {
             let place = place::of_value(&self.text, span.start);
-            if place.key.ends_with("token") {
+            if has_token_file(&place.key) {
                 (place, "***".into(), "it is no string".into(), "\"${RINGSPAN_TOKEN}\", or use token_file".into())
-            } else if ["password", "url", "urls", "headers"].iter().any(|secret| place.key.ends_with(secret)) {
+            } else if ["password", "url", "urls", "headers", "users", "basic_auth", "secret"]
+                .iter()
+                .any(|secret| place.key.ends_with(secret))
+            {
                 (place, "***".into(), message.split(',').next_back().unwrap_or_default().trim().into(), String::new())
             } else {
                 (place, place::shown(&self.text, &span), message.clone(), String::new())
@@ -253,6 +258,11 @@ impl Document {
         let (file, place::Place { line, key }) = (self.path.clone(), place);
         Error(Box::new(Details { file, line, key, value, problem, remedy }))
     }
+}
+
+/// Whether the secret may stand in a file of its own.
+fn has_token_file(key: &str) -> bool {
+    ["[link] token", "[[bridge]] token"].contains(&key)
 }
 
 #[cfg(test)]

@@ -20,7 +20,10 @@ fn read(text: &str) -> Result<Vec<SocketAddr>, String> {
     };
     let first = unit::address(start)?;
     let last: u16 = last.parse().map_err(|_| "its last port is not a number from 1 to 65535".to_owned())?;
-    if first.port() == 0 || last < first.port() {
+    if first.port() == 0 {
+        return Err("its first port is 0, which is any free one: a range begins at 1".into());
+    }
+    if last < first.port() {
         return Err("its ports are not from a lower to a higher one".into());
     }
     if usize::from(last - first.port()) >= PORTS_MAX {
@@ -62,7 +65,7 @@ mod tests {
         assert_eq!(ports("0.0.0.0:1-1000").map(|all| all.len()), Ok(1000));
         for (text, say) in [
             ("0.0.0.0:1-1001", "more than 1000"),
-            ("0.0.0.0:0-5", "lower to a higher"),
+            ("0.0.0.0:0-5", "a range begins at 1"),
             ("0.0.0.0:9-8", "lower to a higher"),
             ("0.0.0.0:9-", "last port"),
             ("0.0.0.0:9-70000", "last port"),

@@ -42,6 +42,10 @@ pub(super) fn check_visit(doc: &Document, raw: &RawVisit, has_websocket: bool) -
         let problem = "via is missing, and [link] has no websocket that could lead there";
         return Err(doc.wrong(raw.service.span(), problem, "via = \"bridge.example.com:8025\""));
     }
+    if raw.listen.get_ref().starts_with("unix:") {
+        let problem = "it is a path, and a visit is at an address and a port";
+        return Err(doc.wrong(raw.listen.span(), problem, "\"127.0.0.1:5432\""));
+    }
     let via = raw.via.as_ref().map(|via| doc.value(via, unit::host_port, "\"bridge.example.com:8025\""));
     Ok(Visit {
         service: doc.value(&raw.service, |n| unit::service_name(n).map(|()| n.to_owned()), "\"db\"")?,

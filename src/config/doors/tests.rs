@@ -34,7 +34,15 @@ fn doors_of_the_bridge() {
         ("connect", "auth = \"no\"", "[[listener]] auth = \"no\": no such way"),
         ("socks5", "auth = \"none\"\nallow = [\"10.0.0.0/8\"]", "it has no ports"),
         ("socks5", "auth = \"none\"\nallow = [\"10.0.0.1/8:80\"]", "10.0.0.0/8 would be right"),
-        ("tcp", "idle_timeout = \"5s\"", "idle_timeout is not of this listener"),
+        ("tcp", "idle_timeout = \"5s\"", "idle_timeout = \"5s\": idle_timeout is not of this listener"),
+        ("tcp", "sessions_max = 5", "sessions_max = 5: sessions_max is not of this listener"),
+        ("tcp", "allow = [\"*:80\"]", "allow = [\"*:80\"]: allow is not of this listener"),
+        (
+            "socks5",
+            "users = [\"a:${RINGSPAN_NO_SUCH}\"]",
+            "users = ***: the environment has no variable \"RINGSPAN_NO_SUCH\". Try: set it before the start",
+        ),
+        ("socks5", "users = \"alice:secret\"", "users = ***: expected a sequence"),
         ("tcp", "users = [\"a:secret\"]", "users = ***: users is not of this listener"),
         ("udp", "idle_timeout = \"2h\"", "above the maximum of 1h"),
         ("udp", "sessions_max = 0", "below the minimum of 1"),
@@ -42,6 +50,7 @@ fn doors_of_the_bridge() {
     ] {
         let error = door(kind, rest).expect_err(rest);
         assert!(error.contains(say), "{kind} {rest}: {error}");
+        assert!(!error.contains("token_file") && !error.contains("secret"), "{error}");
     }
     let at = |listen: &str, more: &str| {
         let text =
@@ -71,6 +80,13 @@ fn ranges_of_ports() {
     let error = bridge::check(&Document::of("b", &one)).expect_err("no range");
     assert!(error.to_string().contains("a * stands for a port of several"), "{error}");
     let a = expose("address = \"127.0.0.1:6000-6002\"").expect("good");
+    let many = |last: u16| {
+        expose(&format!("address = \"127.0.0.1:6000-{last}\"\n[[expose]]\nservice = \"t\"\naddress = \"127.0.0.1:1\""))
+    };
+    assert_eq!(many(6254).expect("256 may be").len(), 256);
+    let error = many(6255).expect_err("one too many");
+    let say = "a:6: [[expose]] address = \"127.0.0.1:1\": 257 backends up to here: an agent has at most 256";
+    assert!(error.starts_with(say), "{error}");
     assert_eq!((a.len(), a[2].service.as_str(), a[2].backend.to_string()), (3, "s", "127.0.0.1:6002".into()));
 }
 
@@ -80,13 +96,6 @@ fn backends_of_the_agent() {
     for (text, shown, asked) in [
         ("address = \"127.0.0.1:53\"\ntype = \"udp\"", "udp://127.0.0.1:53", "none"),
         (
-    let many = |last: u16| {
-        expose(&format!("address = \"127.0.0.1:6000-{last}\"\n[[expose]]\nservice = \"t\"\naddress = \"127.0.0.1:1\""))
-    };
-    assert_eq!(many(6254).expect("256 may be").len(), 256);
-    let error = many(6255).expect_err("one too many");
-    let say = "a:6: [[expose]] address = \"127.0.0.1:1\": 257 backends up to here: an agent has at most 256";
-    assert!(error.starts_with(say), "{error}");
             "address = \"127.0.0.1:53\"\ntype = \"udp\"\ncheck = { type = \"udp\", send = \"a\", expect = \"b\" }",
             "udp://127.0.0.1:53",
             "udp",
@@ -130,6 +139,18 @@ fn backends_of_the_agent() {
     expose(&secret).expect("good");
     let error = expose(&format!("{secret}\nproxy_protocol = \"v1\"")).expect_err("it would break the secret's TLS");
     assert!(error.contains("only a TCP, UDP or Unix backend without a secret hears a header"), "{error}");
+    let visit = |listen: &str| {
+        let text = format!(
+            "[[visit]]\nservice = \"s\"\nlisten = \"{listen}\"\nvia = \"a:1\"\nsecret_file = {:?}\n",
+            key.to_str().expect("plain")
+        );
+        agent::check(&Document::of("a", &text)).map(|a| a.visits.len()).map_err(|e| e.to_string())
+    };
+    assert_eq!(visit("127.0.0.1:1"), Ok(1));
+    let error = visit("unix:a").expect_err("a path");
+    assert!(error.contains("listen = \"unix:a\": it is a path, and a visit is at an address and a port"), "{error}");
+    let error = expose(&secret.replace("127.0.0.1:1", "unix:/x")).expect_err("a path");
+    assert!(error.contains("address = \"unix:/x\": the backend of a secret service is no path"), "{error}");
     for (text, say) in [
         ("type = \"udp\"\naddress = \"127.0.0.1:53\"\ncheck = { type = \"tcp\" }", "the backend is no TCP server"),
         ("type = \"proxy\"", "where may it go? Nothing is allowed that allow does not say"),

@@ -135,7 +135,7 @@ fn mistakes() {
         (
             "password = \"hun:ter/2\"",
             "password = \"${RINGSPAN_NO_SUCH}\"",
-            "probe.toml:41: [[target]] password = ***: the environment has no variable \"RINGSPAN_NO_SUCH\". Try: set it before the start, or use token_file",
+            "probe.toml:41: [[target]] password = ***: the environment has no variable \"RINGSPAN_NO_SUCH\". Try: set it before the start",
         ),
         (
             "url = \"mysql://monitor@10.0.0.3/?mode=primary\"",
