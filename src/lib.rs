@@ -14,6 +14,7 @@ mod demo;
 mod dns_sockets;
 mod doctor;
 mod doors;
+mod fixed;
 pub mod fuzz;
 mod http_server;
 mod http_tls;

@@ -6,7 +6,8 @@ use crate::Failure;
 use crate::config::bridge::{Listener as Wanted, collide};
 use crate::config::doors::Door;
 use crate::doors::{self, Doors};
-use ringspan_tunnel::bridge::{Closing, Listener};
+use ipnet::IpNet;
+use ringspan_tunnel::bridge::{CarrierMode, Closing, Listener};
 use std::time::Duration;
 
 /// How long an address may take to come free when its listener goes: workers need a turn each.
@@ -71,30 +72,56 @@ async fn until(is_over: impl Fn() -> bool) {
     }
 }
 
-fn told(old: &[Wanted], new: &[Wanted]) -> Vec<String> {
+/// What a reload says of it. The numbers of limits that go on are told by who changes them.
+pub(super) fn told(old: &[Wanted], new: &[Wanted]) -> Vec<String> {
     let mut told = Vec::new();
     for listener in new {
-        let Wanted { name, listen, service, .. } = listener;
-        match old.iter().find(|o| o.name == *name) {
-            None => told.push(format!("listener {name:?} on {listen} for service {service:?} is new")),
-            Some(before) if before == listener => {}
-            Some(before) => {
-                if before.listen != *listen {
-                    told.push(format!("listener {name:?} is on {listen} in place of {}", before.listen));
-                }
-                if before.door != listener.door {
-                    told.push(format!("listener {name:?} has other settings"));
-                }
-                if before.service != *service {
-                    told.push(format!("listener {name:?} is for service {service:?} in place of {:?}", before.service));
-                }
-            }
+        // Who adds a key says here what is told of it.
+        let Wanted { name, listen, service, door, carrier, limiter, proxy_from } = listener;
+        let Some(before) = old.iter().find(|o| o.name == *name) else {
+            told.push(format!("listener {name:?} on {listen} for service {service:?} is new"));
+            continue;
+        };
+        let mut tell = |what: String| told.push(format!("listener {name:?} {what}"));
+        if before.listen != *listen {
+            tell(format!("is on {listen} in place of {}", before.listen));
+        }
+        if before.door != *door {
+            tell("has other settings".into());
+        }
+        if before.service != *service {
+            tell(format!("is for service {service:?} in place of {:?}", before.service));
+        }
+        if before.carrier != *carrier {
+            tell(format!("has carrier = {} in place of {}", word(*carrier), word(before.carrier)));
+        }
+        match (&before.limiter, limiter) {
+            (None, Some(_)) => tell("has limits".into()),
+            (Some(_), None) => tell("has no limits any more".into()),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        if before.proxy_from != *proxy_from {
+            let from = |all: &Option<Vec<IpNet>>| {
+                all.as_ref().map_or("nobody".to_owned(), |all| {
+                    format!("{:?}", all.iter().map(ToString::to_string).collect::<Vec<_>>())
+                })
+            };
+            tell(format!("takes PROXY headers from {} in place of {}", from(proxy_from), from(&before.proxy_from)));
         }
     }
     for Wanted { name, listen, .. } in old.iter().filter(|o| !new.iter().any(|n| n.name == o.name)) {
         told.push(format!("listener {name:?} on {listen} is gone; its visitors go on"));
     }
     told
+}
+
+/// As the file has it.
+fn word(carrier: CarrierMode) -> &'static str {
+    match carrier {
+        CarrierMode::Mux => "\"mux\"",
+        CarrierMode::Direct => "\"direct\"",
+        CarrierMode::Auto => "\"auto\"",
+    }
 }
 
 #[cfg(test)]
@@ -109,7 +136,7 @@ mod tests {
             listen: ([127, 0, 0, 1], port).into(),
             service: service.into(),
             door: Door::Tcp,
-            carrier: ringspan_tunnel::bridge::CarrierMode::default(),
+            carrier: CarrierMode::default(),
             limiter: None,
             proxy_from: None,
         };

@@ -4,11 +4,21 @@
 use super::listeners;
 use super::server::BridgeServer;
 use crate::Failure;
+use crate::config::access::{Access, Auth};
 use crate::config::balance::Policies;
-use crate::config::bridge::{Bridge as Config, Link, Tls};
+use crate::config::bridge::{Bridge as Config, Link, Listener, Tls};
+use crate::config::dns::Dns;
+use crate::config::doors::Door;
+use crate::config::http::CertFiles;
+use crate::config::unit::Shown;
+use crate::fixed::{Fixed, quoted, quoted_or_unsaid};
 use crate::watch_file::Why;
+use ringspan_registry::access::{Rate, Rates};
+use ringspan_registry::cluster::{EtcdOptions, Options as Cluster};
+use ringspan_registry::dns::Options as DnsOptions;
 use ringspan_tunnel::limits::{Limiter, Rules};
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -36,37 +46,26 @@ impl BridgeServer {
     /// Goes over to another configuration, as far as a running bridge can.
     async fn apply(&mut self, config: Config) -> Result<Vec<String>, Failure> {
         let mut config = self.as_running(config);
+        let stays = keep_fixed(&self.config, &mut config);
         let changes = keep_limiters(&self.config, &mut config);
         let old = &self.config;
         let mut told =
             listeners::change(&self.hall.listening, &mut self.doors, &old.listeners, &config.listeners).await?;
         // Nothing can fail from here on.
         for change in changes {
-            told.push(format!("{} is limited by other numbers; who is counted stays counted", change.whose));
+            told.push(change.told());
             change.limiter.change((*change.rules).clone());
         }
-        told.extend(told_services(&old.policies, &config.policies));
-        if old.agents != config.agents {
-            told.push("[[agent]] limits are other ones".into());
-        }
-        if old.memory != config.memory {
-            told.push("[memory] is another one".into());
-            self.handle.set_memory(config.memory);
-        }
-        if (old.drain, old.drain_takeover) != (config.drain, config.drain_takeover) {
-            told.push(format!("drain is {:?}, drain_takeover {:?}", config.drain, config.drain_takeover));
-        }
+        told.extend(told_rest(old, &config));
+        self.handle.set_memory(config.memory);
         told.extend(self.hooks.apply(&config.webhooks, &self.registry));
-        for sentence in fixed(old, &config) {
-            tracing::warn!("{sentence}");
-        }
+        stays.iter().for_each(|sentence| tracing::warn!("{sentence}"));
         let (policies, agents) = (config.policies.clone(), config.agents.clone());
         self.hall.change(move |sessions| {
             sessions.set_policies(policies);
             sessions.set_rules(agents);
         });
-        let Config { data_dir, http_listen, grpc_listen, access, dns, link, engine, .. } = self.config.clone();
-        self.config = Config { data_dir, http_listen, grpc_listen, access, dns, link, engine, ..config };
+        self.config = config;
         Ok(told)
     }
 
@@ -94,6 +93,12 @@ struct Change {
     whose: String,
     limiter: Arc<Limiter>,
     rules: Arc<Rules>,
+}
+
+impl Change {
+    fn told(&self) -> String {
+        format!("{} is limited by other numbers; who is counted stays counted", self.whose)
+    }
 }
 
 /// Puts the limiters that run in the place of those of the new configuration, so that counts go on; where rules differ,
@@ -125,66 +130,147 @@ fn keep_limiters(old: &Config, new: &mut Config) -> Vec<Change> {
     changes
 }
 
+/// What is done at once, beside listeners, the numbers of limits and webhooks.
+fn told_rest(old: &Config, new: &Config) -> Vec<String> {
+    let mut told = told_services(&old.policies, &new.policies);
+    if old.agents != new.agents {
+        told.push("[[agent]] limits are other ones".into());
+    }
+    if old.memory != new.memory {
+        told.push("[memory] is another one".into());
+    }
+    if (old.drain, old.drain_takeover) != (new.drain, new.drain_takeover) {
+        told.push(format!("drain is {:?}, drain_takeover {:?}", new.drain, new.drain_takeover));
+    }
+    told
+}
+
 fn told_services(old: &Policies, new: &Policies) -> Vec<String> {
     let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let differs = |name: &&&String| old.get(**name) != new.get(**name);
     names.iter().filter(differs).map(|name| format!("service {name:?} has another [[service]]")).collect()
 }
 
-/// What a running bridge cannot change: a sentence for each.
-fn fixed(old: &Config, new: &Config) -> Vec<String> {
-    let mut sentences = Vec::new();
-    let mut look = |key: &str, old: String, new: String| {
-        if old != new {
-            let remedy = if key == "data_dir" { "restart" } else { "restart (or --takeover)" };
-            sentences.push(format!(
-                "{key} = {new} cannot be had by a running bridge: it stays {old}, and all else holds. Try: {remedy}"
-            ));
-        }
+/// What a running bridge cannot change stays as it was, in `new`, too: a sentence for each key.
+fn keep_fixed(old: &Config, new: &mut Config) -> Vec<String> {
+    let mut fixed = Fixed::of("bridge", "restart (or --takeover)");
+    // Who adds a key decides here what becomes of it. Those without a name follow at once, and are told.
+    let Config {
+        data_dir,
+        http_listen,
+        access,
+        grpc_listen,
+        dns,
+        link,
+        listeners,
+        policies: _,
+        agents: _,
+        engine,
+        memory: _,
+        drain: _,
+        drain_takeover: _,
+        cluster,
+        webhooks: _,
+    } = new;
+    // Whoever takes over asks at the same folder.
+    fixed.keep_until("restart", "data_dir", &old.data_dir, data_dir, |path| format!("{path:?}"));
+    fixed.keep("[http] listen", &old.http_listen, http_listen, quoted);
+    let or_off = |address: &Option<SocketAddr>| address.as_ref().map_or_else(|| quoted("off"), quoted);
+    fixed.keep("[http] grpc_listen", &old.grpc_listen, grpc_listen, or_off);
+    keep_access(&mut fixed, &old.access, access);
+    keep_dns(&mut fixed, &old.dns, dns);
+    let Link { listen, public, tls, ktls } = link;
+    fixed.keep("[link] listen", &old.link.listen, listen, quoted);
+    fixed.keep("[link] public", &old.link.public, public, |public| quoted_or_unsaid(public.as_ref()));
+    fixed.keep("[link] tls", &old.link.tls, tls, show_tls);
+    fixed.keep("[link] ktls", &old.link.ktls, ktls, |on| quoted(if *on { "auto" } else { "off" }));
+    fixed.keep_engine(&old.engine, engine);
+    keep_cluster(&mut fixed, &old.cluster, cluster);
+    keep_places(&mut fixed, &old.listeners, listeners);
+    fixed.sentences()
+}
+
+fn keep_access(fixed: &mut Fixed, old: &Access, new: &mut Access) {
+    let Access { auth, session, rates: Rates { per_address, per_principal }, audit, tls } = new;
+    let show_auth = |auth: &Auth| match auth {
+        Auth::Auto => quoted("auto"),
+        Auth::Required => quoted("required"),
+        Auth::Off => quoted("off"),
     };
-    let address = |address: &SocketAddr| format!("\"{address}\"");
-    let (link, new_link) = (&old.link, &new.link);
-    let public = |link: &Link| link.public.as_ref().map_or("unsaid".to_owned(), |public| format!("\"{public}\""));
-    let on = |on: bool| if on { "\"auto\"" } else { "\"off\"" }.to_owned();
-    let workers = |config: &Config| config.engine.workers.map_or("unsaid".to_owned(), |n| n.to_string());
-    look("data_dir", format!("{:?}", old.data_dir), format!("{:?}", new.data_dir));
-    look("[http] listen", address(&old.http_listen), address(&new.http_listen));
-    let grpc = |config: &Config| config.grpc_listen.as_ref().map_or("\"off\"".to_owned(), address);
-    look("[http] grpc_listen", grpc(old), grpc(new));
-    let access = |config: &Config| format!("{:?}", config.access);
-    look("[registry] auth, session, rate limits, audit, [http] cert, key", access(old), access(new));
-    look("[dns]", dns(old), dns(new));
-    look("[link] listen", address(&link.listen), address(&new_link.listen));
-    look("[link] public", public(link), public(new_link));
-    look("[link] tls", tls(&link.tls), tls(&new_link.tls));
-    look("[link] ktls", on(link.ktls), on(new_link.ktls));
-    look("[engine] workers", workers(old), workers(new));
-    look("[engine] backend", format!("{:?}", old.engine.backend), format!("{:?}", new.engine.backend));
-    let affinity =
-        |config: &Config| config.engine.affinity.as_ref().map_or("unsaid".to_owned(), |cores| format!("\"{cores}\""));
-    look("[engine] affinity", affinity(old), affinity(new));
-    sentences
+    let show_audit = |audit: &Option<bool>| match audit {
+        None => quoted("auto"),
+        Some(on) => quoted(if *on { "on" } else { "off" }),
+    };
+    let rate = |rate: &Rate| rate.per_second.to_string();
+    fixed.keep("[registry] auth", &old.auth, auth, show_auth);
+    fixed.keep("[registry] session", &old.session, session, |time| quoted(&Shown(*time)));
+    fixed.keep("[registry] rate_limit", &old.rates.per_address, per_address, rate);
+    fixed.keep("[registry] rate_limit_user", &old.rates.per_principal, per_principal, rate);
+    fixed.keep("[registry] audit", &old.audit, audit, show_audit);
+    let files = |tls: &Option<CertFiles>| match tls {
+        None => "unsaid".into(),
+        Some(CertFiles { cert, key }) => format!("{cert:?}, {key:?}"),
+    };
+    fixed.keep("[http] cert, key", &old.tls, tls, files);
 }
 
-fn dns(config: &Config) -> String {
-    let Some(dns) = &config.dns else { return "off".into() };
-    let (listen, options) = (dns.listen.iter().map(|a| format!("{:?}", a.to_string())), &dns.options);
-    let listen = listen.collect::<Vec<_>>().join(", ");
-    let or_all = |list: Option<String>| list.unwrap_or_else(|| "all".into());
-    let allow = or_all(options.allow.as_ref().map(|all| format!("{all:?}")));
-    let namespaces = or_all(options.namespaces.as_ref().map(|all| format!("{all:?}")));
-    let (zone, ttl, answers) = (&options.zone, options.ttl, options.answers_max);
-    let (rate, connections) = (options.rate, options.connections_max);
-    format!(
-        "{{ listen = [{listen}], zone = \"{zone}\", ttl = {ttl:?}, answers_max = {answers}, rate_limit = {rate}, \
-         connections_max = {connections}, allow = {allow}, namespaces = {namespaces} }}"
-    )
+fn keep_dns(fixed: &mut Fixed, old: &Option<Dns>, new: &mut Option<Dns>) {
+    let (Some(before), Some(Dns { listen, options })) = (old, &mut *new) else {
+        let addresses = |dns: &Option<Dns>| dns.as_ref().map_or("off".into(), |dns| list(&dns.listen));
+        fixed.keep("[dns] listen", old, new, addresses);
+        return;
+    };
+    let DnsOptions { zone, ttl, answers_max, rate, connections_max, allow, namespaces } = options;
+    let had = &before.options;
+    fixed.keep("[dns] listen", &before.listen, listen, |all| list(all));
+    fixed.keep("[dns] zone", &had.zone, zone, quoted);
+    fixed.keep("[dns] ttl", &had.ttl, ttl, |ttl| quoted(&Shown(*ttl)));
+    fixed.keep("[dns] answers_max", &had.answers_max, answers_max, ToString::to_string);
+    fixed.keep("[dns] rate_limit", &had.rate, rate, ToString::to_string);
+    fixed.keep("[dns] connections_max", &had.connections_max, connections_max, ToString::to_string);
+    fixed.keep("[dns] allow", &had.allow, allow, |all| all.as_ref().map_or("unsaid".into(), |all| list(all)));
+    let names = |all: &Option<Vec<String>>| all.as_ref().map_or("unsaid".into(), |all| list(all));
+    fixed.keep("[dns] namespaces", &had.namespaces, namespaces, names);
 }
 
-fn tls(tls: &Tls) -> String {
+/// Where the registry's records are: the store is open, and the cluster knows us by what we said.
+fn keep_cluster(fixed: &mut Fixed, old: &Option<Cluster>, new: &mut Option<Cluster>) {
+    let (Some(before), Some(Cluster { etcd, prefix, member, address })) = (old, &mut *new) else {
+        let (was, mut wanted) = (old.is_some(), new.is_some());
+        fixed.keep("[registry] store", &was, &mut wanted, |etcd| quoted(if *etcd { "etcd" } else { "embedded" }));
+        new.clone_from(old);
+        return;
+    };
+    let EtcdOptions { endpoints, login, ca, identity } = etcd;
+    fixed.keep("[registry] endpoints", &before.etcd.endpoints, endpoints, |all| list(all));
+    fixed.keep_unseen("[registry] user, password", &before.etcd.login, login);
+    fixed.keep_unseen("[registry] ca", &before.etcd.ca, ca);
+    fixed.keep_unseen("[registry] cert, key", &before.etcd.identity, identity);
+    fixed.keep("[registry] prefix", &before.prefix, prefix, quoted);
+    fixed.keep("[registry] member", &before.member, member, quoted);
+    fixed.keep("[registry] address", &before.address, address, quoted);
+}
+
+/// The one key of a listener that does not follow where its door stays: the places are counted out when it opens.
+fn keep_places(fixed: &mut Fixed, old: &[Listener], new: &mut [Listener]) {
+    for listener in new {
+        let before = old.iter().find(|o| o.name == listener.name && o.listen == listener.listen);
+        if let (Some(Door::Http(before)), Door::Http(door)) = (before.map(|b| &b.door), &mut listener.door) {
+            let key = format!("listener {:?} [listener.http] connections_max", listener.name);
+            let (was, wanted) = (before.options.connections_max, &mut door.options.connections_max);
+            fixed.keep_until("restart (or --takeover), or another listen", &key, &was, wanted, ToString::to_string);
+        }
+    }
+}
+
+fn list<T: Display>(all: &[T]) -> String {
+    format!("[{}]", all.iter().map(quoted).collect::<Vec<_>>().join(", "))
+}
+
+fn show_tls(tls: &Tls) -> String {
     match tls {
-        Tls::Auto => "\"auto\"".into(),
-        Tls::Off => "\"off\"".into(),
+        Tls::Auto => quoted("auto"),
+        Tls::Off => quoted("off"),
         Tls::Files { cert, key } => format!("{{ cert = {cert:?}, key = {key:?} }}"),
     }
 }
@@ -194,6 +280,7 @@ mod tests {
     use super::*;
     use crate::config::Document;
     use crate::config::bridge::check;
+    use crate::fixed::every_key::{self, Row};
 
     fn config(text: &str) -> Config {
         check(&Document::of("bridge.toml", text)).expect("it is right")
@@ -227,12 +314,12 @@ mod tests {
     #[test]
     fn what_stays_is_named() {
         let old = config("drain = \"1s\"\n");
-        let new = config(
+        let mut new = config(
             "data_dir = \"/other\"\n[http]\nlisten = \"127.0.0.1:1\"\n[link]\nlisten = \"127.0.0.1:2\"\n\
              public = \"a.example:2\"\ntls = \"off\"\nktls = \"off\"\n[engine]\nworkers = 3\nbackend = \"epoll\"\n\
              [dns]\nlisten = \"127.0.0.1:3\"\n",
         );
-        let sentences = fixed(&old, &new);
+        let sentences = keep_fixed(&old, &mut new);
         let keys = ["data_dir", "[http] listen", "[link] listen", "[link] public", "[link] tls", "[link] ktls"];
         for key in keys.into_iter().chain(["[dns]", "[http] grpc_listen", "[engine] workers", "[engine] backend"]) {
             let sentence = sentences.iter().find(|s| s.starts_with(key)).unwrap_or_else(|| panic!("{key}"));
@@ -244,6 +331,416 @@ mod tests {
             "[link] listen = \"127.0.0.1:2\" cannot be had by a running bridge: it stays \"127.0.0.1:8024\", and all \
              else holds. Try: restart (or --takeover)"
         );
-        assert_eq!((sentences.len(), fixed(&old, &old).len()), (10, 0));
+        assert_eq!((sentences.len(), keep_fixed(&old, &mut new).len()), (10, 0), "the new one says what runs");
+    }
+
+    /// A file with every key that a bridge may have, each line once: certificates and the like are in its folder.
+    const WHOLE: &str = r#"
+data_dir = "/one"
+drain = "1s"
+drain_takeover = "1h"
+[http]
+listen = "127.0.0.1:1001"
+grpc_listen = "127.0.0.1:1002"
+cert = "http.pem"
+key = "http.key"
+[dns]
+listen = "127.0.0.1:1003"
+zone = "one.example"
+ttl = "1s"
+answers_max = 1
+rate_limit = 11
+connections_max = 12
+allow = ["10.0.1.0/24"]
+namespaces = ["one"]
+[link]
+listen = "127.0.0.1:1004"
+public = "a.example:1004"
+tls = "auto"
+ktls = "auto"
+insecure = false
+[engine]
+workers = 2
+backend = "auto"
+scheduling = "batch"
+affinity = CORE
+[memory]
+window_max = "1MiB"
+windows = "2MiB"
+waiting = "32MiB"
+[registry]
+store = "etcd"
+endpoints = ["http://127.0.0.1:1005"]
+prefix = "/one/"
+member = "m1"
+address = "10.0.0.1:1006"
+user = "u1"
+password = "p1"
+ca = "ca.pem"
+cert = "member.pem"
+key = "member.key"
+auth = "auto"
+session = "2m"
+rate_limit = 13
+rate_limit_user = 14
+audit = "auto"
+[[registry.webhook]]
+name = "pager"
+url = "http://127.0.0.1:1007/"
+secret = "sixteen letters!"
+kinds = ["health"]
+namespaces = ["two"]
+groups = ["g"]
+services = ["s"]
+everything = false
+timeout = "3s"
+retries = 3
+backoff = "4s"
+backoff_max = "5s"
+queue = 15
+batch = 16
+headers = { X-One = "1" }
+ca = "hook.pem"
+[[agent]]
+name = "by-name"
+[agent.limits]
+connections = 21
+[[agent]]
+token = "d955e371504c"
+[agent.limits]
+connections = 22
+rate = 23
+burst = 24
+up = "25KiB"
+down = "26KiB"
+[[service]]
+name = "shop"
+balance = "round_robin"
+healthy_min = 1
+panic_percent = 1
+retries = 1
+resend = false
+[service.eject]
+dials = 2
+resets = 2
+length = "1500ms"
+length_max = "30s"
+percent_max = 31
+[service.limits]
+connections = 32
+[[listener]]
+name = "plain"
+type = "tcp"
+listen = "127.0.0.1:1011"
+service = "s-plain"
+carrier = "mux"
+proxy_protocol_from = ["10.0.2.0/24"]
+[listener.limits]
+connections = 41
+rate = 42
+burst = 43
+up = "44KiB"
+down = "45KiB"
+idle = "46s"
+total = "47s"
+allow = ["10.0.3.0/24"]
+deny = ["10.0.4.0/24"]
+[listener.limits.visitor]
+connections = 51
+rate = 52
+burst = 53
+up = "54KiB"
+down = "55KiB"
+ipv4_bits = 24
+ipv6_bits = 56
+[[listener]]
+name = "datagrams"
+type = "udp"
+listen = "127.0.0.1:1012"
+service = "s-udp"
+idle_timeout = "61s"
+sessions_max = 62
+[[listener]]
+name = "socks"
+type = "socks5"
+listen = "127.0.0.1:1013"
+service = "s-socks"
+auth = "users"
+users = ["a:b"]
+allow = ["*:80"]
+associations_max = 63
+[[listener]]
+name = "path"
+type = "tcp"
+listen = "unix:one.sock"
+service = "s-path"
+mode = "0600"
+[[listener]]
+name = "pages"
+type = "http"
+listen = "127.0.0.1:1014"
+service = "s-pages"
+[listener.http]
+connections_max = 71
+head_bytes_max = 9000
+headers_max = 72
+timeout_head = "73s"
+timeout_answer = "74s"
+timeout_idle = "75s"
+timeout_total = "76s"
+reuse = true
+idle_max = 77
+idle_time = "78s"
+request_id = "X-Id"
+access_log = false
+trusted = ["10.0.5.0/24"]
+forwarded = false
+redirect_https = 443
+agents = "/link"
+agent_hosts = false
+body_bytes_max = 79
+pages = { "404" = "page.html" }
+[[listener]]
+name = "secure"
+type = "https"
+listen = "127.0.0.1:1015"
+tls = [{ cert = "site.pem", key = "site.key" }]
+passthrough = false
+[[listener.route]]
+host = "a.example"
+path = "/a"
+service = "s-a"
+strip_prefix = false
+rewrite_host = "b.example"
+request_headers = { set = ["X-A: 1"] }
+response_headers = { set = ["X-B: 1"] }
+basic_auth = [{ user = "u", password = "p" }]
+body_bytes_max = 81
+[[listener.route]]
+host = "c.example"
+service = "s-c"
+passthrough = true
+"#;
+
+    /// Each key of it: another value, and what is said.
+    const CHANGES: &[Row<'_>] = &[
+        ("data_dir = \"/one\"", "data_dir = \"/two\"", "data_dir = \"/two\" cannot be had"),
+        ("drain = \"1s\"", "drain = \"2s\"", "drain is 2s"),
+        ("drain_takeover = \"1h\"", "drain_takeover = \"2h\"", "drain_takeover 7200s"),
+        ("listen = \"127.0.0.1:1001\"", "listen = \"[::1]:1001\"", "[http] listen = \"[::1]:1001\" cannot be had"),
+        ("grpc_listen = \"127.0.0.1:1002\"", "grpc_listen = \"off\"", "[http] grpc_listen = \"off\" cannot be had"),
+        ("cert = \"http.pem\"", "cert = \"site.pem\"", "[http] cert, key = "),
+        ("key = \"http.key\"", "key = \"site.key\"", "[http] cert, key = "),
+        ("listen = \"127.0.0.1:1003\"", "", "[dns] listen = [\"127.0.0.1:8600\"] cannot be had"),
+        ("zone = \"one.example\"", "", "it stays \"one.example.\""),
+        ("ttl = \"1s\"", "ttl = \"5s\"", "[dns] ttl = \"5s\" cannot be had"),
+        ("answers_max = 1", "answers_max = 2", "[dns] answers_max = 2 cannot be had"),
+        ("rate_limit = 11", "rate_limit = 12", "[dns] rate_limit = 12 cannot be had"),
+        ("connections_max = 12", "connections_max = 13", "[dns] connections_max = 13 cannot be had"),
+        ("allow = [\"10.0.1.0/24\"]", "", "[dns] allow = unsaid cannot be had"),
+        ("namespaces = [\"one\"]", "namespaces = [\"x\"]", "[dns] namespaces = [\"x\"] cannot be had"),
+        ("listen = \"127.0.0.1:1004\"", "", "[link] listen = \"127.0.0.1:8024\" cannot be had"),
+        ("public = \"a.example:1004\"", "", "[link] public = unsaid cannot be had"),
+        ("tls = \"auto\"", "tls = \"off\"", "[link] tls = \"off\" cannot be had"),
+        ("ktls = \"auto\"", "ktls = \"off\"", "[link] ktls = \"off\" cannot be had"),
+        // It says what the file may say, and nothing of what the bridge does.
+        ("insecure = false", "insecure = true", ""),
+        ("workers = 2", "workers = 3", "[engine] workers = 3 cannot be had"),
+        ("backend = \"auto\"", "backend = \"epoll\"", "[engine] backend = \"epoll\" cannot be had"),
+        ("scheduling = \"batch\"", "scheduling = \"normal\"", "[engine] scheduling = \"normal\" cannot be had"),
+        ("affinity = CORE", "", "[engine] affinity = unsaid cannot be had"),
+        ("window_max = \"1MiB\"", "", "[memory] is another one"),
+        ("windows = \"2MiB\"", "", "[memory] is another one"),
+        ("waiting = \"32MiB\"", "", "[memory] is another one"),
+        (STORE, "store = \"embedded\"", "[registry] store = \"embedded\" cannot be had"),
+        (
+            "endpoints = [\"http://127.0.0.1:1005\"]",
+            "endpoints = [\"http://b:1\"]",
+            "endpoints = [\"http://b:1\"] cannot",
+        ),
+        ("prefix = \"/one/\"", "", "[registry] prefix = \"/ringspan/\" cannot be had"),
+        ("member = \"m1\"", "member = \"m2\"", "[registry] member = \"m2\" cannot be had"),
+        ("address = \"10.0.0.1:1006\"", "", "[registry] address = \"127.0.0.1:1001\" cannot be had"),
+        ("user = \"u1\"", "user = \"u2\"", "[registry] user, password: another value cannot be had"),
+        ("password = \"p1\"", "password = \"p2\"", "[registry] user, password: another value cannot be had"),
+        ("ca = \"ca.pem\"", "", "[registry] ca: another value cannot be had"),
+        ("cert = \"member.pem\"", "cert = \"site.pem\"", "[registry] cert, key: another value cannot be had"),
+        ("key = \"member.key\"", "key = \"site.key\"", "[registry] cert, key: another value cannot be had"),
+        ("auth = \"auto\"", "auth = \"off\"", "[registry] auth = \"off\" cannot be had"),
+        ("session = \"2m\"", "session = \"3h\"", "[registry] session = \"3h\" cannot be had"),
+        ("rate_limit = 13", "", "[registry] rate_limit = 0 cannot be had"),
+        ("rate_limit_user = 14", "rate_limit_user = 9", "[registry] rate_limit_user = 9 cannot be had"),
+        ("audit = \"auto\"", "audit = \"on\"", "[registry] audit = \"on\" cannot be had"),
+        ("name = \"pager\"", "name = \"other\"", "webhook \"pager\""),
+        ("url = \"http://127.0.0.1:1007/\"", "url = \"http://127.0.0.1:1007/x\"", "webhook \"pager\""),
+        ("secret = \"sixteen letters!\"", "secret = \"seventeen letters\"", "webhook \"pager\""),
+        ("kinds = [\"health\"]", "", "webhook \"pager\""),
+        ("namespaces = [\"two\"]", "", "webhook \"pager\""),
+        ("groups = [\"g\"]", "", "webhook \"pager\""),
+        ("services = [\"s\"]", "", "webhook \"pager\""),
+        ("everything = false", "everything = true", "webhook \"pager\""),
+        ("timeout = \"3s\"", "", "webhook \"pager\""),
+        ("retries = 3", "", "webhook \"pager\""),
+        ("backoff = \"4s\"", "", "webhook \"pager\""),
+        ("backoff_max = \"5s\"", "", "webhook \"pager\""),
+        ("queue = 15", "", "webhook \"pager\""),
+        ("batch = 16", "", "webhook \"pager\""),
+        ("headers = { X-One = \"1\" }", "headers = { X-One = \"2\" }", "webhook \"pager\""),
+        ("ca = \"hook.pem\"", "ca = \"ca.pem\"", "webhook \"pager\""),
+        ("name = \"by-name\"", "name = \"by-other\"", "[[agent]] limits"),
+        ("token = \"d955e371504c\"", "", "[[agent]] limits"),
+        ("connections = 22", "", "[[agent]] limits"),
+        ("rate = 23", "rate = 9", "[[agent]] limits"),
+        ("burst = 24", "", "[[agent]] limits"),
+        ("up = \"25KiB\"", "", "[[agent]] limits"),
+        ("down = \"26KiB\"", "", "[[agent]] limits"),
+        ("name = \"shop\"", "name = \"store\"", "service \"store\" has another [[service]]"),
+        ("balance = \"round_robin\"", "balance = \"source_hash\"", "service \"shop\" has another [[service]]"),
+        ("healthy_min = 1", "healthy_min = 2", "service \"shop\" has another [[service]]"),
+        ("panic_percent = 1", "", "service \"shop\" has another [[service]]"),
+        ("retries = 1", "", "service \"shop\" has another [[service]]"),
+        ("resend = false", "resend = true", "service \"shop\" has another [[service]]"),
+        ("dials = 2", "", "service \"shop\" has another [[service]]"),
+        ("resets = 2", "", "service \"shop\" has another [[service]]"),
+        ("length = \"1500ms\"", "", "service \"shop\" has another [[service]]"),
+        ("length_max = \"30s\"", "", "service \"shop\" has another [[service]]"),
+        ("percent_max = 31", "", "service \"shop\" has another [[service]]"),
+        ("connections = 32", "connections = 33", "service \"shop\" is limited by other numbers"),
+        ("[service.limits]\nconnections = 32", "", "service \"shop\" has another [[service]]"),
+        ("name = \"plain\"", "name = \"fancy\"", "listener \"plain\" on 127.0.0.1:1011 is gone"),
+        (
+            "name = \"plain\"\ntype = \"tcp\"",
+            "name = \"plain\"\ntype = \"udp\"",
+            "listener \"plain\" has other settings",
+        ),
+        ("listen = \"127.0.0.1:1011\"", "listen = \"127.0.0.1:9\"", "is on 127.0.0.1:9 in place of 127.0.0.1:1011"),
+        ("service = \"s-plain\"", "service = \"s\"", "listener \"plain\" is for service \"s\" in place of \"s-plain\""),
+        (
+            "carrier = \"mux\"",
+            "carrier = \"direct\"",
+            "listener \"plain\" has carrier = \"direct\" in place of \"mux\"",
+        ),
+        (
+            "proxy_protocol_from = [\"10.0.2.0/24\"]",
+            "",
+            "takes PROXY headers from nobody in place of [\"10.0.2.0/24\"]",
+        ),
+        ("connections = 41", "connections = 40", "listener \"plain\" is limited by other numbers"),
+        ("rate = 42", "rate = 9", "listener \"plain\" is limited by other numbers"),
+        ("burst = 43", "", "listener \"plain\" is limited by other numbers"),
+        ("up = \"44KiB\"", "", "listener \"plain\" is limited by other numbers"),
+        ("down = \"45KiB\"", "", "listener \"plain\" is limited by other numbers"),
+        ("idle = \"46s\"", "", "listener \"plain\" is limited by other numbers"),
+        ("total = \"47s\"", "", "listener \"plain\" is limited by other numbers"),
+        ("allow = [\"10.0.3.0/24\"]", "", "listener \"plain\" is limited by other numbers"),
+        ("deny = [\"10.0.4.0/24\"]", "", "listener \"plain\" is limited by other numbers"),
+        ("connections = 51", "", "listener \"plain\" is limited by other numbers"),
+        ("rate = 52", "rate = 9", "listener \"plain\" is limited by other numbers"),
+        ("burst = 53", "", "listener \"plain\" is limited by other numbers"),
+        ("up = \"54KiB\"", "", "listener \"plain\" is limited by other numbers"),
+        ("down = \"55KiB\"", "", "listener \"plain\" is limited by other numbers"),
+        ("ipv4_bits = 24", "", "listener \"plain\" is limited by other numbers"),
+        ("ipv6_bits = 56", "", "listener \"plain\" is limited by other numbers"),
+        ("service = \"s-udp\"", "service = \"s-udp\"\nlimits = { rate = 1 }", "listener \"datagrams\" has limits"),
+        ("idle_timeout = \"61s\"", "", "listener \"datagrams\" has other settings"),
+        ("sessions_max = 62", "", "listener \"datagrams\" has other settings"),
+        ("auth = \"users\"\nusers = [\"a:b\"]", "auth = \"none\"", "listener \"socks\" has other settings"),
+        ("users = [\"a:b\"]", "users = [\"a:c\"]", "listener \"socks\" has other settings"),
+        ("allow = [\"*:80\"]", "", "listener \"socks\" has other settings"),
+        ("associations_max = 63", "", "listener \"socks\" has other settings"),
+        ("listen = \"unix:one.sock\"", "listen = \"unix:two.sock\"", "listener \"path\" has other settings"),
+        ("mode = \"0600\"", "", "listener \"path\" has other settings"),
+        ("connections_max = 71", "", "listener \"pages\" [listener.http] connections_max = 8192 cannot be had"),
+        ("head_bytes_max = 9000", "", "listener \"pages\" has other settings"),
+        ("headers_max = 72", "", "listener \"pages\" has other settings"),
+        ("timeout_head = \"73s\"", "", "listener \"pages\" has other settings"),
+        ("timeout_answer = \"74s\"", "", "listener \"pages\" has other settings"),
+        ("timeout_idle = \"75s\"", "", "listener \"pages\" has other settings"),
+        ("timeout_total = \"76s\"", "", "listener \"pages\" has other settings"),
+        ("reuse = true", "reuse = false", "listener \"pages\" has other settings"),
+        ("idle_max = 77", "", "listener \"pages\" has other settings"),
+        ("idle_time = \"78s\"", "", "listener \"pages\" has other settings"),
+        ("request_id = \"X-Id\"", "", "listener \"pages\" has other settings"),
+        ("access_log = false", "access_log = true", "listener \"pages\" has other settings"),
+        ("trusted = [\"10.0.5.0/24\"]", "", "listener \"pages\" has other settings"),
+        ("forwarded = false", "forwarded = true", "listener \"pages\" has other settings"),
+        ("redirect_https = 443", "", "listener \"pages\" has other settings"),
+        ("agents = \"/link\"", "", "listener \"pages\" has other settings"),
+        ("agent_hosts = false", "agent_hosts = true", "listener \"pages\" has other settings"),
+        ("body_bytes_max = 79", "", "listener \"pages\" has other settings"),
+        ("pages = { \"404\" = \"page.html\" }", "", "listener \"pages\" has other settings"),
+        (
+            "tls = [{ cert = \"site.pem\", key = \"site.key\" }]\npassthrough = false",
+            PASSED,
+            "listener \"secure\" has other",
+        ),
+        ("host = \"a.example\"", "", "listener \"secure\" has other settings"),
+        ("path = \"/a\"", "", "listener \"secure\" has other settings"),
+        ("service = \"s-a\"", "service = \"s-b\"", "listener \"secure\" has other settings"),
+        ("strip_prefix = false", "strip_prefix = true", "listener \"secure\" has other settings"),
+        ("rewrite_host = \"b.example\"", "", "listener \"secure\" has other settings"),
+        ("request_headers = { set = [\"X-A: 1\"] }", "", "listener \"secure\" has other settings"),
+        ("response_headers = { set = [\"X-B: 1\"] }", "", "listener \"secure\" has other settings"),
+        ("basic_auth = [{ user = \"u\", password = \"p\" }]", "", "listener \"secure\" has other settings"),
+        ("body_bytes_max = 81", "", "listener \"secure\" has other settings"),
+        ("service = \"s-c\"\npassthrough = true", "service = \"s-c\"", "listener \"secure\" has other settings"),
+    ];
+    /// What belongs to etcd alone.
+    const STORE: &str = "store = \"etcd\"\nendpoints = [\"http://127.0.0.1:1005\"]\nprefix = \"/one/\"\nmember = \"m1\"\n\
+                         address = \"10.0.0.1:1006\"\nuser = \"u1\"\npassword = \"p1\"\nca = \"ca.pem\"\n\
+                         cert = \"member.pem\"\nkey = \"member.key\"";
+    /// Another certificate.
+    const PASSED: &str = "tls = [{ cert = \"http.pem\", key = \"http.key\" }]\npassthrough = false";
+
+    /// All that is said of a reload, as it is said; `new` is what runs then.
+    fn said(old: &Config, new: &mut Config) -> Vec<String> {
+        let mut said = keep_fixed(old, new);
+        for change in keep_limiters(old, new) {
+            said.push(change.told());
+            change.limiter.change((*change.rules).clone());
+        }
+        said.extend(listeners::told(&old.listeners, &new.listeners));
+        said.extend(told_rest(old, new));
+        // They go by this (hooks.rs).
+        let digests = |c: &Config| c.webhooks.iter().map(|w| (w.hook.name.clone(), w.digest)).collect::<BTreeSet<_>>();
+        said.extend(digests(old).symmetric_difference(&digests(new)).map(|(name, _)| format!("webhook {name:?}")));
+        said
+    }
+
+    /// Whatever key of the file has another value: it is done and told, or it stays and is named, as often as the file is
+    /// read. And no key that a file may have is without its row.
+    #[test]
+    fn every_key_is_done_or_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for stem in ["http", "site", "member", "ca", "hook"] {
+            let made = rcgen::generate_simple_self_signed(vec![format!("{stem}.example.com")]).expect("a certificate");
+            std::fs::write(folder.path().join(format!("{stem}.pem")), made.cert.pem()).expect("written");
+            std::fs::write(folder.path().join(format!("{stem}.key")), made.signing_key.serialize_pem())
+                .expect("written");
+        }
+        std::fs::write(folder.path().join("page.html"), "gone").expect("written");
+        let core = ringspan_engine::cores::Cores::allowed().as_slice()[0];
+        let file = folder.path().join("bridge.toml");
+        let read = |text: &str| {
+            let text = text.replace("CORE", &format!("[{core}]"));
+            check(&Document::of(file.to_str().expect("UTF-8"), &text)).map_err(|error| error.to_string())
+        };
+        let good = |text: &str| read(text).unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!(said(&good(WHOLE), &mut good(WHOLE)), [""; 0], "the same is the same");
+        assert_eq!(every_key::forgotten(WHOLE, CHANGES, |text| read(text).err()), [""; 0]);
+        for (from, to, says) in CHANGES {
+            let from = format!("\n{from}\n");
+            assert_eq!(WHOLE.matches(&from).count(), 1, "{from}");
+            let text = WHOLE.replace(&from, &format!("\n{to}\n"));
+            let (old, mut new) = (good(WHOLE), good(&text));
+            let first = said(&old, &mut new);
+            match *says {
+                "" => assert_eq!(first, [""; 0], "{from}"),
+                says => assert!(first.iter().any(|line| line.contains(says)), "{from}: {first:?}"),
+            }
+            // What was done is no news; what stays is named until the file says what runs.
+            let stays: Vec<_> = first.into_iter().filter(|line| line.contains("cannot be had")).collect();
+            assert_eq!(said(&new, &mut good(&text)), stays, "{from}: again");
+        }
     }
 }
