@@ -146,6 +146,56 @@ fn an_agent_reads_its_file_again() {
     load.end();
 }
 
+/// What the bridge is not told of follows the agent's file, too: where a proxy's visitors may go, and how a socket at a path
+/// is checked. A name takes a restart, and that is said, each time.
+#[test]
+fn what_an_agent_keeps_to_itself_is_read_again() {
+    let world = World::start();
+    let nginx = Nginx::start("a");
+    let socks = free();
+    let listener = format!(
+        "[[listener]]\nname = \"socks\"\ntype = \"socks5\"\nauth = \"none\"\nlisten = \"{socks}\"\nservice = \"out\"\n"
+    );
+    write(&world, "bridge.toml", &(read(&world, "bridge.toml") + &listener));
+    world.bridge.wait_line(&["listener \"socks\"", "is new"]);
+    let agent = world.agent("agent", &world.token(&[]), &[nginx.address]);
+    world.wait_visits(3);
+    let one = read(&world, "agent.toml");
+    let change = |more: &str, lines: &[&str]| {
+        let before = agent.line_count();
+        write(&world, "agent.toml", &(one.clone() + more));
+        lines.iter().for_each(|line| drop(agent.wait_line_from(before, &[line])));
+    };
+    // SOCKS 5 (RFC 1928): no login, CONNECT; what the reply says.
+    let reply = || {
+        let mut stream = TcpStream::connect(socks).expect("it listens");
+        stream.set_read_timeout(Some(common::PATIENCE)).expect("a live socket");
+        let port = nginx.address.port().to_be_bytes();
+        stream.write_all(&[5, 1, 0, 5, 1, 0, 1, 127, 0, 0, 1, port[0], port[1]]).expect("it listens");
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).expect("an answer");
+        answer[3]
+    };
+    let proxy = |allow: &str| format!("[[expose]]\nservice = \"out\"\ntype = \"proxy\"\nallow = [\"{allow}\"]\n");
+    change(&proxy("127.0.0.1:*"), &["[[expose]] \"out\" at proxy is new", "the new configuration is in force"]);
+    until("the way to be open", || (reply() == 0).then_some(()));
+    change(&proxy("10.0.0.1:80"), &["\"out\" at proxy has other settings", "the new configuration is in force"]);
+    until("the way to be closed", || (reply() == 2).then_some(()));
+    let path = |interval: &str| {
+        let check = format!("check = {{ interval = \"{interval}\" }}");
+        format!("[[expose]]\nservice = \"path\"\naddress = \"unix:no.sock\"\n{check}\n")
+    };
+    change(&path("1s"), &["is new", "the new configuration is in force"]);
+    change(&path("2s"), &["has another check", "the new configuration is in force"]);
+    let named = "[link] name = \"other\" cannot be had by a running agent";
+    for more in ["", "drain = \"9s\"\n"] {
+        let before = agent.line_count();
+        let text = format!("{more}{}", one.replace("[link]\n", "[link]\nname = \"other\"\n"));
+        write(&world, "agent.toml", &text);
+        agent.wait_line_from(before, &[named, "Try: restart"]);
+    }
+}
+
 /// Limits, lists, agents' limits and memory follow the file, and whoever is counted stays counted; what a running bridge
 /// cannot change is named with both values and the way out, and the rest of that file holds.
 #[test]

@@ -68,12 +68,13 @@ impl Link {
     }
 
     /// A token that the configuration has now: for services that the first one did not cover. One of another bridge
-    /// takes a restart.
+    /// takes a restart, and one that is none is of no use.
     pub(super) fn take_token(&mut self, config: &Config) {
         match config.token.as_ref().map(|secret| secret.0.parse::<JoinToken>()) {
             Some(Ok(token)) if token.address == self.bridge && token.trust == self.trust => self.token = Some(token),
             Some(Ok(_)) => tracing::warn!("[link] token is for another bridge: that takes a restart of the agent"),
-            Some(Err(_)) | None => {}
+            Some(Err(error)) => tracing::warn!(%error, "[link] token is of no use: the one of before stays"),
+            None => {}
         }
     }
 

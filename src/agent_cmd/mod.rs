@@ -8,6 +8,7 @@
 
 mod checks;
 mod link;
+mod reload;
 mod uplink;
 mod watches;
 
@@ -212,18 +213,13 @@ impl AgentServer {
 
     /// Reads the configuration again and does what it says. A bad one changes nothing.
     async fn reload(&mut self, why: Why, path: &Path) {
-        let config = match Config::read(path) {
+        let mut config = match Config::read(path) {
             Ok(config) => config,
             Err(error) => return tracing::error!(%error, ?why, "configuration not read again: the old one stays"),
         };
-        if config.engine != self.config.engine {
-            let (new, old) = (&config.engine, &self.config.engine);
-            tracing::warn!(
-                ?new,
-                ?old,
-                "[engine] cannot be changed in a running agent: it stays as it is, and all else holds. Try: restart"
-            );
-        }
+        let called = |dir: &Path| self.uplinks.iter().find(|uplink| *uplink.state_dir() == dir).map(Uplink::name);
+        let stays = reload::keep_fixed(&self.config, &mut config, called);
+        let told = reload::told(&self.config, &config);
         // Each session has a place on each worker, beside the prober.
         let sessions: usize = self.uplinks.iter().chain(&self.leaving).map(Uplink::sessions).sum();
         if sessions + config.links.len() >= RESIDENTS_MAX {
@@ -233,34 +229,38 @@ impl AgentServer {
             );
         }
         match self.apply(&config).await {
-            Ok(changed) => {
-                self.config = Config { engine: self.config.engine.clone(), ..config };
-                tracing::info!(file = %path.display(), ?why, changed, "configuration read again");
+            Ok(()) => {
+                stays.iter().for_each(|sentence| tracing::warn!("{sentence}"));
+                told.iter().for_each(|line| tracing::info!("{line}"));
+                self.config = config;
+                if told.is_empty() {
+                    tracing::info!(file = %path.display(), ?why, "configuration read again: the same");
+                } else {
+                    tracing::info!(file = %path.display(), ?why, changes = told.len(), "configuration read again");
+                }
             }
             Err(failure) => tracing::error!(%failure, ?why, "configuration not read again: the old one stays"),
         }
     }
 
-    /// Whether bridges have to hear of it.
-    async fn apply(&mut self, config: &Config) -> Result<bool, Failure> {
-        let mut changed = false;
+    /// Does what it says. The bridges that have to hear of it do.
+    async fn apply(&mut self, config: &Config) -> Result<(), Failure> {
         // First what may fail.
         visit(&mut self.visits, config, &self.uplinks)?;
         for link in &config.links {
             match self.uplinks.iter_mut().find(|uplink| *uplink.state_dir() == link.state_dir) {
-                Some(uplink) => changed |= uplink.change(link, &config.exposes, &mut self.checks).await?,
+                Some(uplink) => uplink.change(link, &config.exposes, &mut self.checks).await?,
                 None => {
                     let house = self.house.clone();
                     let uplink = Uplink::start(link, &config.exposes, &mut self.checks, house).await?;
                     tell_up(uplink.link(), link, config, &self.engine);
                     self.uplinks.push(uplink);
-                    changed = true;
                 }
             }
         }
         let stays = |uplink: &Uplink| config.links.iter().any(|link| link.state_dir == *uplink.state_dir());
         let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut self.uplinks).into_iter().partition(stays);
-        (self.uplinks, changed) = (stay, changed || !go.is_empty());
+        self.uplinks = stay;
         for uplink in go {
             tracing::info!(bridge = %uplink.link().bridge, "a bridge is gone from the file: it gets no more visitors");
             uplink.drain();
@@ -270,7 +270,7 @@ impl AgentServer {
         self.uplinks.iter_mut().chain(&mut self.leaving).for_each(Uplink::reconsider);
         self.house.memory = config.memory;
         self.uplinks.iter().for_each(|uplink| uplink.set_memory(config.memory));
-        Ok(changed)
+        Ok(())
     }
 
     fn tell_health(&mut self) {

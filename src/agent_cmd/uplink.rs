@@ -12,18 +12,20 @@ use super::link::Link;
 use super::watches::{Allowed, Watches};
 use crate::Failure;
 use crate::config::agent_link::AgentLink;
-use crate::config::expose::Expose;
+use crate::config::expose::{Backend as Way, Expose, Heading};
 use crate::doors::backends::{self, Backends};
 use crate::doors::road::Road;
 use arc_swap::ArcSwap;
+use ringspan_engine::check::Check;
 use ringspan_engine::engine::Probes;
 use ringspan_engine::health::Health;
 use ringspan_engine::mailbox::Wake;
-use ringspan_engine::target::Transition;
+use ringspan_engine::target::{Policy, Transition};
 use ringspan_engine::worker::Lodging;
 use ringspan_tunnel::agent::{Agent, AgentEvent, AgentEvents, AgentHandle, AgentOptions, Backend, CallId, Reach};
 use ringspan_tunnel::fingerprint::Trust;
 use ringspan_tunnel::hello::{Expose as Offer, Introduction, Opened, Refusal, RefusalCode, SessionId};
+use ringspan_tunnel::identity::AgentName;
 use ringspan_tunnel::memory::MemoryLimits;
 use ringspan_tunnel::tls::ClientTls;
 use std::net::SocketAddr;
@@ -45,10 +47,29 @@ const RETIRE_MAX: Duration = Duration::from_secs(5);
 struct Terms {
     offers: Vec<Offer>,
     backends: Vec<Backend>,
+    doors: Vec<Door>,
     carriers: u8,
     ktls: bool,
     direct_max: u16,
     road: Road,
+}
+
+/// What a session's doors go by as long as it lives, of one backend: who may go where, with which secret. The bridge need
+/// not know of it; a session that began with another one would go on with that.
+#[derive(Clone, Debug, PartialEq)]
+struct Door {
+    backend: Way,
+    heading: Option<Heading>,
+    /// Of one that the engine does not check.
+    check: Option<Policy>,
+}
+
+impl Door {
+    fn of(expose: &Expose) -> Door {
+        let Expose { backend, heading, check, .. } = expose;
+        let is_ours = backend.address().is_none() && !matches!(check.ask, Check::None);
+        Door { backend: backend.clone(), heading: *heading, check: is_ours.then_some(check.policy) }
+    }
 }
 
 /// Where sessions live, and who is told of them.
@@ -113,6 +134,11 @@ impl Uplink {
         &self.state_dir
     }
 
+    /// What we are called there.
+    pub(super) fn name(&self) -> &AgentName {
+        &self.link.identity.name
+    }
+
     pub(super) fn link(&self) -> &Link {
         &self.link
     }
@@ -131,13 +157,13 @@ impl Uplink {
         [&self.current].into_iter().chain(&self.coming).chain(&self.leaving)
     }
 
-    /// Offers these from now on: in a session of its own if they differ from what is offered. Whether they do.
+    /// Offers these from now on: in a session of its own if they differ from what is offered.
     pub(super) async fn change(
         &mut self,
         config: &AgentLink,
         exposes: &[Expose],
         checks: &mut Checks,
-    ) -> Result<bool, Failure> {
+    ) -> Result<(), Failure> {
         self.link.take_token(config);
         if self.resolver.is_none() && !config.road.is_detour() {
             self.resolver = resolver(&self.link, self.addresses.clone(), self.house.bell.clone());
@@ -146,13 +172,13 @@ impl Uplink {
         let newest = self.coming.as_ref().unwrap_or(&self.current);
         if newest.terms == terms {
             checks.want(exposes).await;
-            return Ok(false);
+            return Ok(());
         }
         let next = session(&self.link, terms, exposes, checks, &self.addresses, &self.house).await?;
         if let Some(session) = self.coming.replace(next) {
             self.leave(session, true);
         }
-        Ok(true)
+        Ok(())
     }
 
     /// A session that takes no more visitors. `at_once`: the bridge never had it, or is told so now.
@@ -292,6 +318,7 @@ fn terms(link: &Link, config: &AgentLink, exposes: &[Expose]) -> Result<Terms, F
     let terms = Terms {
         offers: exposes.iter().map(offer).collect::<Result<_, _>>()?,
         backends: exposes.iter().map(|e| backends::way(&e.backend)).collect(),
+        doors: exposes.iter().map(Door::of).collect(),
         carriers: config.carriers,
         ktls: config.ktls,
         // In a WebSocket nothing is spliced and nothing can end one way: a connection for each stream would gain nothing.
