@@ -16,7 +16,7 @@ use ringspan_tunnel::token::JoinToken;
 
 /// Which of the three a file is meant to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Bridge,
     Agent,
     Probe,
@@ -138,7 +138,7 @@ fn place(listener: &Listener) -> String {
 }
 
 /// The sections tell: an agent exposes or has a token, a bridge listens. In doubt it is a bridge's.
-fn kind(doc: &Document) -> Result<Kind, Error> {
+pub(crate) fn kind(doc: &Document) -> Result<Kind, Error> {
     let table: toml::Table = doc.parse()?;
     let in_link = |keys: &[&str]| {
         let link = table.get("link").and_then(toml::Value::as_table);

@@ -176,7 +176,14 @@ pub(crate) enum ListFormat {
 
 /// `ringspan doctor`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    ringspan doctor                           what this machine can do\n  \
+    ringspan doctor --config bridge.toml      and what a bridge with this file would make of it")]
 pub(crate) struct Doctor {
+    /// A bridge.toml or an agent.toml: its workers, what they open, and who encrypts its links, as the program would have
+    /// it on this machine with this environment.
+    #[arg(long, value_name = "F")]
+    pub(crate) config: Option<PathBuf>,
     /// A table for people, or one JSON object.
     #[arg(long, value_enum, default_value_t = ListFormat::Text)]
     pub(crate) format: ListFormat,
@@ -223,6 +230,7 @@ mod tests {
             &["probe", "a:1", "--mode", "half-open", "--backend", "io_uring", "--format", "ndjson", "--hlog", "f"],
             &["probe", "--file", "-", "--count", "2", "--interval", "500ms", "--timeout", "1s", "--in-flight", "7"],
             &["doctor"],
+            &["doctor", "--config", "f", "--format", "json"],
             &["agent", "--config", "f"],
             &["agent", "list", "--server", "http://h:1", "--format", "json"],
             &["agent", "show", "edge-7-0a1b2c3d"],

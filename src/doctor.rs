@@ -3,8 +3,11 @@
 //! Facts in, findings out: [`judge`] is pure, so that a machine we have never met is a row in a table. Exit code 1 only
 //! for what will fail; what merely costs is said and forgiven.
 
+mod plan;
+
 use crate::cli::{self, ListFormat};
 use crate::{Ending, Failure};
+use plan::Plan;
 use ringspan_engine::cores::Cores;
 use ringspan_engine::io::Family;
 use ringspan_engine::kernel::facts::{self, Limit};
@@ -12,8 +15,8 @@ use ringspan_engine::kernel::{self, Backend, Capabilities, Tier, Waker, ktls};
 use serde::Serialize;
 use std::fs;
 
-/// Open files below which an ordinary bridge fails soon: 4096 probes in flight, and as many visitors of two sockets and
-/// two pipes (four descriptors) each, do not fit into fewer.
+/// Open files below which an ordinary bridge fails soon: 4096 probes in flight and some ten thousand visitors do not fit
+/// into fewer.
 const NOFILE_GOOD: u64 = 65_536;
 /// Open files below which nothing worth running fits.
 const NOFILE_MIN: u64 = 1024;
@@ -23,10 +26,13 @@ const PORTS_GOOD: u64 = 10_000;
 const MEMLOCK_GOOD: u64 = 16 << 20;
 /// Connections waiting for accept(2), net.core.somaxconn: a burst of visitors in one turn of a worker.
 const BACKLOG_GOOD: u64 = 1024;
-/// Pages of a spliced stream's pipe: 64 KiB.
-const PIPE_PAGES: u64 = 16;
-/// Spliced streams worth having before pipes shrink.
-const PIPES_GOOD: u64 = 1024;
+/// What a page of a pipe holds, everywhere that io_uring runs fast.
+const PAGE_BYTES: u64 = 4096;
+/// Bits of capabilities (capabilities(7)).
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_SYS_RESOURCE: u64 = 1 << 24;
+/// Pipes of one worker at most (tunnel/src/plane/pipes.rs, PIPES_MAX): they are lent for one splice at a time.
+const PIPES_PER_WORKER: u64 = 64;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -60,7 +66,12 @@ struct Facts {
     nofile: Option<Limit>,
     memlock: Option<Limit>,
     root: bool,
+    /// fs.pipe-user-pages-soft; 0: no limit.
     pipe_pages_soft: Option<u64>,
+    /// CAP_SYS_RESOURCE or CAP_SYS_ADMIN, which that limit is not for (pipe(7)).
+    pipes_unlimited: bool,
+    /// What a pipe asks for.
+    pipe_bytes: u64,
     ports: Option<(u64, u64)>,
     /// net.ipv4.tcp_tw_reuse.
     tw_reuse: Option<u64>,
@@ -72,11 +83,14 @@ struct Facts {
     ktls: Result<(String, bool), String>,
     clock: Option<String>,
     cores: Cores,
+    /// What a configuration makes of it.
+    plan: Option<Plan>,
 }
 
 /// Runs the subcommand.
 pub(crate) fn run(args: &cli::Doctor) -> Result<Ending, Failure> {
-    let findings = judge(&look());
+    let plan = args.config.as_deref().map(Plan::read).transpose()?;
+    let findings = judge(&look(plan));
     crate::say(&match args.format {
         ListFormat::Text => page(&findings),
         ListFormat::Json => serde_json::to_string_pretty(&findings).expect("findings are JSON") + "\n",
@@ -84,12 +98,13 @@ pub(crate) fn run(args: &cli::Doctor) -> Result<Ending, Failure> {
     Ok(if findings.iter().any(|f| f.mark == Mark::Bad) { Ending::Down } else { Ending::Good })
 }
 
-fn look() -> Facts {
+fn look(plan: Option<Plan>) -> Facts {
     let text = |path: &str| fs::read_to_string(path).ok().map(|t| t.trim().to_owned());
     let number = |path: &str| text(path).and_then(|t| t.parse::<u64>().ok());
+    let backend = plan.as_ref().map_or(Backend::Auto, |plan| plan.engine.backend.into());
     let io = Waker::new()
         .map_err(|e| format!("eventfd: {e}"))
-        .and_then(|waker| kernel::open(Backend::Auto, &waker).map(|(_, c)| c).map_err(|e| e.to_string()));
+        .and_then(|waker| kernel::open(backend, &waker).map(|(_, c)| c).map_err(|e| e.to_string()));
     let ports = text("/proc/sys/net/ipv4/ip_local_port_range").and_then(|t| {
         let mut ends = t.split_whitespace().map_while(|n| n.parse().ok());
         Some((ends.next()?, ends.next()?))
@@ -98,6 +113,10 @@ fn look() -> Facts {
     // Effective user id: the second number of the line (proc_pid_status(5)).
     let status = text("/proc/self/status").unwrap_or_default();
     let uid = status.lines().find_map(|l| l.strip_prefix("Uid:")).and_then(|l| l.split_whitespace().nth(1));
+    // Of the machine, not of a user namespace: there root's capabilities are worth nothing here (pipe_is_unprivileged_user).
+    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|l| u64::from_str_radix(l.trim(), 16).ok()).unwrap_or(0);
+    let all_users = text("/proc/self/uid_map").is_some_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
     Facts {
         kernel: text("/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".into()),
         io,
@@ -106,6 +125,9 @@ fn look() -> Facts {
         memlock: facts::memlock(),
         root: uid == Some("0"),
         pipe_pages_soft: number("/proc/sys/fs/pipe-user-pages-soft"),
+        pipes_unlimited: all_users && effective & (CAP_SYS_ADMIN | CAP_SYS_RESOURCE) != 0,
+        // As the plane brings it into range.
+        pipe_bytes: (crate::machine::plane_options().pipe_bytes as u64).clamp(64 << 10, 1 << 20),
         ports,
         tw_reuse: number("/proc/sys/net/ipv4/tcp_tw_reuse"),
         ping: facts::try_ping(Family::V4).map_err(|e| e.to_string()),
@@ -114,15 +136,30 @@ fn look() -> Facts {
         ktls: ktls::look().as_ref().map_err(Clone::clone).map(|k| (k.to_string(), k.splice_in && k.splice_out)),
         clock: text("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         cores: Cores::allowed(),
+        plan,
     }
 }
 
 fn judge(facts: &Facts) -> Vec<Finding> {
-    let mut all = vec![
-        finding(Mark::Good, "kernel", &facts.kernel, "what follows was tried, not read off this number", ""),
-        finding(Mark::Good, "cores", &facts.cores, "one worker thread each; [engine] affinity keeps them in place", ""),
-        judge_io(facts),
-    ];
+    let mut all =
+        vec![finding(Mark::Good, "kernel", &facts.kernel, "what follows was tried, not read off this number", "")];
+    match &facts.plan {
+        None => all.push(finding(
+            Mark::Good,
+            "cores",
+            &facts.cores,
+            "one worker thread each; [engine] affinity keeps them in place",
+            "",
+        )),
+        Some(plan) => {
+            let means = format!("what follows is what this {} would have here, with this environment", plan.program);
+            all.push(finding(Mark::Good, "configuration", &plan.file, means, ""));
+            all.push(finding(Mark::Good, "cores", &facts.cores, "what this process may use", ""));
+            all.push(plan.judge_workers());
+        }
+    }
+    all.push(judge_io(facts));
+    all.extend(facts.plan.iter().flat_map(|plan| plan.judge_links(facts)));
     all.extend(facts.nofile.map(judge_nofile));
     all.extend(judge_memlock(facts));
     all.extend(judge_pipes(facts));
@@ -193,7 +230,8 @@ fn judge(facts: &Facts) -> Vec<Finding> {
             "kernel TLS",
             "none",
             format!(
-                "encrypted links are copied through this process, four to five times the CPU of spliced ones ({why})"
+                "encrypted links are encrypted by this process and copied ({why}). What the kernel's would save is not \
+                 measured"
             ),
             "modprobe tls, where the kernel has it",
         ),
@@ -224,7 +262,15 @@ fn judge_io(facts: &Facts) -> Finding {
         Some(1 | 2) => "sysctl -w kernel.io_uring_disabled=0",
         _ => "a newer kernel; in a container, a seccomp profile that allows io_uring",
     };
+    let asked = facts.plan.as_ref().map_or(cli::Backend::Auto, |plan| plan.engine.backend);
     match &facts.io {
+        Err(why) if asked == cli::Backend::IoUring => {
+            finding(Mark::Bad, "io", "none", why.clone(), "[engine] backend = \"auto\"")
+        }
+        Ok(c) if asked == cli::Backend::Epoll => {
+            let means = "probes by epoll: up to a third more CPU each; [engine] backend says so";
+            finding(Mark::Costs, "io", c, means, "[engine] backend = \"auto\"")
+        }
         Err(why) => finding(Mark::Bad, "io", "none", why.clone(), "raise the limit on open files"),
         Ok(c) => match c.tier {
             Tier::Epoll => {
@@ -276,23 +322,27 @@ fn judge_memlock(facts: &Facts) -> Option<Finding> {
     })
 }
 
+/// A pipe counts with its whole capacity from the moment it has it, full or not. One that is made past the limit has two
+/// pages (pipe(7)): then its worker makes no more, and copies what finds none (tunnel/src/plane/pipes.rs).
 fn judge_pipes(facts: &Facts) -> Option<Finding> {
-    let pages = facts.pipe_pages_soft?;
-    if facts.root || pages == 0 {
-        return Some(finding(
-            Mark::Good,
-            "pipe pages",
-            "no limit for this user",
-            "streams are spliced through pipes of 64 KiB",
-            "",
-        ));
+    let (pages, kib) = (facts.pipe_pages_soft?, facts.pipe_bytes >> 10);
+    if facts.pipes_unlimited || pages == 0 {
+        let means = format!("streams are spliced through pipes of {kib} KiB, at most {PIPES_PER_WORKER} a worker");
+        return Some(finding(Mark::Good, "pipe pages", "no limit for this user", means, ""));
     }
-    let pipes = pages / PIPE_PAGES;
-    let means = format!("{pipes} pipes of 64 KiB; past that new ones hold 8 KiB, and bulk streams cost more");
-    let (mark, remedy) = match pipes {
-        PIPES_GOOD.. => (Mark::Good, ""),
-        _ => (Mark::Costs, "sysctl -w fs.pipe-user-pages-soft=262144"),
+    let each = facts.pipe_bytes.div_ceil(PAGE_BYTES);
+    let pipes = pages / each;
+    let workers = match &facts.plan {
+        Some(plan) => plan.engine.options().workers,
+        None => facts.cores.as_slice().len(),
     };
+    let wanted = workers as u64 * PIPES_PER_WORKER;
+    let means = format!(
+        "room for {pipes} pipes of {kib} KiB, of all processes of this user; {workers} workers make {wanted} at most. \
+         Bulk that finds no pipe is copied"
+    );
+    let remedy = format!("sysctl -w fs.pipe-user-pages-soft={}", wanted * each);
+    let (mark, remedy) = if pipes >= wanted { (Mark::Good, "") } else { (Mark::Costs, remedy.as_str()) };
     Some(finding(mark, "pipe pages", pages, means, remedy))
 }
 
@@ -323,10 +373,10 @@ fn page(findings: &[Finding]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn machine() -> Facts {
+    pub(super) fn machine() -> Facts {
         Facts {
             kernel: "6.1.0".into(),
             io: Ok(Capabilities { tier: Tier::Ring61, why: String::new() }),
@@ -335,6 +385,8 @@ mod tests {
             memlock: Some(Limit { soft: 8 << 20, hard: 8 << 20 }),
             root: false,
             pipe_pages_soft: Some(16_384),
+            pipes_unlimited: false,
+            pipe_bytes: 256 << 10,
             ports: Some((32_768, 60_999)),
             tw_reuse: Some(2),
             ping: Ok(()),
@@ -343,6 +395,7 @@ mod tests {
             ktls: Ok(("AES-128-GCM; spliced both ways".into(), true)),
             clock: Some("tsc".into()),
             cores: "0-1".parse().unwrap(),
+            plan: None,
         }
     }
 
@@ -365,13 +418,33 @@ mod tests {
         assert_eq!(with(|f| f.nofile = Some(Limit { soft: 256, hard: 512 })), [("open files", Bad)]);
         assert_eq!(with(|f| f.nofile = Some(Limit { soft: 1024, hard: 20_000 })), [("open files", Costs)]);
         assert_eq!(with(|f| f.pipe_pages_soft = Some(1024)), [("pipe pages", Costs)]);
-        assert_eq!(with(|f| (f.pipe_pages_soft, f.root) = (Some(1024), true)), []);
+        assert_eq!(with(|f| (f.pipe_pages_soft, f.pipes_unlimited) = (Some(1024), true)), []);
+        assert_eq!(with(|f| f.pipe_pages_soft = Some(0)), []);
+        // The kernel's default is enough for four workers and no more: 64 pipes of 64 pages each.
+        assert_eq!(with(|f| f.cores = "0-3".parse().unwrap()), []);
+        assert_eq!(with(|f| f.cores = "0-4".parse().unwrap()), [("pipe pages", Costs)]);
+        assert_eq!(with(|f| (f.cores, f.pipe_bytes) = ("0-4".parse().unwrap(), 64 << 10)), []);
         assert_eq!(with(|f| f.ports = Some((60_000, 60_999))), [("local ports", Costs)]);
         assert_eq!(with(|f| f.ping = Err("EACCES".into())), [("ping sockets", Costs)]);
         assert_eq!(with(|f| f.tw_reuse = Some(0)), []);
         assert_eq!(with(|f| f.somaxconn = Some(128)), [("somaxconn", Costs)]);
         assert_eq!(with(|f| f.conntrack = Some((90, 100))), [("conntrack", Bad)]);
         assert_eq!(with(|f| f.clock = Some("hpet".into())), [("clock", Costs)]);
+    }
+
+    /// Pipes are counted as the workers make them, and the remedy is enough.
+    #[test]
+    fn pipes_are_counted() {
+        let facts = |pages| Facts { pipe_pages_soft: Some(pages), cores: "0-7".parse().unwrap(), ..machine() };
+        let few = judge_pipes(&facts(16_384)).expect("it is known");
+        assert!(
+            few.means.contains("room for 256 pipes of 256 KiB") && few.means.contains("8 workers make 512"),
+            "{few:?}"
+        );
+        assert_eq!(few.remedy, "sysctl -w fs.pipe-user-pages-soft=32768");
+        assert_eq!(judge_pipes(&facts(32_768)).expect("it is known").mark, Mark::Good);
+        let pipes = ringspan_tunnel::bridge::PlaneOptions::default().pipe_bytes as u64;
+        assert_eq!(pipes, machine().pipe_bytes, "what pipes ask for");
     }
 
     /// A machine that says nothing of itself is no reason to panic, and what costs has a remedy.

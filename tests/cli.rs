@@ -76,6 +76,44 @@ fn check_config() {
     }
 }
 
+/// With a file the doctor says what a program with it would have here: who encrypts by the file and by the environment, which
+/// interface, which workers. A file that is wrong is refused as its program would refuse it.
+#[test]
+fn doctor_reads_a_configuration() {
+    let folder = in_folder();
+    let file = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("written");
+    file("clear.toml", "[link]\ntls = \"off\"\n[engine]\nworkers = 3\nbackend = \"epoll\"\n");
+    file("ours.toml", "[link]\nlisten = \"127.0.0.1:0\"\nktls = \"off\"\n");
+    file("auto.toml", "[link]\nlisten = \"127.0.0.1:0\"\n");
+    file("agent.toml", "[link]\ncarriers = 1\n[[expose]]\nservice = \"web\"\naddress = \"127.0.0.1:80\"\n");
+    file("typo.toml", "[link]\nktls = \"yes\"\n");
+    file("probe.toml", "[[target]]\nurl = \"10.0.0.1:80\"\n");
+    let doctor = |name: &str| {
+        let mut command = ringspan(&["doctor", "--config", name]);
+        parts(&run_with(command.current_dir(folder.path()).env("RINGSPAN_KTLS", "off"), ""))
+    };
+    for (name, says) in [
+        ("clear.toml", &["[link] in the clear", "3, on any core, scheduling batch", "epoll (asked for)"][..]),
+        ("ours.toml", &["[link] encrypted by this process", "ktls = \"off\""]),
+        ("auto.toml", &["[link] encrypted by this process", "RINGSPAN_KTLS = \"off\"", "what this bridge would have"]),
+        ("agent.toml", &["if the bridge has TLS: this agent has neither joined nor a token", "what this agent would"]),
+    ] {
+        let (code, out, err) = doctor(name);
+        // What else this machine lacks is not the file's.
+        assert!(code < 2 && says.iter().all(|says| out.contains(says)), "{name}: {code}\n{out}\n{err}");
+    }
+    for (name, says) in [
+        ("typo.toml", "typo.toml:2: [link] ktls = \"yes\": it is neither. Try: \"auto\" or \"off\""),
+        ("probe.toml", "probe.toml: a probe configuration has no links"),
+        ("none.toml", "none.toml: cannot be read: No such file"),
+    ] {
+        let (code, out, err) = doctor(name);
+        assert!(code == 2 && out.is_empty() && err.contains(says), "{name}: {code}\n{out}\n{err}");
+    }
+    let (_, out, _) = parts(&run(&["doctor"], folder.path()));
+    assert!(out.contains("one worker thread each") && !out.contains("[link]"), "{out}");
+}
+
 /// Up is 0, down is 1, and what was asked for on stdin is what is probed.
 #[test]
 fn probe_exit_codes() {
