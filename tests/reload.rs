@@ -196,6 +196,37 @@ fn what_an_agent_keeps_to_itself_is_read_again() {
     }
 }
 
+/// A file that makes an agent somebody whom the bridge does not let in changes nothing: who is carried goes on, and others come. One that it
+/// lets in takes the older one's place.
+#[test]
+fn an_agent_stays_who_it_was() {
+    let world = World::start();
+    let nginx = Nginx::start("a");
+    // It is used up when the agent has joined.
+    let agent = world.agent("one", &world.token(&["--uses", "1"]), &[nginx.address]);
+    world.wait_visits(3);
+    let mut long = TcpStream::connect(world.web).expect("it listens");
+    long.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n").expect("it listens");
+    until("the long one to be carried", || (world.listing()["agents"][0]["connected"] == true).then_some(()));
+    let good = read(&world, "one.toml");
+    write(&world, "one.toml", &good.replace("state_dir = \"one\"", "state_dir = \"two\""));
+    agent.wait_line(&["no bridge of the file wants us", "no uses left"]);
+    world.wait_visits(20);
+
+    let before = agent.line_count();
+    let again = good.replace("state_dir = \"one\"", "state_dir = \"three\"");
+    let token = again.lines().find(|line| line.starts_with("token")).expect("there is one").to_owned();
+    write(&world, "one.toml", &again.replace(&token, &format!("token = \"{}\"", world.token(&[]))));
+    agent.wait_line_from(before, &["a bridge is gone from the file"]);
+    world.wait_visits(20);
+    let mut answer = String::new();
+    long.write_all(b"Connection: close\r\n\r\n").expect("it is open");
+    long.read_to_string(&mut answer).expect("a whole answer");
+    assert!(answer.ends_with("\r\n\r\na"), "{answer}");
+    // By now nobody goes by the older one, and its end is no longer waited for.
+    assert_eq!(world.listing()["agents"].as_array().map(Vec::len), Some(2));
+}
+
 /// Limits, lists, agents' limits and memory follow the file, and whoever is counted stays counted; what a running bridge
 /// cannot change is named with both values and the way out, and the rest of that file holds.
 #[test]

@@ -187,7 +187,7 @@ impl AgentServer {
 
     /// Visitors and backends that are connected.
     fn visitors(&self) -> u64 {
-        self.uplinks.iter().map(Uplink::visitors).sum()
+        self.uplinks.iter().chain(&self.leaving).map(Uplink::visitors).sum()
     }
 
     /// Takes no more visitors, and carries those there are, for at most `patience`.
@@ -196,7 +196,7 @@ impl AgentServer {
         self.uplinks.iter().for_each(Uplink::drain);
         self.visits.drain();
         while tokio::time::Instant::now() < until
-            && !(self.uplinks.iter().all(Uplink::is_drained) && self.visits.is_drained())
+            && !(self.uplinks.iter().chain(&self.leaving).all(Uplink::is_drained) && self.visits.is_drained())
         {
             // Asks of the last visitors are still answered, and what is known of backends is told.
             self.tell_health();
@@ -258,19 +258,31 @@ impl AgentServer {
                 }
             }
         }
-        let stays = |uplink: &Uplink| config.links.iter().any(|link| link.state_dir == *uplink.state_dir());
-        let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut self.uplinks).into_iter().partition(stays);
+        for uplink in &mut self.uplinks {
+            uplink.is_in_file = config.links.iter().any(|link| link.state_dir == *uplink.state_dir());
+        }
+        self.let_go();
+        self.house.allowed.store(Arc::new(config.checks.clone()));
+        self.uplinks.iter_mut().chain(&mut self.leaving).for_each(Uplink::reconsider);
+        self.house.memory = config.memory;
+        self.uplinks.iter().for_each(|uplink| uplink.set_memory(config.memory));
+        Ok(())
+    }
+
+    /// Leaves the bridges that the file does not name, once one that it names has let us in: a file whose bridges refuse us changes
+    /// nothing.
+    fn let_go(&mut self) {
+        self.uplinks.iter_mut().for_each(Uplink::look);
+        if !self.uplinks.iter().any(|uplink| uplink.is_in_file && uplink.was_up) {
+            return;
+        }
+        let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut self.uplinks).into_iter().partition(|u| u.is_in_file);
         self.uplinks = stay;
         for uplink in go {
             tracing::info!(bridge = %uplink.link().bridge, "a bridge is gone from the file: it gets no more visitors");
             uplink.drain();
             self.leaving.push(uplink);
         }
-        self.house.allowed.store(Arc::new(config.checks.clone()));
-        self.uplinks.iter_mut().chain(&mut self.leaving).for_each(Uplink::reconsider);
-        self.house.memory = config.memory;
-        self.uplinks.iter().for_each(|uplink| uplink.set_memory(config.memory));
-        Ok(())
     }
 
     fn tell_health(&mut self) {
@@ -295,11 +307,17 @@ impl AgentServer {
             if self.uplinks.len() == 1 {
                 return Some(failure);
             }
-            tracing::error!(%failure, "a bridge is left; the others go on");
             let lost = self.uplinks.remove(at);
             lost.drain();
             self.leaving.push(lost);
+            if self.uplinks.iter().any(|uplink| uplink.is_in_file) {
+                tracing::error!(%failure, "a bridge is left; the others go on");
+            } else {
+                tracing::error!(%failure, "no bridge of the file wants us: those of the file before stay");
+                self.uplinks.iter_mut().for_each(|uplink| uplink.is_in_file = true);
+            }
         }
+        self.let_go();
         for uplink in &mut self.leaving {
             // Whatever its bridge says now, it is left already.
             let _ = uplink.take_events();

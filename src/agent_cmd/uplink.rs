@@ -107,6 +107,10 @@ pub(super) struct Uplink {
     house: House,
     addresses: Arc<ArcSwap<Vec<SocketAddr>>>,
     resolver: Option<tokio::task::JoinHandle<()>>,
+    /// Whether the file names it.
+    pub(super) is_in_file: bool,
+    /// Whether it has let us in.
+    pub(super) was_up: bool,
 }
 
 impl Uplink {
@@ -126,7 +130,8 @@ impl Uplink {
             if config.road.is_detour() { None } else { resolver(&link, addresses.clone(), house.bell.clone()) };
         let state_dir = config.state_dir.clone();
         let (coming, leaving) = (None, Vec::new());
-        Ok(Uplink { link, state_dir, current, coming, leaving, house, addresses, resolver })
+        let (is_in_file, was_up) = (true, false);
+        Ok(Uplink { link, state_dir, current, coming, leaving, house, addresses, resolver, is_in_file, was_up })
     }
 
     /// Which identity this is.
@@ -141,6 +146,11 @@ impl Uplink {
 
     pub(super) fn link(&self) -> &Link {
         &self.link
+    }
+
+    /// Whether it has let us in by now.
+    pub(super) fn look(&mut self) {
+        self.was_up |= self.current.handle.stats().carriers_up > 0;
     }
 
     /// Sessions there are: each has a place on each worker.

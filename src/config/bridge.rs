@@ -17,6 +17,7 @@ use crate::cli::{Backend, DATA_DIR_DEFAULT};
 use ipnet::IpNet;
 use ringspan_engine::cores::Cores;
 use ringspan_engine::engine::Options as EngineOptions;
+use ringspan_engine::target::TargetId;
 use ringspan_tunnel::address::Address;
 use ringspan_tunnel::bridge::CarrierMode;
 use ringspan_tunnel::limits::Limiter;
@@ -34,8 +35,8 @@ use toml::Spanned;
 pub(crate) const HTTP_LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8848);
 /// The link's port: the one NPS users know.
 pub(crate) const LINK_LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8024);
-/// More workers than any machine has cores for.
-const WORKERS_MAX: i64 = 1024;
+/// What a target's number has room for.
+const WORKERS_MAX: i64 = TargetId::WORKERS_MAX as i64;
 
 /// A bridge's configuration, checked.
 #[derive(Clone, Debug)]
