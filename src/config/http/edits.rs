@@ -21,6 +21,9 @@ const OURS: [&str; 10] = [
     "upgrade",
 ];
 
+/// Longest name of a header: one that nobody has and every server takes.
+const NAME_BYTES_MAX: usize = 1024;
+
 /// Changes to headers, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Edits {
@@ -67,17 +70,14 @@ pub(super) struct RawLogin {
 pub(super) fn check_edits(doc: &Document, raw: &RawEdits) -> Result<Edits, Error> {
     let pair = |raw: &Spanned<String>| -> Result<(String, Secret), Error> {
         let text = doc.secret(raw)?;
-        let (name, value) =
-            unit::header(&text).map_err(|problem| doc.wrong_secret(raw.span(), problem, "\"X-Name: value\""))?;
+        let (name, value) = unit::header(&text)
+            .and_then(|(name, value)| Ok((header_name(&name)?, value)))
+            .map_err(|problem| doc.wrong_secret(raw.span(), problem, "\"X-Name: value\""))?;
         not_ours(&name).map_err(|(problem, remedy)| doc.wrong_secret(raw.span(), problem, remedy))?;
         Ok((name, Secret(value)))
     };
     let name = |raw: &Spanned<String>| {
-        let name = doc.value(
-            raw,
-            |name| unit::header(&format!("{name}: x")).map(|_| name.to_owned()),
-            "the name of a header, as in \"X-Name\"",
-        )?;
+        let name = doc.value(raw, header_name, "the name of a header, as in \"X-Name\"")?;
         not_ours(&name).map_err(|(problem, remedy)| doc.wrong(raw.span(), problem, remedy))?;
         Ok(name)
     };
@@ -86,6 +86,18 @@ pub(super) fn check_edits(doc: &Document, raw: &RawEdits) -> Result<Edits, Error
         set: raw.set.iter().map(pair).collect::<Result<_, _>>()?,
         add: raw.add.iter().map(pair).collect::<Result<_, _>>()?,
     })
+}
+
+/// Reads a header's name, which stands alone.
+pub(super) fn header_name(text: &str) -> Result<String, String> {
+    if text.contains(':') {
+        return Err("a name alone stands here, without a colon and a value".into());
+    }
+    unit::header(&format!("{text}: x"))?;
+    match text.len() {
+        ..=NAME_BYTES_MAX => Ok(text.to_owned()),
+        _ => Err(format!("its name has more than {NAME_BYTES_MAX} bytes")),
+    }
 }
 
 /// Whether the name is one that is not set by us alone.

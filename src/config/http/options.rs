@@ -1,6 +1,6 @@
 //! `[listener.http]`: what holds for a whole listener. Its limits, times, pages.
 
-use super::edits::not_ours;
+use super::edits::{header_name, not_ours};
 use super::{Document, Error, body_bytes_max, route_path, unit};
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -137,7 +137,7 @@ pub(super) fn check_options(doc: &Document, raw: &RawOptions) -> Result<Options,
     options.timeout_total = raw.timeout_total.as_ref().map(time).transpose()?;
     options.reuse = raw.reuse.unwrap_or(true);
     if let Some(raw) = &raw.request_id {
-        let name = doc.value(raw, |n| unit::header(&format!("{n}: x")).map(|_| n.to_owned()), "\"X-Request-Id\"")?;
+        let name = doc.value(raw, header_name, "\"X-Request-Id\"")?;
         not_ours(&name).map_err(|(problem, remedy)| doc.wrong(raw.span(), problem, remedy))?;
         options.request_id = Some(name);
     }

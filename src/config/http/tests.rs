@@ -65,6 +65,21 @@ fn http_errors() {
             "bridge.toml:13: [[listener.route]] request_headers.set = ***: Content-Length belongs to the connection, not to the message. Try: another header",
         ),
         (
+            "set = [\"X-A: b\"]",
+            "remove = [\"Cookie: y\"]",
+            "bridge.toml:13: [[listener.route]] request_headers.remove = \"Cookie: y\": a name alone stands here, without a colon and a value. Try: the name of a header, as in \"X-Name\"",
+        ),
+        (
+            "set = [\"X-A: b\"]",
+            "remove = [\"Host: x\"]",
+            "bridge.toml:13: [[listener.route]] request_headers.remove = \"Host: x\": a name alone stands here, without a colon and a value. Try: the name of a header, as in \"X-Name\"",
+        ),
+        (
+            "timeout_idle = \"1m\"",
+            "request_id = \"X: y\"",
+            "bridge.toml:7: [listener.http] request_id = \"X: y\": a name alone stands here, without a colon and a value. Try: \"X-Request-Id\"",
+        ),
+        (
             ", password = \"s3cret\"",
             "",
             "bridge.toml:14: [[listener.route]] basic_auth.user = \"alice\": this user needs one password. Try: password = \"${NAME}\", or password_file = \"path\": one of them",
@@ -91,6 +106,11 @@ fn http_errors() {
         assert_ne!(text, SITE, "{good}");
         let error = bridge::check(&Document::of("bridge.toml", &text)).expect_err(bad);
         assert_eq!(error.to_string(), *say, "{bad}");
+    }
+    for (good, bad) in [("set = [\"X-A: b\"]", "remove = [\"NAME\"]"), ("X-A: b", "NAME: b")] {
+        let text = SITE.replacen(good, &bad.replace("NAME", &"x".repeat(70_000)), 1);
+        let error = bridge::check(&Document::of("bridge.toml", &text)).expect_err("no such name");
+        assert!(error.to_string().contains("more than 1024 bytes"), "{bad}");
     }
     let nothing = SITE.split("[listener.http]").next().expect("a part").replace("service = \"web\"\n", "");
     let error = bridge::check(&Document::of("bridge.toml", &nothing)).expect_err("it has no route");
