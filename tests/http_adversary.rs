@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::frames::{Framed, GOAWAY, HEADERS, OK};
 use common::origin::{Origin, ask, head, talk, value};
 use common::site::{site, status};
 use common::world::World;
@@ -107,6 +108,49 @@ fn heads_end_in_time_and_size() {
     let many: String = (0..20).map(|n| format!("X-{n}: y\r\n")).collect();
     assert_eq!(status(&ask(site, "GET /", &format!("Host: a\r\n{many}")).0), 431);
     assert_eq!(mirror.connections(), 2, "none but the unfinished body and the whole request came through");
+}
+
+/// Who speaks HTTP/2 and asks nothing is let go, wherever it stops and whatever else it says; who waits for a long answer, or
+/// asks again and again, is not.
+#[test]
+fn silent_http2_ends_in_time() {
+    let world = World::start_with(&site(
+        "service = \"mirror\"\n[listener.http]\ntimeout_head = \"1s\"\n[[listener.route]]\nhost = \"slow\"\nservice = \"slow\"\n",
+    ));
+    let mirror = Origin::mirror();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(released);
+    let slow = Origin::start(move |mut from, _| {
+        let Some(_) = head(&mut from) else { return };
+        let _ = from.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n");
+        let _ = released.lock().expect("no panic").recv_timeout(PATIENCE);
+        let _ = from.get_mut().write_all(b"done");
+    });
+    let _agent = world.agent_of(&[("mirror", mirror.address), ("slow", slow.address)]);
+    let site = world.listener("site");
+    let mut waits = Framed::connect(site);
+    waits.get(1, &[(":authority", "slow")]);
+    assert_eq!(waits.wait(HEADERS).bytes.first(), Some(&OK));
+    // All of them read, so that they answer PING.
+    let waits = std::thread::spawn(move || (waits.body(), waits.rest()));
+    let told = std::thread::spawn(move || Framed::connect(site).rest());
+    let silent = std::thread::spawn(move || rest(&connected(site, "PRI * HTTP")));
+    let mut asks = Framed::connect(site);
+    for stream in (1..).step_by(2) {
+        asks.get(stream, &[(":authority", "mirror")]);
+        assert_eq!(asks.wait(HEADERS).bytes.first(), Some(&OK), "stream {stream}");
+        asks.body();
+        if silent.is_finished() {
+            break;
+        }
+    }
+    silent.join().expect("no panic");
+    assert!(told.join().expect("no panic").contains(&GOAWAY), "who is there reads that it is to go");
+    assert!(asks.rest().contains(&GOAWAY), "it has asked nothing more");
+    release.send(()).expect("the backend waits");
+    let (body, then) = waits.join().expect("no panic");
+    assert_eq!(body, b"done", "after several times timeout_head");
+    assert!(then.contains(&GOAWAY), "it has nothing open any more");
 }
 
 /// Five thousand visitors that send a head byte by byte, and never its end, keep nobody out; they are all let go.

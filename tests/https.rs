@@ -178,6 +178,38 @@ fn http2_visitors() {
     }
 }
 
+/// Who agrees to HTTP/2 in the handshake and then says nothing is let go.
+#[test]
+fn silence_after_the_handshake_ends_in_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    certificate(folder.path(), "one", "DNS:one.example");
+    let at = folder.path().display();
+    let world = World::start_with(&format!(
+        "[[listener]]\nname = \"tls\"\ntype = \"https\"\nlisten = \"127.0.0.1:0\"\nservice = \"web\"\n\
+         tls = [{{ cert = \"{at}/one.pem\", key = \"{at}/one.key\" }}]\n[listener.http]\ntimeout_head = \"1s\"\n"
+    ));
+    let to = world.listener("tls").to_string();
+    // It ends when the connection does: what it is told to send never ends.
+    let mut client = Command::new("openssl");
+    client.args(["s_client", "-connect", &to, "-servername", "one.example", "-alpn", "h2"]);
+    let mut client = client
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("openssl is installed: scripts/setup");
+    let _nothing = client.stdin.take().expect("piped");
+    let ended = std::thread::spawn(move || {
+        let mut said = Vec::new();
+        let _ = client.stdout.take().expect("piped").read_to_end(&mut said);
+        let _ = client.wait();
+        String::from_utf8_lossy(&said).into_owned()
+    });
+    common::until("the connection to end", || ended.is_finished().then_some(()));
+    let said = ended.join().expect("no panic");
+    assert!(said.contains("ALPN protocol: h2"), "{said}");
+}
+
 /// A WebSocket inside TLS: the visitor says its last word and closes its half; what the backend says then arrives whole.
 #[test]
 fn a_websocket_in_tls_closes_by_halves() {

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part of it")]
 
 pub(crate) mod doors;
+pub(crate) mod frames;
 pub(crate) mod load;
 pub(crate) mod origin;
 pub(crate) mod site;

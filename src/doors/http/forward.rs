@@ -10,6 +10,7 @@ use super::pages::wants_html;
 use super::pool::{Line, NoLine};
 use super::rules::{self, Asker};
 use super::serve::Guest;
+use super::streams::Open;
 use super::table::{host_name, plain_path, without_prefix};
 use super::upgrade;
 use super::{Phase, Setup, Shared, Way};
@@ -37,6 +38,9 @@ pub(super) struct Visit {
     pub(super) is_tls: bool,
     pub(super) torn: Torn,
     pub(super) guest: Guest,
+    /// Of HTTP/2: this request's, open until its answer has ended.
+    #[expect(dead_code, reason = "held, not read")]
+    pub(super) stream: Option<Arc<Open>>,
     pub(super) phase: watch::Receiver<Phase>,
 }
 

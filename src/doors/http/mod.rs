@@ -23,6 +23,7 @@ mod pool;
 mod rules;
 mod serve;
 mod stats;
+mod streams;
 mod table;
 pub(crate) mod tls;
 mod upgrade;

@@ -4,6 +4,7 @@ use super::forward::{self, Visit};
 use super::io::{Patient, Torn};
 use super::meter::Meter;
 use super::stats::Connected;
+use super::streams::{Clock, Streams, Word};
 use super::tls::{Greeting, UNRECOGNIZED_NAME};
 use super::{Phase, Setup, Shared, Way};
 use crate::doors::proxied::Who;
@@ -91,6 +92,7 @@ async fn serve(
         is_tls,
         torn: torn.clone(),
         guest: Guest { place: Arc::new(place), meter },
+        stream: None,
         phase: phase.clone(),
     };
     let idle = setup.options.timeout_idle;
@@ -175,9 +177,10 @@ where
     let mut drain = visit.phase.clone();
     let (listener, peer, guest) = (&setup.name, visit.peer, visit.guest.clone());
     let io = TokioIo::new(stream);
-    // One connection future or the other; both drain and end alike.
+    // One connection future or the other; both drain and end alike. hyper has a clock for HTTP/1 alone.
     macro_rules! to_the_end {
-        ($connection:ident) => {{
+        ($connection:ident, $clock:expr) => {{
+            let mut clock: Option<Clock> = $clock;
             let mut is_draining = false;
             loop {
                 tokio::select! {
@@ -185,6 +188,10 @@ where
                     () = guest.over() => {
                         return tracing::debug!(listener, visitor = %peer, "silent or here for longer than the limits say");
                     }
+                    word = next(&mut clock) => match word {
+                        Word::Finish => Pin::new(&mut $connection).graceful_shutdown(),
+                        Word::Go => return tracing::debug!(listener, visitor = %peer, "without a request for too long"),
+                    },
                     _ = drain.wait_for(|phase| *phase >= Phase::Drain), if !is_draining => {
                         is_draining = true;
                         Pin::new(&mut $connection).graceful_shutdown();
@@ -194,13 +201,18 @@ where
         }};
     }
     let result = if is_http2 {
-        let service = service_fn(move |request| forward::answer(visit.clone(), request));
+        let streams = Streams::new();
+        let clock = Clock::new(streams.clone(), setup.options.timeout_head, setup.options.timeout_idle);
+        let service = service_fn(move |request| {
+            let stream = Some(Arc::new(streams.open()));
+            forward::answer(Visit { stream, ..visit.clone() }, request)
+        });
         let mut connection = setup.http2.serve_connection(io, service);
-        to_the_end!(connection)
+        to_the_end!(connection, Some(clock))
     } else {
         let service = service_fn(move |request| forward::answer(visit.clone(), request));
         let mut connection = setup.http1.serve_connection(io, service).with_upgrades();
-        let result = to_the_end!(connection);
+        let result = to_the_end!(connection, None);
         if result.as_ref().is_err_and(hyper::Error::is_timeout)
             && let Some(parts) = connection.into_parts()
             && !parts.read_buf.is_empty()
@@ -217,5 +229,12 @@ where
     };
     if let Err(error) = result {
         tracing::debug!(listener, visitor = %peer, %error, "connection");
+    }
+}
+
+async fn next(clock: &mut Option<Clock>) -> Word {
+    match clock {
+        Some(clock) => clock.next().await,
+        None => std::future::pending().await,
     }
 }
