@@ -129,6 +129,10 @@ fn pages_of_our_own() {
     let chunked = "POST / HTTP/1.1\r\nHost: mirror\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n01234567890\r\n0\r\n\r\n";
     let answer = talk(site, chunked.as_bytes()).expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    // The last byte of a body begins the wait for the answer, and not what bounds the body.
+    let silent = "POST / HTTP/1.1\r\nHost: silent\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc";
+    let answer = talk(site, silent.as_bytes()).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
     assert!(!world.bridge.text().contains("s3cret"));
 }
 

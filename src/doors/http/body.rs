@@ -51,6 +51,7 @@ pub(super) struct Progress {
     moved_ms: AtomicU64,
     fault: AtomicU8,
     ended: std::sync::atomic::AtomicBool,
+    on_end: tokio::sync::Notify,
 }
 
 impl Progress {
@@ -61,6 +62,7 @@ impl Progress {
             moved_ms: AtomicU64::new(0),
             fault: AtomicU8::new(0),
             ended: false.into(),
+            on_end: tokio::sync::Notify::new(),
         })
     }
 
@@ -92,6 +94,14 @@ impl Progress {
     pub(super) fn end(&self) {
         self.on_moved();
         self.ended.store(true, Ordering::Relaxed);
+        self.on_end.notify_one();
+    }
+
+    /// Waits until all of it has been passed on. For one that waits.
+    pub(super) async fn end_of(&self) {
+        while !self.has_ended() {
+            self.on_end.notified().await;
+        }
     }
 }
 

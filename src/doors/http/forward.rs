@@ -491,6 +491,8 @@ async fn in_time<T>(
     loop {
         tokio::select! {
             result = work.as_mut() => return result.map_err(|refusal| blame(refusal, progress.fault())),
+            // From here on the patience is another.
+            () = progress.end_of(), if !progress.has_ended() => {}
             () = tokio::time::sleep_until(deadline().into()) => {
                 if deadline() <= Instant::now() {
                     return Err(blame(late(), progress.fault()));
