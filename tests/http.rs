@@ -337,7 +337,8 @@ fn the_rest_of_http() {
         "service = \"mirror\"\n[[listener.route]]\nhost = \"length\"\nservice = \"length\"\n\
          [[listener.route]]\nhost = \"unchanged\"\nservice = \"unchanged\"\n\
          [[listener.route]]\nhost = \"trailers\"\nservice = \"trailers\"\n\
-         [[listener.route]]\nhost = \"early\"\nservice = \"early\"\n",
+         [[listener.route]]\nhost = \"early\"\nservice = \"early\"\n\
+         [[listener.route]]\nhost = \"both\"\nservice = \"both\"\n",
     ));
     let mirror = Origin::mirror();
     // To a HEAD: a length, and no body.
@@ -351,7 +352,11 @@ fn the_rest_of_http() {
         let _ = from.get_mut().write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno");
         let _ = std::io::copy(&mut from, &mut std::io::sink());
     });
+    let both = Origin::saying(
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    );
     let _agent = world.agent_of(&[
+        ("both", both.address),
         ("mirror", mirror.address),
         ("length", length.address),
         ("unchanged", unchanged.address),
@@ -364,6 +369,10 @@ fn the_rest_of_http() {
     assert_eq!((status(&head_of), value(&head_of, "content-length"), body_of.as_str()), (200, Some("1000"), ""));
     let (head_of, body_of) = ask(site, "GET /", "Host: unchanged\r\n");
     assert_eq!((status(&head_of), value(&head_of, "etag"), body_of.as_str()), (304, Some("\"x\""), ""));
+
+    // Of a length and chunks the chunks count.
+    let (head_of, body_of) = ask(site, "GET /", "Host: both\r\n");
+    assert!(value(&head_of, "content-length").is_none() && body_of == "3\r\nabc\r\n0\r\n\r\n", "{head_of}\n{body_of}");
 
     let answer = talk(site, b"GET / HTTP/1.1\r\nHost: trailers\r\nTE: trailers\r\nConnection: close, TE\r\n\r\n")
         .expect("whole");

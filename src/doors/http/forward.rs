@@ -289,8 +289,8 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
     if alone.is_none() {
         way.pool.keep(line, setup.manner);
     }
-    let is_measured = response.headers().contains_key(header::CONTENT_LENGTH);
     rules::remove_hop_by_hop(response.headers_mut());
+    let is_measured = response.headers().contains_key(header::CONTENT_LENGTH);
     way.response.apply(response.headers_mut());
     if let (Some(name), Some(id)) = (&options.request_id, &record.id) {
         response.headers_mut().insert(name.parse::<HeaderName>().expect("it was checked"), id.clone());

@@ -28,10 +28,14 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         // A visitor who names these would take away what others rely on.
-        .filter(|name| !matches!(*name, header::HOST | header::CONTENT_LENGTH))
+        .filter(|name| !matches!(*name, header::HOST | header::CONTENT_LENGTH | header::TRANSFER_ENCODING))
         .collect();
     for name in named {
         headers.remove(name);
+    }
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // Only the chunks count (RFC 9112 §6.3): a length beside them is somebody's mistake, or worse.
+        headers.remove(header::CONTENT_LENGTH);
     }
     for name in [
         header::CONNECTION,
@@ -207,9 +211,12 @@ mod tests {
             ("http2-settings", "x"),
         ]);
         remove_hop_by_hop(&mut headers);
-        assert_eq!(names(&headers), ["connection", "content-length", "host", "te", "x-stays"]);
+        assert_eq!(names(&headers), ["connection", "host", "te", "x-stays"]);
         assert_eq!(headers["connection"], "te");
         assert_eq!(headers["te"], "trailers");
+        let mut headers = map(&[("connection", "content-length"), ("content-length", "3")]);
+        remove_hop_by_hop(&mut headers);
+        assert_eq!(names(&headers), ["content-length"]);
     }
 
     /// A protocol is changed where both headers ask for it, and never to h2c.
