@@ -338,7 +338,8 @@ fn the_rest_of_http() {
          [[listener.route]]\nhost = \"unchanged\"\nservice = \"unchanged\"\n\
          [[listener.route]]\nhost = \"trailers\"\nservice = \"trailers\"\n\
          [[listener.route]]\nhost = \"early\"\nservice = \"early\"\n\
-         [[listener.route]]\nhost = \"both\"\nservice = \"both\"\n",
+         [[listener.route]]\nhost = \"both\"\nservice = \"both\"\n\
+         [[listener.route]]\nhost = \"coded\"\nservice = \"coded\"\n",
     ));
     let mirror = Origin::mirror();
     // To a HEAD: a length, and no body.
@@ -355,7 +356,9 @@ fn the_rest_of_http() {
     let both = Origin::saying(
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
     );
+    let coded = Origin::saying("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
     let _agent = world.agent_of(&[
+        ("coded", coded.address),
         ("both", both.address),
         ("mirror", mirror.address),
         ("length", length.address),
@@ -373,6 +376,11 @@ fn the_rest_of_http() {
     // Of a length and chunks the chunks count.
     let (head_of, body_of) = ask(site, "GET /", "Host: both\r\n");
     assert!(value(&head_of, "content-length").is_none() && body_of == "3\r\nabc\r\n0\r\n\r\n", "{head_of}\n{body_of}");
+
+    // What we would have to decode is not passed on as if it were plain.
+    assert_eq!(status(&ask(site, "GET /", "Host: coded\r\n").0), 502);
+    let coded = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\nConnection: close\r\n\r\n0\r\n\r\n";
+    assert_eq!(status(&talk(site, coded.as_bytes()).expect("an answer")), 501);
 
     let answer = talk(site, b"GET / HTTP/1.1\r\nHost: trailers\r\nTE: trailers\r\nConnection: close, TE\r\n\r\n")
         .expect("whole");

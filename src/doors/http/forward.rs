@@ -8,7 +8,7 @@ use super::hosts;
 use super::io::Torn;
 use super::pages::wants_html;
 use super::pool::{Line, NoLine};
-use super::rules::{self, Asker};
+use super::rules::{self, Asker, Coding};
 use super::serve::Guest;
 use super::streams::Open;
 use super::table::{host_name, plain_path, without_prefix};
@@ -180,6 +180,14 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
     let (setup, visit) = (record.setup.clone(), record.visit.clone());
     let options = &setup.options;
     let authority = authority(parts)?;
+    let coded = |status, why| Err(Refusal::new(status, why));
+    match rules::coding_of(&parts.headers) {
+        Coding::Plain => {}
+        Coding::Unclear => return coded(StatusCode::BAD_REQUEST, "The request does not say clearly where it ends."),
+        Coding::Foreign => {
+            return coded(StatusCode::NOT_IMPLEMENTED, "The body comes in a coding that is not known here.");
+        }
+    }
     record.host = host_name(&authority);
     name_request(record, parts, options.request_id.as_deref());
     if options.agents.as_ref().is_some_and(|path| *path == parts.uri.path()) {
@@ -285,6 +293,13 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         answer.headers_mut().insert(header::UPGRADE, protocol.expect("the request had one"));
         return Ok(answer);
+    }
+    if rules::coding_of(response.headers()) != Coding::Plain {
+        // The line goes with the answer: what follows on it cannot be found.
+        return Err(Refusal::new(
+            StatusCode::BAD_GATEWAY,
+            "The server behind this address answered in an unknown coding.",
+        ));
     }
     if alone.is_none() {
         way.pool.keep(line, setup.manner);

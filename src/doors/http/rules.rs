@@ -55,6 +55,30 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// How a message is coded, of which hyper takes off one `chunked` and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Coding {
+    /// In nothing more than chunks.
+    Plain,
+    /// Chunked twice, or not at all after all: two readers may find its end in two places.
+    Unclear,
+    /// In something that would have to be taken off first (RFC 9112 §6.1).
+    Foreign,
+}
+
+/// What Transfer-Encoding says.
+pub(super) fn coding_of(headers: &HeaderMap) -> Coding {
+    let lines = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let all: Vec<&str> = lines.flat_map(|line| line.to_str().unwrap_or_default().split(',')).map(str::trim).collect();
+    let is = |word: &str| all.iter().filter(|coding| coding.eq_ignore_ascii_case(word)).count();
+    match (all.len(), is("chunked")) {
+        (0, _) | (1, 1) => Coding::Plain,
+        (_, 2..) => Coding::Unclear,
+        _ if is("identity") + is("") > 0 => Coding::Unclear,
+        _ => Coding::Foreign,
+    }
+}
+
 /// The protocol that a request wants to change to. HTTP/2 in the clear is none: what rides in it would pass every rule
 /// here unseen.
 pub(super) fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
@@ -217,6 +241,33 @@ mod tests {
         let mut headers = map(&[("connection", "content-length"), ("content-length", "3")]);
         remove_hop_by_hop(&mut headers);
         assert_eq!(names(&headers), ["content-length"]);
+    }
+
+    /// One `chunked` is what hyper takes off; what is more is foreign, or has no one meaning.
+    #[test]
+    fn codings() {
+        for (lines, coding) in [
+            (&[][..], Coding::Plain),
+            (&["Chunked "], Coding::Plain),
+            (&["gzip, chunked"], Coding::Foreign),
+            (&["gzip", "chunked"], Coding::Foreign),
+            (&["gzip"], Coding::Foreign),
+            (&["chunked, chunked"], Coding::Unclear),
+            (&["chunked", "chunked"], Coding::Unclear),
+            (&["identity, chunked"], Coding::Unclear),
+            (&[", chunked"], Coding::Unclear),
+            (&["chunked;a=b, chunked"], Coding::Foreign),
+        ] {
+            let lines: Vec<_> = lines.iter().map(|line| ("transfer-encoding", *line)).collect();
+            assert_eq!(
+                coding_of(&lines.iter().fold(HeaderMap::new(), |mut headers, (name, line)| {
+                    headers.append(*name, line.parse().unwrap());
+                    headers
+                })),
+                coding,
+                "{lines:?}"
+            );
+        }
     }
 
     /// A protocol is changed where both headers ask for it, and never to h2c.
