@@ -33,7 +33,8 @@ fn routes_and_rules() {
     assert!(value(&head, "x-origin").is_none() && value(&head, "keep-alive").is_none(), "{head}");
     assert_eq!(value(&head, "x-request-id").map(str::len), Some(32));
 
-    let lines = "Host: b.example\r\nCookie: a=b\r\nX-Forwarded-For: 6.6.6.6\r\nForwarded: for=evil\r\nTE: trailers, x\r\nX-Hop: 1\r\nConnection: x-hop\r\n";
+    let lines = "Host: b.example\r\nCookie: a=b\r\nX-Forwarded-For: 6.6.6.6\r\nForwarded: for=evil\r\nTE: trailers, x\r\nX-Hop: 1\r\n\
+        Connection: x-hop, x-request-id, x-forwarded-for, x-real-ip, forwarded, x-set\r\n";
     let (_, seen) = ask(site, "GET /x/../api/y?q=/../z HTTP/1.1\r\nHost: b.example\r\n\r\nGET /", "");
     assert!(
         seen.contains("leads nowhere") || !seen.contains("X-Set"),
@@ -41,6 +42,7 @@ fn routes_and_rules() {
     );
     let (_, seen) = ask(site, "GET /api/y?q=/../z", lines);
     assert!(seen.starts_with("GET /y?q=/../z HTTP/1.1\r\n"), "{seen}");
+    assert_eq!(value(&seen, "x-request-id").map(str::len), Some(32), "nobody names it away: {seen}");
     for (name, is) in [
         ("host", Some("inner:81")),
         ("cookie", None),

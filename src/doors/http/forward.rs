@@ -189,7 +189,8 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
         }
     }
     record.host = host_name(&authority);
-    name_request(record, parts, options.request_id.as_deref());
+    let id_header = options.request_id.as_ref().and_then(|name| name.parse::<HeaderName>().ok());
+    record.id = id_header.as_ref().map(|name| request_id(record, parts, name));
     if options.agents.as_ref().is_some_and(|path| *path == parts.uri.path()) {
         let asker = Asker { ip: visit.peer.ip(), is_tls: visit.is_tls, host: &authority };
         let ip = rules::tell_asker(&mut parts.headers.clone(), &asker, &options.trusted, false);
@@ -236,6 +237,10 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
         _ => None,
     };
     rules::remove_hop_by_hop(&mut parts.headers);
+    // What is ours is set after that, or a visitor could name it away.
+    if let (Some(name), Some(id)) = (id_header, &record.id) {
+        parts.headers.insert(name, id.clone());
+    }
     // We answer it ourselves, when a backend has been reached and the body is asked for (RFC 9110 §10.1.1).
     parts.headers.remove(header::EXPECT);
     let asker = Asker { ip: visit.peer.ip(), is_tls: visit.is_tls, host: &authority };
@@ -341,17 +346,14 @@ fn authority(parts: &Parts) -> Result<String, Refusal> {
     if is_good { Ok(text.to_owned()) } else { Err(bad()) }
 }
 
-/// Gives the request a number, or keeps the one that a trusted proxy gave it.
-fn name_request(record: &mut Record, parts: &mut Parts, header: Option<&str>) {
-    let Some(name) = header.and_then(|name| name.parse::<HeaderName>().ok()) else { return };
+/// A number for the request, or the one that a trusted proxy gave it.
+fn request_id(record: &Record, parts: &Parts, name: &HeaderName) -> HeaderValue {
     let trusted = &record.setup.options.trusted;
     let is_trusted = trusted.iter().any(|net| net.contains(&record.visitor));
-    let given = parts.headers.get(&name).filter(|id| is_trusted && !id.is_empty() && id.len() <= 128).cloned();
-    let id = given.unwrap_or_else(|| {
+    let given = parts.headers.get(name).filter(|id| is_trusted && !id.is_empty() && id.len() <= 128).cloned();
+    given.unwrap_or_else(|| {
         HeaderValue::try_from(format!("{:032x}", fastrand::u128(..))).expect("hexadecimal digits are a header's value")
-    });
-    parts.headers.insert(name, id.clone());
-    record.id = Some(id);
+    })
 }
 
 fn to_https(host: &str, port: u16, uri: &Uri) -> Refusal {
