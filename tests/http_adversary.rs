@@ -5,7 +5,7 @@ mod common;
 
 use common::frames::{Framed, GOAWAY, HEADERS, OK};
 use common::origin::{Origin, ask, head, talk, value};
-use common::site::{site, status};
+use common::site::{curl, site, status};
 use common::world::World;
 use common::{PATIENCE, raise_nofile};
 use std::io::{BufReader, Read, Write};
@@ -110,6 +110,10 @@ fn heads_end_in_time_and_size() {
     assert_eq!(status(&rest(&connected(site, &long))), 431);
     let many: String = (0..20).map(|n| format!("X-{n}: y\r\n")).collect();
     assert_eq!(status(&ask(site, "GET /", &format!("Host: a\r\n{many}")).0), 431);
+    let (url, lines) = (format!("http://{site}/"), many.replace("\r\n", "\n"));
+    let mut wants = vec!["--http2-prior-knowledge", "-o", "/dev/null", "-w", "%{http_version} %{http_code}", &url];
+    wants.extend(lines.lines().flat_map(|line| ["-H", line]));
+    assert_eq!(curl(&wants).1, "2 431");
     assert_eq!(mirror.connections(), 2, "none but the unfinished body and the whole request came through");
 }
 

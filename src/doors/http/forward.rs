@@ -179,6 +179,11 @@ fn attach(body: Answered, record: Record) -> Body {
 async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Result<Response<Answered>, Refusal> {
     let (setup, visit) = (record.setup.clone(), record.visit.clone());
     let options = &setup.options;
+    // hyper counts those of HTTP/1 alone. HTTP/2 may cut the one Cookie header up.
+    let cookies = parts.headers.get_all(header::COOKIE).iter().count();
+    if parts.headers.len() - cookies.saturating_sub(1) > options.headers_max as usize {
+        return Err(Refusal::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The request has too many headers."));
+    }
     let authority = authority(parts)?;
     let coded = |status, why| Err(Refusal::new(status, why));
     match rules::coding_of(&parts.headers) {
