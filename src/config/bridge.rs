@@ -336,6 +336,10 @@ pub(crate) fn check(doc: &Document) -> Result<Bridge, Error> {
                 let problem = "an http listener's streams go by what they carry";
                 return Err(doc.wrong(carrier.span(), problem, "no carrier key here"));
             }
+            if unix_path(doc, &listener.listen)?.is_some() {
+                let problem = "a listener that speaks HTTP cannot be at a path";
+                return Err(doc.wrong(listener.listen.span(), problem, "\"0.0.0.0:80\""));
+            }
             let listen = doc.value(&listener.listen, unit::address, "\"0.0.0.0:80\"")?;
             taken.take(Transport::Tcp, listen, &format!("listener {name:?}"), Some(&listener.listen))?;
             let parts = http::RawParts {

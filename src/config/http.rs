@@ -91,8 +91,7 @@ pub(super) struct RawRoute {
     path: Option<Spanned<String>>,
     service: Spanned<String>,
     passthrough: Option<Spanned<bool>>,
-    #[serde(default)]
-    strip_prefix: bool,
+    strip_prefix: Option<Spanned<bool>>,
     rewrite_host: Option<Spanned<String>>,
     #[serde(default)]
     request_headers: RawEdits,
@@ -259,9 +258,11 @@ fn check_route(doc: &Document, raw: &RawRoute, is_tls: bool, all_passed: bool) -
         let inside = raw.path.as_ref().or(raw.rewrite_host.as_ref());
         let edits = [&raw.request_headers, &raw.response_headers];
         let edited = edits.iter().find_map(|e| e.remove.first().or(e.set.first()).or(e.add.first()));
-        if let Some(at) = inside.or(edited).or(raw.basic_auth.first().map(|l| &l.user)) {
+        let at = inside.or(edited).or(raw.basic_auth.first().map(|l| &l.user)).map(Spanned::span);
+        let at = at.or(raw.strip_prefix.as_ref().map(Spanned::span)).or(raw.body_bytes_max.as_ref().map(Spanned::span));
+        if let Some(at) = at {
             let problem = "a route that passes TLS through cannot see or change what is inside";
-            return Err(doc.wrong(at.span(), problem, "host and service alone"));
+            return Err(doc.wrong(at, problem, "host and service alone"));
         }
     }
     let rewrite_host = match &raw.rewrite_host {
@@ -274,7 +275,7 @@ fn check_route(doc: &Document, raw: &RawRoute, is_tls: bool, all_passed: bool) -
         path,
         service,
         passthrough,
-        strip_prefix: raw.strip_prefix,
+        strip_prefix: raw.strip_prefix.as_ref().is_some_and(|strip| *strip.get_ref()),
         rewrite_host,
         request_headers: check_edits(doc, &raw.request_headers)?,
         response_headers: check_edits(doc, &raw.response_headers)?,

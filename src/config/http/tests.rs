@@ -96,6 +96,11 @@ fn http_errors() {
             "bridge.toml:2: [[listener]] name = \"site\": an https listener needs a certificate. Try: tls = [{ cert = \"site.pem\", key = \"site.key\" }], or passthrough = true",
         ),
         (
+            "0.0.0.0:80",
+            "unix:/x",
+            "bridge.toml:4: [[listener]] listen = \"unix:/x\": a listener that speaks HTTP cannot be at a path. Try: \"0.0.0.0:80\"",
+        ),
+        (
             "type = \"http\"",
             "type = \"tcp\"",
             "bridge.toml:6: [listener.http]: this type of listener reads no HTTP. Try: type = \"http\" or \"https\"",
@@ -111,6 +116,17 @@ fn http_errors() {
         let text = SITE.replacen(good, &bad.replace("NAME", &"x".repeat(70_000)), 1);
         let error = bridge::check(&Document::of("bridge.toml", &text)).expect_err("no such name");
         assert!(error.to_string().contains("more than 1024 bytes"), "{bad}");
+    }
+    for (key, value) in [("strip_prefix", "true"), ("body_bytes_max", "10")] {
+        let text = format!(
+            "[[listener]]\nname = \"tls\"\ntype = \"https\"\nlisten = \"0.0.0.0:443\"\npassthrough = true\n\
+             [[listener.route]]\nhost = \"a.b\"\nservice = \"web\"\n{key} = {value}\n"
+        );
+        let error = bridge::check(&Document::of("bridge.toml", &text)).expect_err(key);
+        let say = format!(
+            "[[listener.route]] {key} = {value}: a route that passes TLS through cannot see or change what is inside. Try: host and service alone"
+        );
+        assert_eq!(error.to_string(), format!("bridge.toml:9: {say}"));
     }
     let nothing = SITE.split("[listener.http]").next().expect("a part").replace("service = \"web\"\n", "");
     let error = bridge::check(&Document::of("bridge.toml", &nothing)).expect_err("it has no route");
