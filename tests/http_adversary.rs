@@ -110,6 +110,12 @@ fn heads_end_in_time_and_size() {
     assert_eq!(status(&rest(&connected(site, &long))), 431);
     let many: String = (0..20).map(|n| format!("X-{n}: y\r\n")).collect();
     assert_eq!(status(&ask(site, "GET /", &format!("Host: a\r\n{many}")).0), 431);
+    assert_eq!(status(&rest(&connected(site, "GET / HTTP/1.1\r\nHost a\r\n\r\n"))), 400);
+    // What never became a request is counted by itself.
+    common::until("four of them to be counted", || {
+        let metrics = common::world::get(world.http, "/metrics").expect("it serves").1;
+        metrics.contains("ringspan_http_bad_heads_total{listener=\"site\"} 4\n").then_some(())
+    });
     let (url, lines) = (format!("http://{site}/"), many.replace("\r\n", "\n"));
     let mut wants = vec!["--http2-prior-knowledge", "-o", "/dev/null", "-w", "%{http_version} %{http_code}", &url];
     wants.extend(lines.lines().flat_map(|line| ["-H", line]));

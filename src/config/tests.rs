@@ -132,7 +132,7 @@ fn bridge_errors() {
         (
             "tls = \"auto\"",
             "[engine]\nworkers = 0",
-            "bridge.toml:7: [engine] workers = 0: below the minimum of 1. Try: 1 to 1024",
+            "bridge.toml:7: [engine] workers = 0: below the minimum of 1. Try: 1 to 256",
         ),
         (
             "tls = \"auto\"",

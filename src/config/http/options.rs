@@ -2,6 +2,7 @@
 
 use super::edits::{header_name, not_ours};
 use super::{Document, Error, body_bytes_max, route_path, unit};
+use crate::doors::proxy::allow::plain;
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -149,6 +150,7 @@ pub(super) fn check_options(doc: &Document, raw: &RawOptions) -> Result<Options,
             (_, Ok(ip)) => Ok(ip.into()),
             _ => Err("it is neither an address nor a network".to_owned()),
         };
+        let read = |text: &str| read(text).and_then(plain);
         options.trusted.push(doc.value(raw, read, "\"10.0.0.0/8\"")?);
     }
     if let Some(raw) = &raw.redirect_https {

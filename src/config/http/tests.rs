@@ -9,7 +9,7 @@ listen = "0.0.0.0:80"
 service = "web"
 [listener.http]
 timeout_idle = "1m"
-trusted = ["10.0.0.0/8", "192.0.2.1"]
+trusted = ["10.0.0.0/8", "::ffff:192.0.2.1"]
 [[listener.route]]
 host = "*.Example.com"
 path = "/api/"
@@ -26,6 +26,7 @@ fn http_listeners() {
     let routes: Vec<_> = site.routes.iter().map(|r| (r.label.as_str(), r.path.as_str(), r.service.as_str())).collect();
     assert_eq!(routes, [("*.Example.com/api", "/api", "api"), ("*", "/", "web")]);
     assert_eq!(site.routes[0].host, http::HostPattern::Below(".example.com".into()));
+    assert_eq!(site.options.trusted[1], "192.0.2.1/32".parse().expect("a network"), "in plain dress");
     assert_eq!(site.options.trusted.len(), 2);
     assert!(!format!("{b:?}").contains("s3cret"));
 }
@@ -45,7 +46,7 @@ fn http_errors() {
             "bridge.toml:7: [listener.http] timeout_idle = \"1ms\": below the minimum of 1s. Try: \"1s\" to \"1d\"",
         ),
         (
-            "192.0.2.1",
+            "::ffff:192.0.2.1",
             "192.0.2",
             "bridge.toml:8: [listener.http] trusted = \"192.0.2\": it is neither an address nor a network. Try: \"10.0.0.0/8\"",
         ),

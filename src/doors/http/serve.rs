@@ -175,7 +175,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut drain = visit.phase.clone();
-    let (listener, peer, guest) = (&setup.name, visit.peer, visit.guest.clone());
+    let (listener, peer, guest, shared) = (&setup.name, visit.peer, visit.guest.clone(), visit.shared.clone());
     let io = TokioIo::new(stream);
     // One connection future or the other; both drain and end alike. hyper has a clock for HTTP/1 alone.
     macro_rules! to_the_end {
@@ -213,11 +213,17 @@ where
         let service = service_fn(move |request| forward::answer(visit.clone(), request));
         let mut connection = setup.http1.serve_connection(io, service).with_upgrades();
         let result = to_the_end!(connection, None);
+        // hyper answers these by itself: no request of them comes to us.
+        let is_unread = |e: &hyper::Error| e.is_parse() || e.is_parse_too_large();
+        if result.as_ref().is_err_and(is_unread) {
+            shared.hall.stats.on_unread(listener);
+        }
         if result.as_ref().is_err_and(hyper::Error::is_timeout)
             && let Some(parts) = connection.into_parts()
             && !parts.read_buf.is_empty()
         {
             // Part of a head, and then nothing for too long. Whoever has said nothing has asked nothing.
+            shared.hall.stats.on_unread(listener);
             let mut stream = parts.io.into_inner();
             let last = async {
                 stream.write_all(LATE_HEAD).await?;

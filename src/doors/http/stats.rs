@@ -32,6 +32,7 @@ pub(crate) struct HttpStats {
     seconds: Family<Listener, Histogram, fn() -> Histogram>,
     connections: Family<Listener, Gauge>,
     refused: Family<Listener, Counter>,
+    unread: Family<Listener, Counter>,
     dials: Family<Listener, Counter>,
 }
 
@@ -42,6 +43,7 @@ impl Default for HttpStats {
             seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             connections: Family::default(),
             refused: Family::default(),
+            unread: Family::default(),
             dials: Family::default(),
         }
     }
@@ -73,6 +75,11 @@ impl HttpStats {
         self.refused.get_or_create(&Listener { listener: listener.into() }).inc();
     }
 
+    /// What came is no request, or not a whole one.
+    pub(super) fn on_unread(&self, listener: &str) {
+        self.unread.get_or_create(&Listener { listener: listener.into() }).inc();
+    }
+
     /// A connection to a backend was asked for.
     pub(super) fn on_dial(&self, listener: &str) {
         self.dials.get_or_create(&Listener { listener: listener.into() }).inc();
@@ -84,6 +91,12 @@ impl HttpStats {
         family(encoder, "http_visit_seconds", "From a request's head to the end of its answer", &self.seconds)?;
         family(encoder, "http_visitors", "Connections of visitors", &self.connections)?;
         family(encoder, "http_visitors_refused", "Visitors closed at once", &self.refused)?;
+        family(
+            encoder,
+            "http_bad_heads",
+            "HTTP/1 connections that ended at a head which could not be read, was too large or did not come in time",
+            &self.unread,
+        )?;
         family(
             encoder,
             "http_dials",
