@@ -1,5 +1,6 @@
 //! The health feed on worker 0: the table, and which carrier carries it. When that one is lost another takes over with
-//! a snapshot; when none is left nobody is told until the next welcome.
+//! a snapshot; when none is left nobody is told until the next welcome. A carrier that comes up after a loss takes over, too: of
+//! those that seem to be up it is the one that is, and the others may be waiting for their silence to be noticed.
 
 use super::Shared;
 use crate::health_feed::{FeedError, HealthSource};
@@ -19,6 +20,8 @@ pub(super) struct Feed {
     orders: VecDeque<Orders>,
     /// Carriers that are up, the one that carries the feed first.
     carriers: Vec<Listener>,
+    /// One was lost, and none has come up since.
+    has_lost: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,13 +38,17 @@ impl Feed {
             scout: Scout::default(),
             orders: VecDeque::new(),
             carriers: Vec::new(),
+            has_lost: false,
         }
     }
 
     pub(super) fn on_up(&mut self, worker: usize, key: Key, generation: u64) {
         let listener = Listener { worker, key, generation };
+        let has_lost = std::mem::take(&mut self.has_lost);
         // A newer session at the bridge takes over: what the older one hears, it may ignore.
-        if self.carriers.first().is_none_or(|first| first.generation < generation) {
+        let takes_over =
+            |first: &Listener| first.generation < generation || (has_lost && first.generation == generation);
+        if self.carriers.first().is_none_or(takes_over) {
             self.carriers.insert(0, listener);
             self.welcome(generation);
         } else {
@@ -52,6 +59,7 @@ impl Feed {
     pub(super) fn on_down(&mut self, worker: usize, key: Key) {
         let Some(at) = self.carriers.iter().position(|l| (l.worker, l.key) == (worker, key)) else { return };
         self.carriers.remove(at);
+        self.has_lost = true;
         match self.carriers.first() {
             None => {
                 self.source.on_link_lost();
@@ -116,5 +124,41 @@ impl Feed {
         let first = *self.carriers.first()?;
         let payload = self.source.next_message(now).or_else(|| self.scout.next_message(now))?;
         Some((first.worker, first.key, payload))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(index: u32) -> Key {
+        Key { index, generation: 1 }
+    }
+
+    /// Who carries the feed after each step, and with a snapshot if it is another one: a newcomer only after a loss, of
+    /// the same session or a newer one.
+    #[test]
+    fn who_carries_the_feed() {
+        let now = Instant::ZERO;
+        let mut feed = Feed::new(1, now);
+        let says = |feed: &mut Feed| {
+            feed.next(now).map(|(_, key, payload)| (key.index, payload.starts_with(b"{\"snapshot\"")))
+        };
+        feed.on_up(0, key(1), 7);
+        assert_eq!(says(&mut feed), Some((1, true)));
+        feed.on_up(0, key(2), 7);
+        assert_eq!(says(&mut feed), None, "nothing is lost: the first goes on");
+        feed.on_down(0, key(1));
+        assert_eq!(says(&mut feed), Some((2, true)));
+        // The second one's silence is not noticed yet.
+        feed.on_up(0, key(3), 7);
+        assert_eq!(says(&mut feed), Some((3, true)));
+        feed.on_up(0, key(4), 7);
+        feed.on_down(0, key(2));
+        assert_eq!(says(&mut feed), None, "one of the others");
+        feed.on_up(0, key(5), 6);
+        assert_eq!(says(&mut feed), None, "of an older session");
+        feed.on_up(0, key(6), 8);
+        assert_eq!(says(&mut feed), Some((6, true)));
     }
 }
