@@ -375,19 +375,7 @@ fn a_secret_service_is_for_who_holds_the_secret() {
     );
     let via = place.listener("db");
     secret(place.folder.path(), "other.key", 'x');
-    let visitor = |name: &str, scope: &str, key: &str| {
-        let (token, state) = (place.token(&["--service", scope]), format!("{name}-state"));
-        let config = format!(
-            "[link]\ntoken = \"{token}\"\nstate_dir = \"{state}\"\n[[visit]]\nservice = \"db\"\n\
-             listen = \"127.0.0.1:0\"\nvia = \"{via}\"\nsecret_file = \"{key}\"\n"
-        );
-        let file = format!("{name}.toml");
-        std::fs::write(place.folder.path().join(&file), config).expect("written");
-        let agent = Running::start(ringspan(&["agent", "--config", &file]).current_dir(place.folder.path()));
-        let port = address_in(&agent.wait_line(&["visiting a secret service"]), "address");
-        agent.wait_line(&["link up"]);
-        (agent, port)
-    };
+    let visitor = |name: &str, scope: &str, key: &str| visitor(&place, name, &["--service", scope], key);
     let (_good, port) = visitor("good", "db", "db.key");
     for _ in 0..20 {
         assert_eq!(get(port, "/").expect("it is reached"), (200, "secret words".into()));
@@ -419,20 +407,7 @@ fn a_secret_service_that_is_cut_is_reset() {
         ),
         |folder| secret(folder, "db.key", 'k'),
     );
-    let via = place.listener("db");
-    let visitor = |name: &str| {
-        let token = place.token(&["--visit", "db"]);
-        let config = format!(
-            "[link]\ntoken = \"{token}\"\nstate_dir = \"{name}-state\"\n[[visit]]\nservice = \"db\"\n\
-             listen = \"127.0.0.1:0\"\nvia = \"{via}\"\nsecret_file = \"db.key\"\n"
-        );
-        let file = format!("{name}.toml");
-        std::fs::write(place.folder.path().join(&file), config).expect("written");
-        let agent = Running::start(ringspan(&["agent", "--config", &file]).current_dir(place.folder.path()));
-        let port = address_in(&agent.wait_line(&["visiting a secret service"]), "address");
-        agent.wait_line(&["link up"]);
-        (agent, port)
-    };
+    let visitor = |name: &str| visitor(&place, name, &["--visit", "db"], "db.key");
     // Both ends of a conversation in which a word has passed each way.
     let begin = |port: SocketAddr| {
         let mut client = connect(port);
@@ -474,6 +449,21 @@ fn a_secret_service_that_is_cut_is_reset() {
     let (client, server) = begin(port);
     place.agent.signal("KILL");
     assert_eq!((rest(client), rest(server)), (Err(ErrorKind::ConnectionReset), Err(ErrorKind::ConnectionReset)));
+}
+
+/// An agent that visits the secret service `db`, and its port.
+fn visitor(place: &Place, name: &str, rights: &[&str], key: &str) -> (Running, SocketAddr) {
+    let (token, via) = (place.token(rights), place.listener("db"));
+    let config = format!(
+        "[link]\ntoken = \"{token}\"\nstate_dir = \"{name}-state\"\n[[visit]]\nservice = \"db\"\n\
+         listen = \"127.0.0.1:0\"\nvia = \"{via}\"\nsecret_file = \"{key}\"\n"
+    );
+    let file = format!("{name}.toml");
+    std::fs::write(place.folder.path().join(&file), config).expect("written");
+    let agent = Running::start(ringspan(&["agent", "--config", &file]).current_dir(place.folder.path()));
+    let port = address_in(&agent.wait_line(&["visiting a secret service"]), "address");
+    agent.wait_line(&["link up"]);
+    (agent, port)
 }
 
 fn secret(folder: &Path, name: &str, letter: char) {

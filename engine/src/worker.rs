@@ -289,7 +289,8 @@ impl Worker {
                 self.stop_by = Some(self.io.now() + STOP_MAX);
                 self.each(|resident, cx| resident.on_stop(cx));
             }
-            while let Some(place) = self.free_place()
+            while !self.newcomers.is_empty()
+                && let Some(place) = self.free_place()
                 && let Some(resident) = self.newcomers.try_recv()
             {
                 self.take_in(place, resident);

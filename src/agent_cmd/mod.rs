@@ -273,7 +273,8 @@ impl AgentServer {
     /// nothing.
     fn let_go(&mut self) {
         self.uplinks.iter_mut().for_each(Uplink::look);
-        if !self.uplinks.iter().any(|uplink| uplink.is_in_file && uplink.was_up) {
+        let is_over = self.uplinks.iter().any(|uplink| !uplink.is_in_file);
+        if !is_over || !self.uplinks.iter().any(|uplink| uplink.is_in_file && uplink.was_up) {
             return;
         }
         let (stay, go): (Vec<_>, Vec<_>) = std::mem::take(&mut self.uplinks).into_iter().partition(|u| u.is_in_file);

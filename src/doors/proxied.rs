@@ -3,15 +3,12 @@
 //! long it may take, is what the data path's own listeners have.
 
 use ipnet::IpNet;
-use ringspan_tunnel::proxy_header::{self, BYTES_MAX, Header};
+use ringspan_tunnel::proxy_header::{self, BYTES_MAX, HEADER_MAX, Header};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-
-/// A header follows the handshake at once; a lost packet is sent again after a second, and after three.
-const HEADER_MAX: Duration = Duration::from_secs(5);
 
 /// A visitor as the header has it, or its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,16 +10,13 @@ use ipnet::IpNet;
 use ringspan_engine::kernel::monotonic_now;
 use ringspan_tunnel::frame::Reason;
 use ringspan_tunnel::limits::{Limiter, Pass};
+use ringspan_tunnel::proxy_header::WAITING_MAX;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-
-/// Visitors that are to bring a PROXY header and have not, as a worker has them for `tcp` listeners. For one more, the one that has
-/// waited longest goes.
-const HEADERS_MAX: usize = 1024;
 
 /// See the module.
 pub(crate) struct Threshold {
@@ -46,7 +43,8 @@ impl Threshold {
         tally: Arc<Tally>,
     ) -> Threshold {
         let (limiter, proxies) = (ArcSwapOption::new(limiter), ArcSwapOption::new(proxies.map(Arc::new)));
-        let headers = Anteroom::new(HEADERS_MAX);
+        // For one more, the one that has waited longest goes.
+        let headers = Anteroom::new(WAITING_MAX);
         Threshold { listener: listener.to_owned(), limiter, proxies, headers, tally, told: Few::default() }
     }
 

@@ -5,11 +5,18 @@
 
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 /// Longest text header, its line end included (2.1).
 pub const V1_BYTES_MAX: usize = 107;
 /// Longest binary header that is read: addresses and as many TLVs as one small packet holds. The form allows 65,551.
 pub const BYTES_MAX: usize = 1452;
+/// How long a connection that is to bring a header may take: it follows the handshake at once; a lost packet is sent again after a
+/// second, and after three.
+pub const HEADER_MAX: Duration = Duration::from_secs(5);
+/// Connections that may wait for their headers, of a worker or of a door's listener. Each holds a socket and what has come of
+/// [`BYTES_MAX`].
+pub const WAITING_MAX: usize = 1024;
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// The binary header before its addresses.
 const V2_FIXED: usize = 16;

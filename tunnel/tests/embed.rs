@@ -85,3 +85,12 @@ fn mistakes_are_named() {
     let error = BridgeHost::start(&taken).err().expect("it is taken").to_string();
     assert!(error.contains("link") && error.contains("cannot listen"), "{error}");
 }
+
+/// What docs/library.md shows is the example that is run.
+#[test]
+fn the_document_shows_the_example() {
+    let document = include_str!("../../docs/library.md");
+    let (_, rest) = document.split_once("```rust\n").expect("it has an example");
+    let (shown, _) = rest.split_once("```\n").expect("it ends");
+    assert!(include_str!("../examples/one_process.rs").ends_with(shown), "docs/library.md shows another program");
+}

@@ -243,8 +243,8 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
     };
     rules::remove_hop_by_hop(&mut parts.headers);
     // What is ours is set after that, or a visitor could name it away.
-    if let (Some(name), Some(id)) = (id_header, &record.id) {
-        parts.headers.insert(name, id.clone());
+    if let (Some(name), Some(id)) = (&id_header, &record.id) {
+        parts.headers.insert(name.clone(), id.clone());
     }
     // We answer it ourselves, when a backend has been reached and the body is asked for (RFC 9110 §10.1.1).
     parts.headers.remove(header::EXPECT);
@@ -317,8 +317,8 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
     rules::remove_hop_by_hop(response.headers_mut());
     let is_measured = response.headers().contains_key(header::CONTENT_LENGTH);
     way.response.apply(response.headers_mut());
-    if let (Some(name), Some(id)) = (&options.request_id, &record.id) {
-        response.headers_mut().insert(name.parse::<HeaderName>().expect("it was checked"), id.clone());
+    if let (Some(name), Some(id)) = (id_header, &record.id) {
+        response.headers_mut().insert(name, id.clone());
     }
     // To an HTTP/1.0 visitor the end of the connection may be the end of the answer: one that broke must look broken.
     let torn = (!is_measured && record.is_old).then(|| visit.torn.clone());

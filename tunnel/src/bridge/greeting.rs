@@ -1,11 +1,11 @@
 //! Visitors of a listener that expects a PROXY header: until it has come, who they are is not known.
 //! Promise: only who is trusted is listened to; a header that is late, wrong or too long costs its connection; what
-//! follows it in the same packet goes to the backend. At most [`GREETINGS_MAX`] wait on a worker: more are refused.
+//! follows it in the same packet goes to the backend. At most [`WAITING_MAX`] wait on a worker: more are refused.
 
 use super::entry::{Gate, Visitor};
 use super::worker::{BridgeWorker, OP_GREETING};
 use crate::frame::Reason;
-use crate::proxy_header::{self, BYTES_MAX, Header};
+use crate::proxy_header::{self, BYTES_MAX, HEADER_MAX, Header, WAITING_MAX};
 use crate::slots::{Key, Slots};
 use ringspan_engine::io::{Interest, Op};
 use ringspan_engine::kernel::Socket;
@@ -14,12 +14,6 @@ use ringspan_engine::time::Instant;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// A header follows the handshake at once; a lost packet is sent again after a second, and after three.
-const HEADER_MAX: Duration = Duration::from_secs(5);
-/// Connections of one worker that have not sent their header. Each holds a socket and what has come of 1,452 bytes.
-const GREETINGS_MAX: usize = 1024;
 
 /// A visitor that has yet to say who it is.
 pub(super) struct Greeting {
@@ -41,7 +35,7 @@ impl BridgeWorker {
         let peer = socket.peer_addr().ok();
         let trusted = gate.proxy_from.as_deref().unwrap_or_default();
         let is_trusted = peer.is_some_and(|peer| trusted.iter().any(|net| net.contains(&peer.ip().to_canonical())));
-        if !is_trusted || self.greetings.len() >= GREETINGS_MAX {
+        if !is_trusted || self.greetings.len() >= WAITING_MAX {
             return self.refuse(Visitor::accepted(socket, gate), Reason::ProxyHeader);
         }
         let deadline = cx.now + HEADER_MAX;
