@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::frames::{Framed, GOAWAY, HEADERS, OK};
+use common::frames::{BAD_REQUEST, Framed, GOAWAY, HEADERS, OK};
 use common::origin::{Origin, ask, head, talk, value};
 use common::site::{curl, site, status};
 use common::world::World;
@@ -69,6 +69,26 @@ fn nothing_is_smuggled() {
     assert!(seen.starts_with("HTTP/1.1 200") && !seen.contains("/hidden"), "{seen}");
     let answer = ask(site, "GET /", "Host: a\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nX: y\r\n").1;
     assert!(value(&answer, "upgrade").is_none() && value(&answer, "http2-settings").is_none(), "{answer}");
+    // HTTP/2 may name the host twice, but not two hosts (RFC 9113 §8.3.1).
+    let mut visitor = Framed::connect(site);
+    for (n, (authority, host, status)) in [
+        ("a", "a", OK),
+        ("a", "A", OK),
+        ("a:80", "a", OK),
+        ("a", "b", BAD_REQUEST),
+        ("a:80", "a:81", BAD_REQUEST),
+        ("a", "a:81", BAD_REQUEST),
+        ("a", "a b", BAD_REQUEST),
+        ("a", "", BAD_REQUEST),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let stream = 2 * u32::try_from(n).expect("few") + 1;
+        visitor.get(stream, &[(":authority", authority), ("host", host)]);
+        assert_eq!(visitor.wait(HEADERS).bytes.first(), Some(&status), "{authority} and {host}");
+        visitor.body();
+    }
     assert_eq!(world.bridge.text().matches("panicked").count(), 0);
 }
 
@@ -164,6 +184,46 @@ fn silent_http2_ends_in_time() {
     let (body, then) = waits.join().expect("no panic");
     assert_eq!(body, b"done", "after several times timeout_head");
     assert!(then.contains(&GOAWAY), "it has nothing open any more");
+}
+
+/// Who answers every PING and takes none of what it has asked for is let go, and the backend with it; who lets one answer
+/// wait and reads others is not.
+#[test]
+fn http2_that_takes_nothing_ends_in_time() {
+    let world = World::start_with(&site(
+        "service = \"mirror\"\n[listener.http]\ntimeout_idle = \"1s\"\ntimeout_answer = \"1s\"\n[[listener.route]]\nhost = \"big\"\nservice = \"big\"\n",
+    ));
+    let mirror = Origin::mirror();
+    let (tell, told) = std::sync::mpsc::channel();
+    let big = Origin::start(move |mut from, _| {
+        let Some(_) = head(&mut from) else { return };
+        let _ = from.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n");
+        while from.get_mut().write_all(&[b'x'; 65_536]).is_ok() {}
+        let _ = tell.send(());
+    });
+    let _agent = world.agent_of(&[("mirror", mirror.address), ("big", big.address)]);
+    let site = world.listener("site");
+    // The window of a stream is 64 KiB (RFC 9113 §6.9.2), and neither grants more of it.
+    let stuck = |first: u32| {
+        let mut visitor = Framed::connect(site);
+        visitor.get(first, &[(":authority", "big")]);
+        assert_eq!(visitor.wait(HEADERS).bytes.first(), Some(&OK));
+        visitor
+    };
+    let mut reads = stuck(1);
+    let mut holds = stuck(1);
+    let holds = std::thread::spawn(move || holds.rest());
+    for stream in (3..).step_by(2) {
+        reads.get(stream, &[(":authority", "mirror")]);
+        assert_eq!(reads.wait(HEADERS).bytes.first(), Some(&OK));
+        if told.try_recv().is_ok() {
+            break;
+        }
+    }
+    assert!(holds.join().expect("no panic").contains(&GOAWAY), "it is told");
+    // Nor does that one stay when it has nothing else any more.
+    assert!(reads.rest().contains(&GOAWAY));
+    told.recv_timeout(PATIENCE).expect("its backend is let go, too");
 }
 
 /// Five thousand visitors that send a head byte by byte, and never its end, keep nobody out; they are all let go.

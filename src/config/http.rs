@@ -177,10 +177,22 @@ pub(super) fn check(doc: &Document, name: &str, is_tls: bool, raw: &RawParts<'_>
             ));
         }
     }
-    if let Some(service) = raw.service {
-        let service = check_service(doc, service)?;
-        if seen.insert((HostPattern::Any, "/".into())) {
-            routes.push(Route { passthrough, ..plain_route(service) });
+    if let Some(raw) = raw.service {
+        let service = check_service(doc, raw)?;
+        if !seen.insert((HostPattern::Any, "/".into())) {
+            let problem = "a route without host and path takes all that would go there";
+            return Err(doc.wrong(raw.span(), problem, "one of the two"));
+        }
+        routes.push(Route { passthrough, ..plain_route(service) });
+    }
+    if let Some(at) = raw.options.and_then(|options| options.redirect_https.as_ref()) {
+        if is_tls {
+            let problem = "what comes here comes over https already";
+            return Err(doc.wrong(at.span(), problem, "redirect_https on the http listener"));
+        }
+        if !routes.is_empty() || options.agent_hosts {
+            let problem = "every request is sent to https: none would come to a service of this listener";
+            return Err(doc.wrong(at.span(), problem, "services on the https listener, or no redirect_https"));
         }
     }
     let is_for_agents = options.agents.is_some() || options.agent_hosts;

@@ -238,15 +238,16 @@ impl Document {
             (place::of_table(&self.text, span.start), String::new(), key, format!("add {} = ...", quoted[0]))
         } else if message.starts_with("invalid type") {
             let place = place::of_value(&self.text, span.start);
+            let remedy = right_type(&message);
             if has_token_file(&place.key) {
                 (place, "***".into(), "it is no string".into(), "\"${RINGSPAN_TOKEN}\", or use token_file".into())
             } else if ["password", "url", "urls", "headers", "users", "basic_auth", "secret"]
                 .iter()
                 .any(|secret| place.key.ends_with(secret))
             {
-                (place, "***".into(), message.split(',').next_back().unwrap_or_default().trim().into(), String::new())
+                (place, "***".into(), message.split(',').next_back().unwrap_or_default().trim().into(), remedy)
             } else {
-                (place, place::shown(&self.text, &span), message.clone(), String::new())
+                (place, place::shown(&self.text, &span), message.clone(), remedy)
             }
         } else {
             (place::of_line(&self.text, span.start), String::new(), message.clone(), String::new())
@@ -257,6 +258,22 @@ impl Document {
     fn error(&self, place: place::Place, value: String, problem: String, remedy: String) -> Error {
         let (file, place::Place { line, key }) = (self.path.clone(), place);
         Error(Box::new(Details { file, line, key, value, problem, remedy }))
+    }
+}
+
+/// What would be right where serde says "invalid type: integer `5`, expected a string".
+fn right_type(message: &str) -> String {
+    let expected = message.rsplit("expected ").next().unwrap_or_default();
+    let is_number =
+        |word: &str| matches!(word, "u8" | "u16" | "u32" | "u64" | "usize" | "i64" | "integer" | "an integer");
+    match expected {
+        "a string" | "a borrowed string" => "a text in quotes: \"...\"".into(),
+        "a boolean" => "true or false, without quotes".into(),
+        "f64" | "a float" => "a number without quotes".into(),
+        word if is_number(word) => "a whole number without quotes".into(),
+        word if word.contains("sequence") => "a list: [...]".into(),
+        word if word.contains("map") || word.contains("struct") => "a table: { name = value }".into(),
+        _ => String::new(),
     }
 }
 

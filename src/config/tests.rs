@@ -127,7 +127,7 @@ fn bridge_errors() {
         (
             "tls = \"auto\"",
             "public = 8024",
-            "bridge.toml:6: [link] public = 8024: invalid type: integer `8024`, expected a string",
+            "bridge.toml:6: [link] public = 8024: invalid type: integer `8024`, expected a string. Try: a text in quotes: \"...\"",
         ),
         (
             "tls = \"auto\"",
@@ -271,7 +271,7 @@ fn agent_errors() {
         (
             "fall = 3",
             "fall = \"3\"",
-            "agent.toml:8: [[expose]] check.fall = \"3\": invalid type: string \"3\", expected i64",
+            "agent.toml:8: [[expose]] check.fall = \"3\": invalid type: string \"3\", expected i64. Try: a whole number without quotes",
         ),
         (
             "type = \"tcp\"",

@@ -216,11 +216,16 @@ request_id = "X-Id"
 access_log = false
 trusted = ["10.0.5.0/24"]
 forwarded = false
-redirect_https = 443
 agents = "/link"
 agent_hosts = false
 body_bytes_max = 79
 pages = { "404" = "page.html" }
+[[listener]]
+name = "moved"
+type = "http"
+listen = "127.0.0.1:1016"
+[listener.http]
+redirect_https = 443
 [[listener]]
 name = "secure"
 type = "https"
@@ -369,7 +374,7 @@ const CHANGES: &[Row<'_>] = &[
     ("access_log = false", "access_log = true", "listener \"pages\" has other settings"),
     ("trusted = [\"10.0.5.0/24\"]", "", "listener \"pages\" has other settings"),
     ("forwarded = false", "forwarded = true", "listener \"pages\" has other settings"),
-    ("redirect_https = 443", "", "listener \"pages\" has other settings"),
+    ("redirect_https = 443", "redirect_https = 444", "listener \"moved\" has other settings"),
     ("agents = \"/link\"", "", "listener \"pages\" has other settings"),
     ("agent_hosts = false", "agent_hosts = true", "listener \"pages\" has other settings"),
     ("body_bytes_max = 79", "", "listener \"pages\" has other settings"),

@@ -101,7 +101,7 @@ pub(in super::super) struct RawOptions {
     access_log: bool,
     forwarded: bool,
     trusted: Vec<Spanned<String>>,
-    redirect_https: Option<Spanned<i64>>,
+    pub(super) redirect_https: Option<Spanned<i64>>,
     body_bytes_max: Option<Spanned<i64>>,
     pages: BTreeMap<Spanned<String>, Spanned<String>>,
     agents: Option<Spanned<String>>,

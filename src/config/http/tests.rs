@@ -85,7 +85,26 @@ fn http_errors() {
             "",
             "bridge.toml:14: [[listener.route]] basic_auth.user = \"alice\": this user needs one password. Try: password = \"${NAME}\", or password_file = \"path\": one of them",
         ),
-        ("\"s3cret\"", "7", "bridge.toml:14: [[listener.route]] basic_auth.password = ***: expected a string"),
+        (
+            "\"s3cret\"",
+            "7",
+            "bridge.toml:14: [[listener.route]] basic_auth.password = ***: expected a string. Try: a text in quotes: \"...\"",
+        ),
+        (
+            "host = \"*.Example.com\"\npath = \"/api/\"",
+            "host = \"*\"",
+            "bridge.toml:5: [[listener]] service = \"web\": a route without host and path takes all that would go there. Try: one of the two",
+        ),
+        (
+            "timeout_idle = \"1m\"",
+            "redirect_https = 443",
+            "bridge.toml:7: [listener.http] redirect_https = 443: every request is sent to https: none would come to a service of this listener. Try: services on the https listener, or no redirect_https",
+        ),
+        (
+            "type = \"http\"\nlisten = \"0.0.0.0:80\"\nservice = \"web\"\n[listener.http]\ntimeout_idle = \"1m\"",
+            "type = \"https\"\nlisten = \"0.0.0.0:80\"\nservice = \"web\"\n[listener.http]\nredirect_https = 443",
+            "bridge.toml:7: [listener.http] redirect_https = 443: what comes here comes over https already. Try: redirect_https on the http listener",
+        ),
         (
             "path = \"/api/\"",
             "passthrough = true",

@@ -2,6 +2,7 @@
 //! whoever waits for it is told which.
 
 use super::io::Torn;
+use super::streams::Open;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
@@ -52,21 +53,27 @@ pub(super) struct Progress {
     fault: AtomicU8,
     ended: std::sync::atomic::AtomicBool,
     on_end: tokio::sync::Notify,
+    /// Of HTTP/2: moves with it.
+    stream: Option<Arc<Open>>,
 }
 
 impl Progress {
-    /// Begins now.
-    pub(super) fn new() -> Arc<Progress> {
+    /// Begins now; of a body on `stream`, where the visitor speaks HTTP/2.
+    pub(super) fn new(stream: Option<Arc<Open>>) -> Arc<Progress> {
         Arc::new(Progress {
             since: Instant::now(),
             moved_ms: AtomicU64::new(0),
             fault: AtomicU8::new(0),
             ended: false.into(),
             on_end: tokio::sync::Notify::new(),
+            stream,
         })
     }
 
     fn on_moved(&self) {
+        if let Some(stream) = &self.stream {
+            stream.on_moved();
+        }
         self.moved_ms.store(self.since.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 

@@ -18,7 +18,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::http::uri::PathAndQuery;
+use hyper::http::uri::{Authority, PathAndQuery};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use ringspan_tunnel::frame::Reason;
@@ -39,7 +39,6 @@ pub(super) struct Visit {
     pub(super) torn: Torn,
     pub(super) guest: Guest,
     /// Of HTTP/2: this request's, open until its answer has ended.
-    #[expect(dead_code, reason = "held, not read")]
     pub(super) stream: Option<Arc<Open>>,
     pub(super) phase: watch::Receiver<Phase>,
 }
@@ -171,7 +170,8 @@ fn attach(body: Answered, record: Record) -> Body {
     match body {
         Answered::Whole(body) => body,
         Answered::Flowing(inner, bounds, torn) => {
-            Flow::new(inner, bounds, Progress::new(), torn, Box::new(record)).boxed_unsync()
+            let progress = Progress::new(record.visit.stream.clone());
+            Flow::new(inner, bounds, progress, torn, Box::new(record)).boxed_unsync()
         }
     }
 }
@@ -267,7 +267,7 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
 
     let until = options.timeout_total.map(|total| record.began + total);
     let bounds = Bounds { idle: options.timeout_idle, until, bytes_max: way.body_bytes_max };
-    let progress = Progress::new();
+    let progress = Progress::new(visit.stream.clone());
     let repeats = body.is_end_stream() && is_idempotent(&parts.method);
     let body = if body.is_end_stream() {
         progress.end();
@@ -331,8 +331,8 @@ fn too_long() -> Refusal {
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "What was sent is larger than this address takes.")
 }
 
-/// Whom the request is for: the address line's word before the header's (RFC 9112 §3.2.2). What could be read in two
-/// ways is not passed on at all.
+/// Whom the request is for: the address line's word before the header's (RFC 9112 §3.2.2), which in HTTP/2 has to be the
+/// same (RFC 9113 §8.3.1). What could be read in two ways is not passed on at all.
 fn authority(parts: &Parts) -> Result<String, Refusal> {
     if parts.method == Method::CONNECT {
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "This is no proxy for other hosts."));
@@ -342,13 +342,25 @@ fn authority(parts: &Parts) -> Result<String, Refusal> {
     let (host, more) = (hosts.next(), hosts.next());
     let text = match (parts.uri.authority(), host) {
         _ if more.is_some() => return Err(bad()),
+        (Some(authority), Some(host)) if parts.version >= Version::HTTP_2 && !is_same(authority, host) => {
+            return Err(bad());
+        }
         (Some(authority), _) => authority.as_str(),
         (None, Some(host)) => host.to_str().map_err(|_| bad())?,
         (None, None) if parts.version == Version::HTTP_11 => return Err(bad()),
         (None, None) => "",
     };
-    let is_good = text.is_empty() || !text.contains('@') && text.parse::<hyper::http::uri::Authority>().is_ok();
+    let is_good = text.is_empty() || !text.contains('@') && text.parse::<Authority>().is_ok();
     if is_good { Ok(text.to_owned()) } else { Err(bad()) }
+}
+
+/// Whether both name one host; a port that is not said is any scheme's own.
+fn is_same(authority: &Authority, host: &HeaderValue) -> bool {
+    let Some(host) = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()) else { return false };
+    let (ours, theirs) = (authority.port_u16(), host.port_u16());
+    let is_usual = |port: Option<u16>| matches!(port, None | Some(80 | 443));
+    authority.host().eq_ignore_ascii_case(host.host())
+        && (ours == theirs || ours.is_none() != theirs.is_none() && is_usual(ours.or(theirs)))
 }
 
 /// A number for the request, or the one that a trusted proxy gave it.

@@ -4,9 +4,10 @@ use super::forward::{self, Visit};
 use super::io::{Patient, Torn};
 use super::meter::Meter;
 use super::stats::Connected;
-use super::streams::{Clock, Streams, Word};
+use super::streams::{Clock, Rest, Streams, Word};
 use super::tls::{Greeting, UNRECOGNIZED_NAME};
 use super::{Phase, Setup, Shared, Way};
+use crate::config::http::Options;
 use crate::doors::proxied::Who;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -26,6 +27,8 @@ const LATE_HEAD: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/pl
     Content-Length: 59\r\n\r\n408 Request Timeout. The head of the request did not come.\n";
 /// For last words: they fit any socket that is read at all.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Streams that do not move have a bit longer than each of them by itself, which has an answer of its own.
+const HELD_MORE: Duration = Duration::from_secs(2);
 /// How HTTP/2 begins in the clear (RFC 9113 §3.4). No method is called so.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// A visitor that sent less than four bytes of what could be either is looked at again so often.
@@ -190,7 +193,7 @@ where
                     }
                     word = next(&mut clock) => match word {
                         Word::Finish => Pin::new(&mut $connection).graceful_shutdown(),
-                        Word::Go => return tracing::debug!(listener, visitor = %peer, "without a request for too long"),
+                        Word::Go => return tracing::debug!(listener, visitor = %peer, "without a request, or a byte of an answer taken, for too long"),
                     },
                     _ = drain.wait_for(|phase| *phase >= Phase::Drain), if !is_draining => {
                         is_draining = true;
@@ -202,7 +205,9 @@ where
     }
     let result = if is_http2 {
         let streams = Streams::new();
-        let clock = Clock::new(streams.clone(), setup.options.timeout_head, setup.options.timeout_idle);
+        let Options { timeout_head: empty, timeout_idle: idle, timeout_answer, .. } = setup.options;
+        // A backend may take so long to answer when the request no longer moves.
+        let clock = Clock::new(streams.clone(), Rest { empty, idle, held: idle.max(timeout_answer) + HELD_MORE });
         let service = service_fn(move |request| {
             let stream = Some(Arc::new(streams.open()));
             forward::answer(Visit { stream, ..visit.clone() }, request)
