@@ -32,14 +32,15 @@ pub(crate) fn tell_ktls(allowed: bool) {
 
 /// How bytes are moved: the defaults, or what RINGSPAN_MOVER (adaptive, copy, splice, ring-splice),
 /// RINGSPAN_PIPE_BYTES,
-/// RINGSPAN_SPLICE_BYTES and RINGSPAN_MOVE_BYTES say, for measurements. What cannot be read is said and ignored.
+/// RINGSPAN_SPLICE_BYTES and RINGSPAN_MOVE_BYTES say, and whether bulk rests (RINGSPAN_BULK_RESTS=0: it does not), for
+/// measurements. What cannot be read is said and ignored.
 pub(crate) fn plane_options() -> PlaneOptions {
     let mut options = PlaneOptions::default();
     let said = |name: &str| std::env::var(name).ok();
     let number = |name: &str, default: u64| {
         said(name).map_or(default, |text| {
             text.parse().unwrap_or_else(|_| {
-                tracing::warn!(name, text, "not a number of bytes: ignored");
+                tracing::warn!(name, text, "not a number: ignored");
                 default
             })
         })
@@ -57,6 +58,7 @@ pub(crate) fn plane_options() -> PlaneOptions {
     options.pipe_bytes = number("RINGSPAN_PIPE_BYTES", options.pipe_bytes as u64) as usize;
     options.splice_bytes = number("RINGSPAN_SPLICE_BYTES", options.splice_bytes as u64) as usize;
     options.move_bytes = number("RINGSPAN_MOVE_BYTES", options.move_bytes);
+    options.bulk_rests = number("RINGSPAN_BULK_RESTS", 1) != 0;
     options
 }
 

@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod cores;
+pub mod crowding;
 pub mod engine;
 #[cfg(feature = "fuzz")]
 #[doc(hidden)]

@@ -51,6 +51,7 @@ fn write(mut encoder: DescriptorEncoder<'_>, stats: &Stats, doors: &Tally) -> fm
         ("tunnel_spliced_bytes", "Of both, bytes that were not copied through this process", stats.bytes_spliced),
         ("tunnel_spilled_bytes", "Bytes that had to wait in memory", stats.bytes_spilled),
         ("tunnel_streams_moved", "Streams that left the mux for a direct carrier", stats.streams_moved),
+        ("tunnel_bulk_rests", "Turns whose bulk rested after them, for small messages", stats.bulk_rests),
         ("tunnel_direct_missed", "Streams that found no direct carrier waiting", stats.direct_missed),
         (
             "tunnel_ktls_carriers",

@@ -111,6 +111,8 @@ stats! {
     direct_missed
     /// Streams that left the mux for a direct carrier.
     streams_moved
+    /// Turns whose bulk rested after them, for small messages
+    bulk_rests
     /// Gauge: pipes that exist.
     pipes
 }

@@ -15,8 +15,9 @@ mod worker;
 use crate::frame::Reason;
 use crate::health_feed::BackendHealth;
 use crate::hello::{Introduction, Refusal, Welcome};
-use crate::memory::{Budget, MemoryLimits};
+use crate::memory::MemoryLimits;
 use crate::mux::OpenInfo;
+use crate::plane::Shares;
 pub use crate::plane::{Backend, PlaneOptions};
 use crate::slots::Key;
 use crate::stats::{Stats, WorkerStats};
@@ -179,7 +180,7 @@ struct Shared {
     bridge: ArcSwap<Vec<SocketAddr>>,
     mail: Vec<Sender<Mail>>,
     stats: Vec<Arc<WorkerStats>>,
-    budget: Arc<Budget>,
+    shares: Shares,
     /// News of backends for worker 0: the latest word on each, so it is bounded and loses no state. Not on the data
     /// path: the worker looks only when `fresh` says so, which is when a verdict changed.
     health: Mutex<BTreeMap<u16, BackendHealth>>,
@@ -210,7 +211,7 @@ impl Agent {
             bridge: ArcSwap::from_pointee(options.bridge.clone()),
             mail,
             stats: seats.iter().map(|_| Arc::default()).collect(),
-            budget: Arc::new(Budget::new(options.memory)),
+            shares: Shares::new(options.memory),
             health: Mutex::default(),
             sights: Mutex::default(),
             fresh: AtomicBool::new(false),
@@ -312,7 +313,7 @@ impl AgentHandle {
 
     /// Other limits for what streams may take, from now on.
     pub fn set_memory(&self, limits: MemoryLimits) {
-        self.shared.budget.set_limits(limits);
+        self.shared.shares.budget.set_limits(limits);
     }
 
     /// Counters, summed over the workers.

@@ -104,7 +104,7 @@ impl AgentWorker {
             plane: Plane::new(
                 Side::Accepter,
                 stats.clone(),
-                shared.budget.clone(),
+                shared.shares.clone(),
                 options.backends.clone(),
                 options.dial_timeout,
                 &options.plane,
@@ -552,8 +552,6 @@ impl Resident for AgentWorker {
             Next::Now
         } else if (self.stopping || going) && self.is_over() {
             Next::Done
-        } else if self.stopping {
-            Next::Event
         } else {
             let tick = self.plane.tick_at();
             Next::At(due.map_or(tick, |due| due.min(tick)))

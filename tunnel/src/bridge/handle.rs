@@ -159,7 +159,7 @@ impl BridgeHandle {
 
     /// Other limits for what streams may take, from now on.
     pub fn set_memory(&self, limits: MemoryLimits) {
-        self.shared.budget.set_limits(limits);
+        self.shared.shares.budget.set_limits(limits);
     }
 
     /// Counters, summed over the workers.

@@ -29,9 +29,9 @@ mod worker;
 
 use crate::hello::{Applicant, Welcome};
 use crate::identity::AgentId;
-use crate::memory::{Budget, MemoryLimits};
+use crate::memory::MemoryLimits;
 use crate::outliers::Outliers;
-use crate::plane::Carrier;
+use crate::plane::{Carrier, Shares};
 pub use crate::plane::{CarrierMode, Mover, PlaneOptions};
 use crate::routes::Routes;
 use crate::slots::Key;
@@ -198,7 +198,7 @@ struct Shared {
     /// Whose turn it is to take what the control plane brings.
     turn: AtomicUsize,
     stats: Vec<Arc<WorkerStats>>,
-    budget: Arc<Budget>,
+    shares: Shares,
     /// Sessions of these agents below these numbers drain as soon as there are routes for the newer ones.
     replaced: Mutex<HashMap<AgentId, u64>>,
     ears: Ears,
@@ -252,7 +252,7 @@ impl Bridge {
             mail,
             turn: AtomicUsize::new(0),
             stats: seats.iter().map(|_| Arc::default()).collect(),
-            budget: Arc::new(Budget::new(options.memory)),
+            shares: Shares::new(options.memory),
             replaced: Mutex::default(),
             ears,
             steps: seats.iter().map(|_| Steps::default()).collect(),

@@ -89,7 +89,7 @@ impl BridgeWorker {
             plane: Plane::new(
                 Side::Opener,
                 stats.clone(),
-                shared.budget.clone(),
+                shared.shares.clone(),
                 Vec::new(),
                 Duration::ZERO,
                 &options.plane,

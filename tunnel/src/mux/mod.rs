@@ -112,6 +112,11 @@ impl<K: Copy> Mux<K> {
         self.pong.is_some() || !self.control.is_empty() || !self.turns.is_empty()
     }
 
+    /// Whether [`next_urgent`](Mux::next_urgent) has something.
+    pub fn has_urgent(&self) -> bool {
+        self.pong.is_some() || !self.control.is_empty() || self.turns.has_fresh()
+    }
+
     /// Takes an arrived header.
     ///
     /// # Errors
@@ -396,6 +401,15 @@ impl<K: Copy> Mux<K> {
 
     /// What goes out next: the control lane first, then the streams in turn.
     pub fn next_output(&mut self) -> Option<Output<K>> {
+        self.next_control().or_else(|| self.next_data(Turns::pick))
+    }
+
+    /// The same without bulk: the control lane, and the first bytes of streams that were quiet.
+    pub fn next_urgent(&mut self) -> Option<Output<K>> {
+        self.next_control().or_else(|| self.next_data(Turns::pick_fresh))
+    }
+
+    fn next_control(&mut self) -> Option<Output<K>> {
         if let Some(cookie) = self.pong.take() {
             return Some(Output::Control(Header { credit: cookie, ..Header::new(Kind::Pong, 0) }, Vec::new()));
         }
@@ -404,7 +418,11 @@ impl<K: Copy> Mux<K> {
                 return Some(output);
             }
         }
-        while let Some(id) = self.turns.pick() {
+        None
+    }
+
+    fn next_data(&mut self, pick: fn(&mut Turns) -> Option<u32>) -> Option<Output<K>> {
+        while let Some(id) = pick(&mut self.turns) {
             let Some(stream) = self.table.get_mut(id) else { continue };
             stream.share.leave();
             let (Some(owner), true) = (stream.owner, stream.may_send()) else { continue };

@@ -418,6 +418,38 @@ fn small_streams_go_first() {
     assert!(owners[1..].iter().filter(|owner| **owner == 5).count() <= 3, "{owners:?}");
 }
 
+/// While bulk rests, the control lane goes and whoever has a head start; then bulk goes on where it was.
+#[test]
+fn bulk_may_rest() {
+    let mut writer = Writer::new(3);
+    for &id in &writer.ids[..2] {
+        writer.mux.source_ready(id);
+    }
+    for _ in 0..20 {
+        writer.send(|_| 64 << 10, |_| true).expect("both have bytes");
+    }
+    assert!(writer.mux.has_output() && !writer.mux.has_urgent());
+    assert_eq!(writer.mux.next_urgent(), None);
+    writer.mux.ping(Instant::from_ns(1));
+    writer.mux.source_ready(writer.ids[2]);
+    assert!(writer.mux.has_urgent());
+    let Some(Output::Control(ping, _)) = writer.mux.next_urgent() else { panic!("the control lane is first") };
+    assert_eq!(ping.kind, Kind::Ping);
+    let Some(Output::Data { id, owner: 2, .. }) = writer.mux.next_urgent() else { panic!("it has a head start") };
+    writer.mux.sent(id, 64, false, true);
+    for _ in 0..FRESH_BYTES / (4 << 10) {
+        // Another four KiB each time, until the head start is used up and it is bulk itself.
+        let Some(Output::Data { id, owner: 2, .. }) = writer.mux.next_urgent() else { panic!("some is left") };
+        writer.mux.sent(id, 4 << 10, false, true);
+    }
+    assert_eq!(writer.mux.next_urgent(), None);
+    let before = writer.sent.clone();
+    for _ in 0..30 {
+        writer.send(|_| 16 << 10, |_| true).expect("all have bytes");
+    }
+    assert!(writer.sent.iter().zip(&before).all(|(after, before)| after > before), "{:?}", writer.sent);
+}
+
 /// Streams that wake again and again, and new ones without end, leave bulk a fifth of the carrier.
 #[test]
 fn head_starts_starve_nobody() {

@@ -103,6 +103,17 @@ impl Turns {
         }
     }
 
+    /// Whether a stream has a head start.
+    pub(super) fn has_fresh(&self) -> bool {
+        !self.fresh.is_empty()
+    }
+
+    /// The next of those that have a head start; nobody else waits for it.
+    pub(super) fn pick_fresh(&mut self) -> Option<u32> {
+        self.was_fresh = true;
+        self.fresh.pop_front()
+    }
+
     /// The next in turn. It is to be asked how much it may send, and to leave or to wake again.
     pub(super) fn pick(&mut self) -> Option<u32> {
         self.was_fresh = false;

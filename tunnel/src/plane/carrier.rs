@@ -120,6 +120,8 @@ pub(crate) struct Carrier {
     pub(super) out_pipe: Option<(Pipe, usize)>,
     /// Stands in the plane's list of carriers with work.
     pub(super) queued: bool,
+    /// It waits for the end of bulk's rest.
+    pub(super) rests: bool,
     pub(super) signs: Signs,
     /// The socket has taken bytes since the last look.
     pub(super) has_sent: bool,
@@ -170,6 +172,7 @@ impl Carrier {
             out_at: 0,
             out_pipe: None,
             queued: false,
+            rests: false,
             signs,
             has_sent: false,
             since: now,
@@ -180,11 +183,18 @@ impl Carrier {
 
     /// Whether the writer has something to do and nothing to wait for.
     pub(super) fn wants_tx(&self) -> bool {
+        self.wants_tx_of(self.mux.has_output())
+    }
+
+    /// The same, while bulk rests.
+    pub(super) fn wants_urgent_tx(&self) -> bool {
+        self.wants_tx_of(self.mux.has_urgent())
+    }
+
+    fn wants_tx_of(&self, framed: bool) -> bool {
         let cipher = self.tls.as_ref().is_some_and(|tls| !tls.outgoing().is_empty());
         let left = self.out_at < self.out.len() || self.out_pipe.is_some() || cipher;
-        self.is_live()
-            && !self.write_armed
-            && (left || ((self.mux.has_output() || self.has_raw_output()) && !self.is_shaking_hands()))
+        self.is_live() && !self.write_armed && (left || ((framed || self.has_raw_output()) && !self.is_shaking_hands()))
     }
 
     /// Once a second: takes stock of the traffic, and lets the socket hold unsent what it sends in [`NOTSENT_TIME`].

@@ -8,6 +8,7 @@
 
 use super::fare::Fare;
 use super::pipes::Pipes;
+use super::rest::Pieces;
 use super::unplaced::Unplaced;
 use crate::frame::Reason;
 use crate::limits::Way;
@@ -97,6 +98,7 @@ pub(super) struct Endpoint {
     /// Bridge: it leaves the mux when it has carried enough, and this is how much it has.
     pub(super) may_move: bool,
     pub(super) carried: u64,
+    pub(super) pieces: Pieces,
     /// A direct carrier was asked for.
     pub(super) asked: bool,
     /// Bytes that go to the link before the socket's own.
@@ -132,6 +134,7 @@ impl Endpoint {
             direct: None,
             may_move: false,
             carried: 0,
+            pieces: Pieces::default(),
             asked: false,
             prefix: Vec::new(),
             tell: false,

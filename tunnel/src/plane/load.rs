@@ -53,6 +53,8 @@ pub(super) struct Raw {
     /// What comes in is spliced; reads in a row that speak for the other mover.
     pub(super) splices: bool,
     pub(super) streak: u8,
+    /// It moved little in the last turn in which it moved: it is served while bulk rests.
+    pub(super) is_light: bool,
 }
 
 /// The end of our direction on a direct carrier.
@@ -76,6 +78,7 @@ impl Raw {
             fin: Fin::No,
             splices: false,
             streak: 0,
+            is_light: true,
         }
     }
 }
@@ -95,6 +98,11 @@ impl Carrier {
             Load::Stream(raw) => Some(raw),
             Load::Mux(_) | Load::Spare { .. } | Load::Ending { .. } => None,
         }
+    }
+
+    /// Whether bulk is on it: it rests.
+    pub(super) fn is_heavy(&self) -> bool {
+        matches!(&self.load, Load::Stream(raw) if !raw.is_light)
     }
 
     /// Whether it only carries frames: it is asked for signs of life.

@@ -20,6 +20,7 @@ mod offload;
 mod options;
 mod pipes;
 mod raw;
+mod rest;
 mod rx;
 mod signs;
 mod spares;
@@ -41,6 +42,7 @@ use naps::Naps;
 use options::Settled;
 pub use options::{CarrierMode, Mover, PlaneOptions};
 use pipes::Pipes;
+use rest::{Rest, Talk};
 use signs::Signs;
 use turn::TURN_BYTES;
 use unplaced::Unplaced;
@@ -49,7 +51,7 @@ pub(crate) use unplaced::{Arrival, Bounced};
 use crate::bridge::Ticket;
 use crate::frame::{Kind, Reason};
 use crate::hello;
-use crate::memory::Budget;
+use crate::memory::{Budget, MemoryLimits};
 use crate::mux::{Limits, Mux, OpenInfo, Side};
 use crate::slots::{Key, Slots};
 use crate::stats::WorkerStats;
@@ -144,8 +146,7 @@ pub(crate) struct Plane {
     stats: Arc<WorkerStats>,
     /// Bytes that wait for slow receivers on this worker.
     held_bytes: usize,
-    /// What all workers of the process may take.
-    budget: Arc<Budget>,
+    shares: Shares,
     tick_at: Instant,
     /// The agent's backends, by number. Empty on the bridge.
     backends: Vec<Backend>,
@@ -164,13 +165,32 @@ pub(crate) struct Plane {
     turn_bytes: usize,
     /// What carriers without frames have moved in this turn.
     bulk_bytes: usize,
+    rest: Rest,
+    /// Framed carriers with nothing but bulk to write, until the rest is over.
+    rested: Vec<Key>,
+}
+
+/// What all planes of a process have together.
+#[derive(Clone, Debug)]
+pub(crate) struct Shares {
+    /// What they may take.
+    pub(crate) budget: Arc<Budget>,
+    /// Whether anybody talks.
+    pub(crate) talk: Arc<Talk>,
+}
+
+impl Shares {
+    /// Of one process.
+    pub(crate) fn new(limits: MemoryLimits) -> Shares {
+        Shares { budget: Arc::new(Budget::new(limits)), talk: Arc::default() }
+    }
 }
 
 impl Plane {
     pub(crate) fn new(
         side: Side,
         stats: Arc<WorkerStats>,
-        budget: Arc<Budget>,
+        shares: Shares,
         backends: Vec<Backend>,
         dial_max: Duration,
         options: &PlaneOptions,
@@ -187,7 +207,7 @@ impl Plane {
             events: Vec::new(),
             stats,
             held_bytes: 0,
-            budget,
+            shares,
             tick_at: Instant::ZERO,
             backends,
             dial_max,
@@ -199,6 +219,8 @@ impl Plane {
             options,
             turn_bytes: TURN_BYTES,
             bulk_bytes: 0,
+            rest: Rest::default(),
+            rested: Vec::new(),
         }
     }
 
@@ -227,13 +249,13 @@ impl Plane {
     }
 
     fn new_mux(&self) -> Mux<Key> {
-        Mux::within(self.side, Limits::default(), self.budget.clone())
+        Mux::within(self.side, Limits::default(), self.shares.budget.clone())
     }
 
     /// An endpoint held `before` bytes for its socket and holds `after` now.
     fn on_held(&mut self, before: usize, after: usize) {
         self.held_bytes = self.held_bytes + after - before;
-        self.budget.on_held(before, after);
+        self.shares.budget.on_held(before, after);
     }
 
     fn announce(&mut self, key: Key, binding: Option<Binding>) {
@@ -404,14 +426,15 @@ impl Plane {
 
     /// Whether something waits for the next turn.
     pub(crate) fn has_work(&self) -> bool {
-        !self.work.is_empty() || !self.bulk.is_empty()
+        !self.work.is_empty() || (!self.bulk.is_empty() && !self.rest.is_on())
     }
 
     /// When the plane wants a turn at the latest.
     pub(crate) fn tick_at(&self) -> Instant {
         let look = self.looks.peek().map(|Reverse((at, ..))| *at);
         let nap = self.naps.front().map(|(at, _)| *at);
-        [look, nap].into_iter().flatten().fold(self.tick_at, Instant::min)
+        let rest = self.rest.until().filter(|_| !self.bulk.is_empty() || !self.rested.is_empty());
+        [look, nap, rest].into_iter().flatten().fold(self.tick_at, Instant::min)
     }
 }
 

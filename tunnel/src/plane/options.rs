@@ -42,11 +42,19 @@ pub struct PlaneOptions {
     /// leaves the mux. Default 4 MiB: to move costs 0.3 ms of CPU (0.7 with TLS in user space), and what it saves pays for
     /// that after a few more (`bench sweep`).
     pub move_bytes: u64,
+    /// Bulk rests where small messages are about and cores are short. Default: it does (`bench fairness`).
+    pub bulk_rests: bool,
 }
 
 impl Default for PlaneOptions {
     fn default() -> Self {
-        PlaneOptions { mover: Mover::Adaptive, pipe_bytes: PIPE_BYTES, splice_bytes: 16 << 10, move_bytes: 4 << 20 }
+        PlaneOptions {
+            mover: Mover::Adaptive,
+            pipe_bytes: PIPE_BYTES,
+            splice_bytes: 16 << 10,
+            move_bytes: 4 << 20,
+            bulk_rests: true,
+        }
     }
 }
 
@@ -63,6 +71,7 @@ pub(super) struct Settled {
     /// Reads in a row that change the mover.
     pub(super) streak: u8,
     pub(super) move_bytes: u64,
+    pub(super) bulk_rests: bool,
 }
 
 impl PlaneOptions {
@@ -76,6 +85,7 @@ impl PlaneOptions {
             small_bytes: if self.mover == Mover::Splice { 0 } else { splice_bytes / 2 },
             streak: if self.mover == Mover::Splice { 1 } else { 2 },
             move_bytes: self.move_bytes,
+            bulk_rests: self.bulk_rests,
         }
     }
 }

@@ -343,6 +343,7 @@ impl Plane {
             }
         };
         self.stats.bytes_to_link.add(n as u64);
+        self.rest.on_piece(&self.shares.talk, &mut e.pieces, n, cx.now);
         e.streak = if n >= self.options.splice_bytes { e.streak + 1 } else { 0 };
         if e.streak >= self.options.streak {
             (e.splices, e.streak) = (c.splice_out && self.options.may_splice, 0);
@@ -387,6 +388,7 @@ impl Plane {
         self.stats.bytes_to_link.add(n as u64);
         self.stats.bytes_spliced.add(n as u64);
         self.stats.link_writes.add(1);
+        self.rest.on_piece(&self.shares.talk, &mut e.pieces, n, cx.now);
         e.streak = if n < self.options.small_bytes { e.streak + 1 } else { 0 };
         if e.streak >= self.options.streak {
             (e.splices, e.streak) = (false, 0);

@@ -364,9 +364,9 @@ impl Plane {
                 if let Some(c) = self.carriers.get_mut(key) {
                     c.mux.delivered(id, n as u32, waiting, cx.now);
                 }
-                self.on_carried(owner, n);
+                self.on_carried(owner, n, cx.now);
                 self.settle(cx, owner);
-                if waiting > 0 && self.budget.is_exceeded() {
+                if waiting > 0 && self.shares.budget.is_exceeded() {
                     self.relieve(cx);
                 }
             }

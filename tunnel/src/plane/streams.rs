@@ -13,6 +13,7 @@ use crate::slots::Key;
 use ringspan_engine::io::{Interest, Op};
 use ringspan_engine::kernel::Socket;
 use ringspan_engine::resident::Cx;
+use ringspan_engine::time::Instant;
 
 impl Plane {
     /// The bridge opened a stream: its backend is dialed here, or asked of the control plane.
@@ -122,10 +123,11 @@ impl Plane {
     }
 
     /// Bridge: a stream has carried `n` more bytes, either way: bulk leaves the mux.
-    pub(super) fn on_carried(&mut self, key: Key, n: usize) {
-        let Some(e) = self.endpoints.get_mut(key).filter(|e| e.may_move) else { return };
+    pub(super) fn on_carried(&mut self, key: Key, n: usize, now: Instant) {
+        let Some(e) = self.endpoints.get_mut(key) else { return };
+        self.rest.on_piece(&self.shares.talk, &mut e.pieces, n, now);
         // Many small pieces are questions and answers, however long they go on: they are cheaper in frames, together.
-        if n < self.options.small_bytes {
+        if !e.may_move || n < self.options.small_bytes {
             return;
         }
         e.carried += n as u64;
@@ -158,7 +160,7 @@ impl Plane {
                 if let Some(direct) = direct {
                     self.wake_direct(direct);
                 }
-                self.on_carried(key, n);
+                self.on_carried(key, n, cx.now);
                 self.settle(cx, key);
             }
             Err(_) => self.fail(cx, key, Reason::SocketReset),

@@ -97,7 +97,8 @@ impl Plane {
                 }
                 continue;
             }
-            match c.mux.next_output() {
+            let output = if self.rest.is_on() { c.mux.next_urgent() } else { c.mux.next_output() };
+            match output {
                 None => break,
                 Some(Output::Control(header, payload)) => {
                     put(scratch, &mut len, &header);
@@ -218,7 +219,7 @@ impl Plane {
                 if is_fared {
                     self.pay(owner, Way::Up, cx.now, n);
                 }
-                self.on_carried(owner, n);
+                self.on_carried(owner, n, cx.now);
                 match behind {
                     Behind::Unknown => {}
                     Behind::End => self.settle(cx, owner),
@@ -305,7 +306,7 @@ impl Plane {
         if is_fared {
             self.pay(owner, Way::Up, cx.now, n);
         }
-        self.on_carried(owner, n);
+        self.on_carried(owner, n, cx.now);
         Ok(if blocked { None } else { Some(n) })
     }
 
