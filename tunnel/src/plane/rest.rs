@@ -15,6 +15,7 @@
 
 use ringspan_engine::crowding::Crowding;
 use ringspan_engine::time::Instant;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -22,9 +23,11 @@ use std::time::Duration;
 const REST_MAX: Duration = Duration::from_millis(1);
 /// Talk is about for this long after a small message.
 const TALK_LASTS: Duration = Duration::from_millis(100);
-/// A small piece is talk if its stream has moved nothing large for this long: bulk has small pieces, too, and answers that
-/// are large come with small questions.
-const QUIET: Duration = Duration::from_secs(1);
+/// A small piece is talk if its stream has moved nothing large for this many [`STEP`]s, a second: bulk has small pieces,
+/// too, and answers that are large come with small questions.
+const QUIET_STEPS: u32 = 10;
+/// The unit of that: four bytes of it last for 13 years.
+const STEP: Duration = Duration::from_millis(100);
 /// A piece of at least this is large: half of what speaks for splicing.
 pub(super) const LARGE_BYTES: usize = 8 << 10;
 /// How old the word of talk may grow before it is said again: it is for all workers, and a cache line.
@@ -45,9 +48,23 @@ impl Talk {
     }
 }
 
-/// Of a stream: when it last moved something large.
+/// Of a stream: the [`STEP`] in which it last moved something large. Four bytes, since each idle stream has them.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Pieces(Option<Instant>);
+pub(super) struct Pieces(Option<NonZeroU32>);
+
+impl Pieces {
+    fn step(now: Instant) -> u32 {
+        (now.ns() / STEP.as_nanos() as u64) as u32
+    }
+
+    fn on_large(&mut self, now: Instant) {
+        self.0 = NonZeroU32::new(Pieces::step(now));
+    }
+
+    fn is_quiet(self, now: Instant) -> bool {
+        self.0.is_none_or(|at| Pieces::step(now).wrapping_sub(at.get()) >= QUIET_STEPS)
+    }
+}
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -82,11 +99,9 @@ impl Rest {
     /// `n` bytes of a stream moved, either way.
     pub(super) fn on_piece(&mut self, talk: &Talk, pieces: &mut Pieces, n: usize, now: Instant) {
         if n >= LARGE_BYTES {
-            (pieces.0, self.has_moved_bulk) = (Some(now), true);
-        } else if n > 0
-            && pieces.0.is_none_or(|at| now.since(at) >= QUIET)
-            && self.said.is_none_or(|at| now.since(at) >= SAY_EVERY)
-        {
+            pieces.on_large(now);
+            self.has_moved_bulk = true;
+        } else if n > 0 && pieces.is_quiet(now) && self.said.is_none_or(|at| now.since(at) >= SAY_EVERY) {
             self.said = Some(now);
             talk.say(now);
         }
