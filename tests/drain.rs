@@ -171,12 +171,48 @@ fn kept_connections_are_closed() {
     until("the request to be under way", || (origin.connections() >= 1).then_some(()));
     world.bridge.signal("TERM");
     world.bridge.wait_line(&["bridge drains"]);
-    assert_eq!(idle.read(&mut [0]).expect("a clean end"), 0, "one that is idle ends at once");
+    assert_eq!(idle.read(&mut [0]).expect("a clean end"), 0, "one that is idle ends in a second");
     release.send(()).expect("the backend waits");
     let head = head(&mut busy).expect("an answer");
     assert_eq!(value(&head, "connection"), Some("close"), "{head}");
     let mut rest = Vec::new();
     busy.read_to_end(&mut rest).expect("a clean end");
     assert_eq!(rest, b"ok");
+    assert_eq!(world.bridge.wait(), 0, "{}", world.bridge.text());
+}
+
+/// A request that is on its way when the bridge stops is answered, and its visitor told not to send another one: the first
+/// of a connection that was just let in, and the next of one that was kept.
+#[test]
+fn requests_on_their_way_are_answered() {
+    let mut world = World::start_with(SITE);
+    let origin = Origin::mirror();
+    let _agent = world.agent_of(&[("web", origin.address)]);
+    let site = world.listener("site");
+    let connect = || {
+        let stream = BufReader::new(TcpStream::connect(site).expect("it listens"));
+        stream.get_ref().set_read_timeout(Some(PATIENCE)).expect("a live socket");
+        stream
+    };
+    let ask = |stream: &mut BufReader<TcpStream>| {
+        stream.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("it reads");
+        let answer = head(stream).expect("an answer");
+        let length = value(&answer, "content-length").expect("a length").parse().expect("a number");
+        stream.read_exact(&mut vec![0; length]).expect("a body");
+        answer
+    };
+    let (mut fresh, mut kept) = (connect(), connect());
+    assert_eq!(value(&ask(&mut kept), "connection"), None, "it is kept");
+    until("both to be let in", || {
+        let (_, text) = common::world::get(world.http, "/metrics").ok()?;
+        text.contains("ringspan_http_visitors{listener=\"site\"} 2").then_some(())
+    });
+    world.bridge.signal("TERM");
+    world.bridge.wait_line(&["bridge drains"]);
+    for stream in [&mut fresh, &mut kept] {
+        let answer = ask(stream);
+        assert!(answer.starts_with("HTTP/1.1 200") && value(&answer, "connection") == Some("close"), "{answer}");
+        assert_eq!(stream.read(&mut [0]).expect("a clean end"), 0);
+    }
     assert_eq!(world.bridge.wait(), 0, "{}", world.bridge.text());
 }

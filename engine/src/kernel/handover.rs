@@ -129,26 +129,34 @@ pub fn waiting_sockets() -> io::Result<Vec<Waiting>> {
     Ok(found)
 }
 
-/// Sockets that a supervisor has opened for this process, if LISTEN_PID says that they are for it. Once: whoever calls
-/// takes them.
+/// Sockets that a supervisor has opened for this process, if LISTEN_PID says that they are for it. Once, and before the
+/// process listens on anything of its own: whoever calls takes them, and is the only one in this process to have them.
 pub fn listen_fds() -> Vec<Waiting> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i64>().ok());
     if number("LISTEN_PID") != Some(i64::from(std::process::id())) {
         return Vec::new();
     }
     let count = number("LISTEN_FDS").unwrap_or(0).clamp(0, FDS_MAX as i64) as RawFd;
-    let fds = (LISTEN_FDS_START..LISTEN_FDS_START + count).filter_map(|fd| {
-        // SAFETY: fcntl(2) takes integers. A copy is taken, so that a number which is not what the environment says it
-        // is stays its owner's; the copy is fresh and ours alone.
-        unsafe {
-            let copy = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, LISTEN_FDS_START);
-            (copy >= 0).then(|| {
-                libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
-                OwnedFd::from_raw_fd(copy)
-            })
+    (LISTEN_FDS_START..LISTEN_FDS_START + count).filter_map(taken).collect()
+}
+
+/// The socket behind a number that the environment names.
+fn taken(fd: RawFd) -> Option<Waiting> {
+    // SAFETY: fcntl(2) takes integers. The copy is fresh and ours alone; a number that is not what the environment says
+    // it is stays its owner's, and goes to no program that is started.
+    let copy = unsafe {
+        let copy = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, LISTEN_FDS_START);
+        if copy < 0 {
+            return None;
         }
-    });
-    fds.filter_map(waiting).collect()
+        libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+        OwnedFd::from_raw_fd(copy)
+    };
+    let socket = waiting(copy)?;
+    // SAFETY: it is a socket that waits for visitors, and the process has none of its own yet: it is the supervisor's,
+    // left to us. Open, it would listen on when the copy is closed.
+    unsafe { libc::close(fd) };
+    Some(socket)
 }
 
 /// What kind of socket it is; `None`: none that waits.

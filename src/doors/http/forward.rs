@@ -8,19 +8,19 @@ use super::hosts;
 use super::io::Torn;
 use super::pages::wants_html;
 use super::pool::{Line, NoLine};
+use super::request::{BAD_HOST, authority, is_idempotent, join_cookies, origin_form, strip, to_https};
 use super::rules::{self, Asker, Coding};
 use super::serve::Guest;
 use super::streams::Open;
-use super::table::{host_name, plain_path, without_prefix};
+use super::table::{host_name, plain_path};
 use super::upgrade;
 use super::{Phase, Setup, Shared, Way};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::http::uri::{Authority, PathAndQuery};
 use hyper::upgrade::OnUpgrade;
-use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use ringspan_tunnel::frame::Reason;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -45,17 +45,17 @@ pub(super) struct Visit {
 
 /// A refusal of ours: a status, and a sentence for people.
 #[derive(Debug)]
-struct Refusal {
+pub(super) struct Refusal {
     status: StatusCode,
     why: &'static str,
     /// Of our log; the visitor does not see it.
     detail: String,
     /// Where to go instead.
-    location: Option<HeaderValue>,
+    pub(super) location: Option<HeaderValue>,
 }
 
 impl Refusal {
-    fn new(status: StatusCode, why: &'static str) -> Refusal {
+    pub(super) fn new(status: StatusCode, why: &'static str) -> Refusal {
         Refusal { status, why, detail: String::new(), location: None }
     }
 }
@@ -124,6 +124,7 @@ pub(super) async fn answer(visit: Visit, request: Request<Incoming>) -> Result<R
         setup: setup.clone(),
     };
     let (is_browser, version) = (wants_html(&parts.headers), parts.version);
+    let phase = record.visit.phase.clone();
     let mut answer = match forward(&mut record, &mut parts, body).await {
         Ok(answer) => {
             record.status = answer.status();
@@ -156,6 +157,10 @@ pub(super) async fn answer(visit: Visit, request: Request<Incoming>) -> Result<R
             answer
         }
     };
+    if version < Version::HTTP_2 && *phase.borrow() != Phase::Open && answer.status() != StatusCode::SWITCHING_PROTOCOLS
+    {
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     *answer.version_mut() = Version::HTTP_11;
     Ok(answer)
 }
@@ -325,42 +330,8 @@ async fn forward(record: &mut Record, parts: &mut Parts, body: Incoming) -> Resu
     Ok(response.map(|inner| Answered::Flowing(inner, Bounds { bytes_max: None, ..bounds }, torn)))
 }
 
-const BAD_HOST: &str = "The request does not say clearly which host it is for.";
-
 fn too_long() -> Refusal {
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "What was sent is larger than this address takes.")
-}
-
-/// Whom the request is for: the address line's word before the header's (RFC 9112 §3.2.2), which in HTTP/2 has to be the
-/// same (RFC 9113 §8.3.1). What could be read in two ways is not passed on at all.
-fn authority(parts: &Parts) -> Result<String, Refusal> {
-    if parts.method == Method::CONNECT {
-        return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "This is no proxy for other hosts."));
-    }
-    let bad = || Refusal::new(StatusCode::BAD_REQUEST, BAD_HOST);
-    let mut hosts = parts.headers.get_all(header::HOST).iter();
-    let (host, more) = (hosts.next(), hosts.next());
-    let text = match (parts.uri.authority(), host) {
-        _ if more.is_some() => return Err(bad()),
-        (Some(authority), Some(host)) if parts.version >= Version::HTTP_2 && !is_same(authority, host) => {
-            return Err(bad());
-        }
-        (Some(authority), _) => authority.as_str(),
-        (None, Some(host)) => host.to_str().map_err(|_| bad())?,
-        (None, None) if parts.version == Version::HTTP_11 => return Err(bad()),
-        (None, None) => "",
-    };
-    let is_good = text.is_empty() || !text.contains('@') && text.parse::<Authority>().is_ok();
-    if is_good { Ok(text.to_owned()) } else { Err(bad()) }
-}
-
-/// Whether both name one host; a port that is not said is any scheme's own.
-fn is_same(authority: &Authority, host: &HeaderValue) -> bool {
-    let Some(host) = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()) else { return false };
-    let (ours, theirs) = (authority.port_u16(), host.port_u16());
-    let is_usual = |port: Option<u16>| matches!(port, None | Some(80 | 443));
-    authority.host().eq_ignore_ascii_case(host.host())
-        && (ours == theirs || ours.is_none() != theirs.is_none() && is_usual(ours.or(theirs)))
 }
 
 /// A number for the request, or the one that a trusted proxy gave it.
@@ -371,47 +342,6 @@ fn request_id(record: &Record, parts: &Parts, name: &HeaderName) -> HeaderValue 
     given.unwrap_or_else(|| {
         HeaderValue::try_from(format!("{:032x}", fastrand::u128(..))).expect("hexadecimal digits are a header's value")
     })
-}
-
-fn to_https(host: &str, port: u16, uri: &Uri) -> Refusal {
-    let mut refusal = Refusal::new(StatusCode::PERMANENT_REDIRECT, "This address is served over https.");
-    let port = if port == 443 { String::new() } else { format!(":{port}") };
-    let path = uri.path_and_query().map(PathAndQuery::as_str).filter(|path| path.starts_with('/')).unwrap_or("/");
-    refusal.location = HeaderValue::try_from(format!("https://{host}{port}{path}")).ok();
-    if host.is_empty() || refusal.location.is_none() {
-        return Refusal::new(StatusCode::BAD_REQUEST, BAD_HOST);
-    }
-    refusal
-}
-
-fn strip(uri: &mut Uri, prefix: &str) -> Option<()> {
-    let path = without_prefix(uri.path(), prefix)?;
-    let stripped = match uri.query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path.into_owned(),
-    };
-    *uri = stripped.parse().ok()?;
-    Some(())
-}
-
-/// As a backend is asked: path and query alone.
-fn origin_form(uri: &Uri) -> Uri {
-    uri.path_and_query().map_or(Uri::from_static("/"), |path| Uri::from(path.clone()))
-}
-
-/// HTTP/2 may cut the Cookie header up; HTTP/1 has one (RFC 9113 §8.2.3).
-fn join_cookies(headers: &mut header::HeaderMap) {
-    let all: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if all.len() > 1
-        && let Ok(one) = HeaderValue::from_bytes(&all.join(&b"; "[..]))
-    {
-        headers.insert(header::COOKIE, one);
-    }
-}
-
-/// RFC 9110 §9.2.2.
-fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
 }
 
 fn head(parts: &Parts, body: Body) -> Request<Body> {

@@ -20,6 +20,7 @@ mod login;
 mod meter;
 mod pages;
 mod pool;
+mod request;
 mod rules;
 mod serve;
 mod stats;

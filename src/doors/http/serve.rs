@@ -15,6 +15,7 @@ use ringspan_engine::kernel::Socket;
 use ringspan_tunnel::bridge::Entry;
 use ringspan_tunnel::limits::Pass;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -29,6 +30,9 @@ const LATE_HEAD: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/pl
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Streams that do not move have a bit longer than each of them by itself, which has an answer of its own.
 const HELD_MORE: Duration = Duration::from_secs(2);
+/// A visitor who has come, or is kept, has this long to ask something when all are to finish: a request that is on its way
+/// would be lost by a close, which the visitor of a first request cannot know for what it is (RFC 9112 §9.3.1).
+const LAST_CALL: Duration = Duration::from_secs(1);
 /// How HTTP/2 begins in the clear (RFC 9113 §3.4). No method is called so.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// A visitor that sent less than four bytes of what could be either is looked at again so often.
@@ -103,7 +107,7 @@ async fn serve(
         let mut ending = phase.clone();
         let is_http2 = tokio::select! {
             is_http2 = tokio::time::timeout(patience, speaks_http2(&stream)) => is_http2,
-            _ = ending.wait_for(|phase| *phase != Phase::Open) => return,
+            () = last_call(&mut ending, LAST_CALL) => return,
         };
         let Ok(Some(is_http2)) = is_http2 else { return };
         let meter = pass.map(Meter::new);
@@ -157,6 +161,12 @@ fn pass_through(shared: &Shared, way: &Way, stream: TcpStream, (who, pass): (Who
     }
 }
 
+/// Ends when all are to finish, and have had this long to ask something.
+async fn last_call(phase: &mut watch::Receiver<Phase>, time: Duration) {
+    let _ = phase.wait_for(|phase| *phase != Phase::Open).await;
+    tokio::time::sleep(time).await;
+}
+
 /// By the first bytes, which stay where they are. `None`: the visitor went away.
 async fn speaks_http2(stream: &TcpStream) -> Option<bool> {
     let mut first = [0; PREFACE.len()];
@@ -182,8 +192,9 @@ where
     let io = TokioIo::new(stream);
     // One connection future or the other; both drain and end alike. hyper has a clock for HTTP/1 alone.
     macro_rules! to_the_end {
-        ($connection:ident, $clock:expr) => {{
+        ($connection:ident, $clock:expr, $drained:expr) => {{
             let mut clock: Option<Clock> = $clock;
+            let mut drained = pin!($drained);
             let mut is_draining = false;
             loop {
                 tokio::select! {
@@ -195,7 +206,7 @@ where
                         Word::Finish => Pin::new(&mut $connection).graceful_shutdown(),
                         Word::Go => return tracing::debug!(listener, visitor = %peer, "without a request, or a byte of an answer taken, for too long"),
                     },
-                    _ = drain.wait_for(|phase| *phase >= Phase::Drain), if !is_draining => {
+                    () = &mut drained, if !is_draining => {
                         is_draining = true;
                         Pin::new(&mut $connection).graceful_shutdown();
                     }
@@ -213,11 +224,13 @@ where
             forward::answer(Visit { stream, ..visit.clone() }, request)
         });
         let mut connection = setup.http2.serve_connection(io, service);
-        to_the_end!(connection, Some(clock))
+        // Its GOAWAY leaves what is on its way its place (RFC 9113 §6.8).
+        to_the_end!(connection, Some(clock), last_call(&mut drain, Duration::ZERO))
     } else {
         let service = service_fn(move |request| forward::answer(visit.clone(), request));
         let mut connection = setup.http1.serve_connection(io, service).with_upgrades();
-        let result = to_the_end!(connection, None);
+        // Until then it is told by the answer to what it asks; hyper would close it at once if it has asked nothing yet.
+        let result = to_the_end!(connection, None, last_call(&mut drain, LAST_CALL));
         // hyper answers these by itself: no request of them comes to us.
         let is_unread = |e: &hyper::Error| e.is_parse() || e.is_parse_too_large();
         if result.as_ref().is_err_and(is_unread) {
