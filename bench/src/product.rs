@@ -127,6 +127,8 @@ pub(crate) struct Tunnel {
     pub(crate) says: Vec<(&'static str, String)>,
     /// More lines of the agents' `[link]`.
     pub(crate) agent_link: String,
+    /// A listener of type `http` besides, for the service `web`.
+    pub(crate) site: Option<SocketAddr>,
 }
 
 impl Tunnel {
@@ -154,6 +156,7 @@ impl Tunnel {
             agents_in: None,
             says: Vec::new(),
             agent_link: String::new(),
+            site: None,
             tls,
         };
         tunnel.write_bridge(services)?;
@@ -185,6 +188,10 @@ impl Tunnel {
             if let Some(carrier) = self.carrier {
                 text += &format!("carrier = \"{}\"\n", carrier.as_str());
             }
+        }
+        if let Some(site) = self.site {
+            text +=
+                &format!("[[listener]]\nname = \"site\"\ntype = \"http\"\nlisten = \"{site}\"\nservice = \"web\"\n");
         }
         // Renamed over the old one, so that nobody reads half of it.
         let (new, file) = (self.folder.join("bridge.toml.new"), self.folder.join("bridge.toml"));

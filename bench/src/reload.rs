@@ -1,8 +1,10 @@
 //! `bench reload`: does anybody notice when the configuration changes, or when the bridge is replaced?
-//! Visitors ask all the while: some on a fresh connection each, some ten times over half a second on a kept one. Meanwhile
+//! Visitors ask all the while, a listener of type tcp and one of type http: some on a fresh connection each, some ten times
+//! over half a second on a kept one. Meanwhile
 //! (1) the bridge's file changes again and again: a listener comes and goes; (2) the bridge is started again beside the
 //! running one, which hands over its listening sockets, finishes what it carries, and ends. Every request that fails counts.
 
+use crate::peers;
 use crate::probe::Common;
 use crate::process::{self, Failure, Process};
 use crate::product::{Service, Tunnel};
@@ -10,7 +12,7 @@ use crate::report::{Goal, Section};
 use crate::roles::echo_once;
 use crate::stage::until_ready;
 use crate::visitor::{Crowd, Trouble};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -50,35 +52,39 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Section, Failure> {
     let mut section = Section::new("reload", question, &columns);
     let local = |offset| SocketAddr::from(([127, 0, 0, 1], common.port_base + offset));
     let (entry, extra, backend) = (local(2), local(4), local(3));
+    let (web, server, site) = (local(5), local(6), local(7));
     let child = ["child", "roles", &backend.to_string()];
     let mut roles = Process::start("backend", process::command(&process::own_program(), &child, None), &common.folder)?;
     roles.wait_listening(backend)?;
+    let _nginx = peers::start_nginx("nginx", &common.folder, server, &common.folder)?;
     let service = |name, listen| Service { name, listen, backends: vec![backend] };
+    let always = || vec![service("bench", entry), Service { name: "web", listen: web, backends: vec![server] }];
     let ports = (local(0), local(1));
-    let mut tunnel = Tunnel::new(&common.ringspan, &common.folder, None, ports, true, &[service("bench", entry)])?;
+    let mut tunnel = Tunnel::new(&common.ringspan, &common.folder, None, ports, true, &[])?;
+    tunnel.site = Some(site);
+    tunnel.set_services(&always())?;
     let mut bridge = tunnel.start_bridge()?;
     tunnel.enrol_agent("agent", 0, 1, 2)?;
     let agent = tunnel.start_agent("agent")?;
-    until_ready("the tunnel", || echo_once(entry))
-        .map_err(|e| e + "\n" + &bridge.log_end() + "\n" + &agent.log_end())?;
+    let is_ready = || echo_once(entry).and_then(|()| ask_http(site, 1).map(drop).map_err(|e| format!("{e:?}")));
+    until_ready("the tunnel", is_ready).map_err(|e| e + "\n" + &bridge.log_end() + "\n" + &agent.log_end())?;
 
     let mut restarted = 0;
     let phases: [(&str, usize); 3] = [("nothing", 3), ("configuration", changes), ("restart", restarts)];
     for (phase, times) in phases {
         let fresh = Crowd::start(VISITORS, 1, Duration::from_millis(5), move |_| ask(entry, 1));
         let kept = Crowd::start(VISITORS, 2, Duration::ZERO, move |_| ask(entry, ASKS));
+        let fresh_http = Crowd::start(VISITORS, 3, Duration::from_millis(5), move |_| ask_http(site, 1));
+        let kept_http = Crowd::start(VISITORS, 4, Duration::ZERO, move |_| ask_http(site, ASKS));
         thread::sleep(Duration::from_secs(1));
         for n in 1..=times {
             eprintln!("reload: {phase}, {n} of {times}");
             match phase {
                 "configuration" => {
                     let open = n % 2 == 1;
-                    let more = if open {
-                        vec![service("bench", entry), service("extra", extra)]
-                    } else {
-                        vec![service("bench", entry)]
-                    };
-                    tunnel.set_services(&more)?;
+                    let mut services = always();
+                    services.extend(open.then(|| service("extra", extra)));
+                    tunnel.set_services(&services)?;
                     wait(&format!("listener extra {}", if open { "opens" } else { "closes" }), || {
                         TcpStream::connect_timeout(&extra, Duration::from_millis(200)).is_ok() == open
                     })
@@ -101,7 +107,13 @@ pub(crate) fn run(args: &Args, common: &Common) -> Result<Section, Failure> {
             }
             thread::sleep(Duration::from_millis(500));
         }
-        for (crowd, asks, what) in [(&fresh, 1, "fresh"), (&kept, ASKS as u64, "kept")] {
+        let many = ASKS as u64;
+        for (crowd, asks, what) in [
+            (&fresh, 1, "fresh"),
+            (&kept, many, "kept"),
+            (&fresh_http, 1, "fresh http"),
+            (&kept_http, many, "kept http"),
+        ] {
             crowd.pause();
             let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
             let violations = crowd.tally.violations.lock().expect("no visitor panics").clone();
@@ -155,6 +167,52 @@ fn ask(entry: SocketAddr, asks: usize) -> Result<u64, Trouble> {
             0 => Ok(asks as u64),
             _ => Err(io::Error::other("bytes after the end")),
         }
+    };
+    visit().map_err(|e: io::Error| Trouble::Broken(e.to_string()))
+}
+
+/// So many requests over HTTP, on one connection as long as the answers do not say that it is closed.
+fn ask_http(site: SocketAddr, asks: usize) -> Result<u64, Trouble> {
+    let connect = || {
+        let stream = TcpStream::connect_timeout(&site, Duration::from_secs(5))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.set_nodelay(true)?;
+        io::Result::Ok(BufReader::new(stream))
+    };
+    let visit = || {
+        let mut kept = None;
+        for n in 0..asks {
+            if n > 0 {
+                thread::sleep(BETWEEN);
+            }
+            let mut stream = kept.take().map_or_else(connect, Ok)?;
+            let last = if n + 1 == asks { "Connection: close\r\n" } else { "" };
+            let request = format!("GET / HTTP/1.1\r\nHost: bench\r\n{last}\r\n");
+            stream.get_mut().write_all(request.as_bytes())?;
+            let (mut length, mut closes, mut line) = (0, false, String::new());
+            stream.read_line(&mut line)?;
+            if !line.starts_with("HTTP/1.1 200 ") {
+                return Err(io::Error::other(format!("{line:?}")));
+            }
+            while line != "\r\n" {
+                line.clear();
+                if stream.read_line(&mut line)? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                let lower = line.to_ascii_lowercase();
+                closes |= lower.starts_with("connection: close");
+                if let Some(n) = lower.strip_prefix("content-length:") {
+                    length = n.trim().parse().map_err(io::Error::other)?;
+                }
+            }
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body)?;
+            if body != b"nginx\n" {
+                return Err(io::Error::other("another answer"));
+            }
+            kept = Some(stream).filter(|_| !closes);
+        }
+        Ok(asks as u64)
     };
     visit().map_err(|e: io::Error| Trouble::Broken(e.to_string()))
 }
