@@ -5,12 +5,14 @@
 use crate::http_tls::Front;
 use axum::Router;
 use axum::extract::ConnectInfo;
-use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
 use hyper::service::{Service, service_fn};
+use hyper::{Request, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,6 +34,9 @@ const HEADER_BYTES_MAX: u32 = 16 << 10;
 const PING_TIME_MAX: Duration = Duration::from_secs(10);
 /// Requests under way when the server stops have this long.
 const STOP_MAX: Duration = Duration::from_secs(2);
+/// Who was let in, or is kept, has this long to ask when the server stops: a request that lies unread when a connection is
+/// closed would be answered by a reset. At a takeover whoever comes meanwhile waits in the queue, so it is short.
+const LAST_CALL: Duration = Duration::from_millis(200);
 /// After a failed accept (no descriptors): time for some to come free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -116,10 +121,19 @@ async fn serve_stream(
     mut stop: watch::Receiver<bool>,
 ) {
     let router = TowerToHyperService::new(router);
-    // Who asks: pushes go to that address and to no other.
+    let stops = stop.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
+        // Who asks: pushes go to that address and to no other.
         request.extensions_mut().insert(ConnectInfo(peer));
-        router.call(request)
+        let is_kept = request.version() < Version::HTTP_2;
+        let (answer, stops) = (router.call(request), stops.clone());
+        async move {
+            let mut answer = answer.await?;
+            if is_kept && *stops.borrow() {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX);
     server
@@ -130,9 +144,13 @@ async fn serve_stream(
         .keep_alive_interval(HEAD_TIME_MAX)
         .keep_alive_timeout(PING_TIME_MAX);
     let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
+    let last_call = async {
+        stopped(&mut stop).await;
+        tokio::time::sleep(LAST_CALL).await;
+    };
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = stopped(&mut stop) => {
+        () = last_call => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -145,4 +163,44 @@ async fn serve_stream(
 /// Ends when the flag says true, or nobody can raise it any more.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    const ASK: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    /// What was asked before the server stops is answered, also where nobody has read it yet, and whoever would be kept is
+    /// told that it is not.
+    #[tokio::test]
+    async fn requests_on_their_way_are_answered() {
+        let server = HttpServer::bind(([127, 0, 0, 1], 0).into(), None).expect("a free port");
+        let address = server.address().expect("bound");
+        let (stop, stops) = watch::channel(false);
+        let router = Router::new().route("/", axum::routing::get(async || "ok"));
+        let serving = tokio::spawn(server.serve(router, stops));
+        let mut kept = Vec::new();
+        for _ in 0..8 {
+            let mut stream = TcpStream::connect(address).await.expect("it listens");
+            stream.write_all(ASK).await.expect("it reads");
+            let mut answer = vec![0; 4096];
+            let n = stream.read(&mut answer).await.expect("an answer");
+            assert!(answer[..n].starts_with(b"HTTP/1.1 200") && answer[..n].ends_with(b"ok"));
+            kept.push(stream);
+        }
+        // Nobody else runs between these.
+        for stream in &kept {
+            assert_eq!(stream.try_write(ASK).expect("room for it"), ASK.len());
+        }
+        stop.send(true).expect("it runs");
+        for mut stream in kept {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("a clean end");
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer:?}");
+        }
+        serving.await.expect("no panic");
+    }
 }

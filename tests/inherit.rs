@@ -138,10 +138,13 @@ fn each_kind_of_door_goes_over() {
     let visitor = udp_visitor();
     ask(dns, &visitor, b"before");
     let (load, at_tcp) = (Load::start(site), Load::start(world.web));
+    // A takeover closes the store before it opens it again: who asks the registry meanwhile waits.
+    let at_registry = Load::start_for(world.http, "/nacos/v1/ns/instance/list?serviceName=web");
     let at_path = AtPath::start(&world.folder.path().join("at.sock"));
     for round in 0..2 {
         load.more(20);
         at_tcp.more(20);
+        at_registry.more(20);
         at_path.more(20);
         let next = Running::start(&mut world.command(TAKEOVER));
         next.wait_line(&["taken over"]);
@@ -151,6 +154,7 @@ fn each_kind_of_door_goes_over() {
         assert_eq!(old.wait(), 0, "{}", old.text());
         load.more(20);
         at_tcp.more(20);
+        at_registry.more(20);
         at_path.more(20);
         ask(dns, &visitor, format!("alone {round}").as_bytes());
         assert_eq!(by_proxy(&world, socks, nginx.address), (0, "a".into(), String::new()));
@@ -162,6 +166,7 @@ fn each_kind_of_door_goes_over() {
     }
     load.end();
     at_tcp.end();
+    at_registry.end();
     at_path.end();
 }
 

@@ -16,13 +16,18 @@ pub(crate) struct Load {
 
 impl Load {
     pub(crate) fn start(at: SocketAddr) -> Load {
+        Load::start_for(at, "/")
+    }
+
+    /// The same for another path.
+    pub(crate) fn start_for(at: SocketAddr, path: &'static str) -> Load {
         let (stop, visits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let one = || {
             let (stop, visits) = (stop.clone(), visits.clone());
             thread::spawn(move || {
                 let mut lost = Vec::new();
                 while !stop.load(Ordering::Acquire) {
-                    match get(at, "/") {
+                    match get(at, path) {
                         Ok((200, _)) => drop(visits.fetch_add(1, Ordering::Relaxed)),
                         Ok((status, body)) => lost.push(format!("{status} {body}")),
                         Err(error) => lost.push(error),
