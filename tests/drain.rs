@@ -67,6 +67,12 @@ fn start(more: &str) -> (World, Origin, Sender<()>, Running) {
 
 const SITE: &str = "[[listener]]\nname = \"site\"\ntype = \"http\"\nlisten = \"127.0.0.1:0\"\nservice = \"web\"\n";
 
+fn connect(to: SocketAddr) -> BufReader<TcpStream> {
+    let stream = BufReader::new(TcpStream::connect(to).expect("it listens"));
+    stream.get_ref().set_read_timeout(Some(PATIENCE)).expect("a live socket");
+    stream
+}
+
 /// A bridge that stops: downloads through a tcp and an http listener come whole, nobody new is let in, and it ends with
 /// the last of them.
 #[test]
@@ -153,12 +159,7 @@ fn kept_connections_are_closed() {
     });
     let _agent = world.agent_of(&[("web", origin.address)]);
     let site = world.listener("site");
-    let connect = || {
-        let stream = BufReader::new(TcpStream::connect(site).expect("it listens"));
-        stream.get_ref().set_read_timeout(Some(PATIENCE)).expect("a live socket");
-        stream
-    };
-    let (mut idle, mut busy) = (connect(), connect());
+    let (mut idle, mut busy) = (connect(site), connect(site));
     release.send(()).expect("the backend waits");
     for (stream, answered) in [(&mut idle, true), (&mut busy, false)] {
         stream.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("it listens");
@@ -189,28 +190,29 @@ fn requests_on_their_way_are_answered() {
     let origin = Origin::mirror();
     let _agent = world.agent_of(&[("web", origin.address)]);
     let site = world.listener("site");
-    let connect = || {
-        let stream = BufReader::new(TcpStream::connect(site).expect("it listens"));
-        stream.get_ref().set_read_timeout(Some(PATIENCE)).expect("a live socket");
-        stream
-    };
     let ask = |stream: &mut BufReader<TcpStream>| {
         stream.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("it reads");
+    };
+    let hear = |stream: &mut BufReader<TcpStream>| {
         let answer = head(stream).expect("an answer");
         let length = value(&answer, "content-length").expect("a length").parse().expect("a number");
         stream.read_exact(&mut vec![0; length]).expect("a body");
         answer
     };
-    let (mut fresh, mut kept) = (connect(), connect());
-    assert_eq!(value(&ask(&mut kept), "connection"), None, "it is kept");
+    let (mut fresh, mut kept) = (connect(site), connect(site));
+    ask(&mut kept);
+    assert_eq!(value(&hear(&mut kept), "connection"), None, "it is kept");
     until("both to be let in", || {
         let (_, text) = common::world::get(world.http, "/metrics").ok()?;
         text.contains("ringspan_http_visitors{listener=\"site\"} 2").then_some(())
     });
     world.bridge.signal("TERM");
     world.bridge.wait_line(&["bridge drains"]);
+    until("the door to be closed", || TcpStream::connect(site).is_err().then_some(()));
+    ask(&mut fresh);
+    ask(&mut kept);
     for stream in [&mut fresh, &mut kept] {
-        let answer = ask(stream);
+        let answer = hear(stream);
         assert!(answer.starts_with("HTTP/1.1 200") && value(&answer, "connection") == Some("close"), "{answer}");
         assert_eq!(stream.read(&mut [0]).expect("a clean end"), 0);
     }

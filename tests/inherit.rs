@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::site::free;
 use common::world::{Nginx, World, get};
 use common::{Running, load::Load, parts, ringspan, run_with, until};
 use std::io::{Read, Write};
@@ -11,17 +12,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 const TAKEOVER: &[&str] = &["bridge", "--config", "bridge.toml", "--takeover"];
-
-/// A port that was free a moment ago.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
-}
 
 /// Sends each datagram back, as long as there is a test.
 fn udp_echo() -> SocketAddr {
@@ -54,48 +48,16 @@ fn udp_visitor() -> UdpSocket {
     socket
 }
 
-/// Visits at a path without a pause; ends with those that failed.
-struct AtPath {
-    stop: Arc<AtomicBool>,
-    visits: Arc<AtomicU64>,
-    thread: thread::JoinHandle<Vec<String>>,
-}
-
-impl AtPath {
-    fn start(path: &Path) -> AtPath {
-        let (stop, visits) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let (its_stop, its_visits, path) = (stop.clone(), visits.clone(), path.to_owned());
-        let visit = move || -> std::io::Result<bool> {
-            let mut stream = UnixStream::connect(&path)?;
-            stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer.starts_with("HTTP/1.1 200") && answer.ends_with("a"))
-        };
-        let thread = thread::spawn(move || {
-            let mut lost = Vec::new();
-            while !its_stop.load(Ordering::Acquire) {
-                match visit() {
-                    Ok(true) => drop(its_visits.fetch_add(1, Ordering::Relaxed)),
-                    Ok(false) => lost.push("another answer".into()),
-                    Err(error) => lost.push(error.to_string()),
-                }
-            }
-            lost
-        });
-        AtPath { stop, visits, thread }
-    }
-
-    fn more(&self, visits: u64) {
-        let seen = self.visits.load(Ordering::Relaxed);
-        until("more visits at the path", || (self.visits.load(Ordering::Relaxed) >= seen + visits).then_some(()));
-    }
-
-    fn end(self) {
-        self.stop.store(true, Ordering::Release);
-        let lost = self.thread.join().expect("no panic");
-        assert!(lost.is_empty(), "{} of {}: {}", lost.len(), self.visits.load(Ordering::Relaxed), lost[0]);
-    }
+/// One visit to who listens at a path.
+fn visit(path: &Path) -> Result<(), String> {
+    let ask = || {
+        let mut stream = UnixStream::connect(path)?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    let answer = ask().map_err(|error| error.to_string())?;
+    if answer.starts_with("HTTP/1.1 200") && answer.ends_with('a') { Ok(()) } else { Err(answer) }
 }
 
 /// Starts an agent with these backends, and waits until all are up.
@@ -140,7 +102,8 @@ fn each_kind_of_door_goes_over() {
     let (load, at_tcp) = (Load::start(site), Load::start(world.web));
     // A takeover closes the store before it opens it again: who asks the registry meanwhile waits.
     let at_registry = Load::start_for(world.http, "/nacos/v1/ns/instance/list?serviceName=web");
-    let at_path = AtPath::start(&world.folder.path().join("at.sock"));
+    let path = world.folder.path().join("at.sock");
+    let at_path = Load::of(move || visit(&path));
     for round in 0..2 {
         load.more(20);
         at_tcp.more(20);

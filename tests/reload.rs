@@ -5,14 +5,11 @@
 mod common;
 
 use common::load::Load;
+use common::site::free;
 use common::world::{Nginx, World, get};
 use common::{Running, until};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound")
-}
 
 fn write(world: &World, name: &str, text: &str) {
     // As an editor does it: another file in the old one's place.

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::site::free;
 use common::world::{Nginx, World};
 use common::{Running, load::Load};
 use std::io::{Read, Write};
@@ -12,11 +13,6 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 const TAKEOVER: &[&str] = &["bridge", "--config", "bridge.toml", "--takeover"];
-
-/// A port that was free a moment ago.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
-}
 
 /// A backend that echoes.
 fn echo() -> SocketAddr {

@@ -15,21 +15,30 @@ pub(crate) struct Load {
 }
 
 impl Load {
+    /// Fetches `/`, on a fresh connection each time.
     pub(crate) fn start(at: SocketAddr) -> Load {
         Load::start_for(at, "/")
     }
 
     /// The same for another path.
     pub(crate) fn start_for(at: SocketAddr, path: &'static str) -> Load {
+        Load::of(move || match get(at, path)? {
+            (200, _) => Ok(()),
+            (status, body) => Err(format!("{status} {body}")),
+        })
+    }
+
+    /// Any kind of visit.
+    pub(crate) fn of(visit: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Load {
         let (stop, visits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let visit = Arc::new(visit);
         let one = || {
-            let (stop, visits) = (stop.clone(), visits.clone());
+            let (stop, visits, visit) = (stop.clone(), visits.clone(), visit.clone());
             thread::spawn(move || {
                 let mut lost = Vec::new();
                 while !stop.load(Ordering::Acquire) {
-                    match get(at, path) {
-                        Ok((200, _)) => drop(visits.fetch_add(1, Ordering::Relaxed)),
-                        Ok((status, body)) => lost.push(format!("{status} {body}")),
+                    match visit() {
+                        Ok(()) => drop(visits.fetch_add(1, Ordering::Relaxed)),
                         Err(error) => lost.push(error),
                     }
                 }
